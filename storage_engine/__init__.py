@@ -1,0 +1,1 @@
+"""storage_engine: see docs/architecture.md."""

@@ -1,0 +1,106 @@
+"""Errors: everything the platform raises on purpose, in one tree.
+
+The three parents answer the caller's question, "is it worth trying again?". Leaves are refusals named by
+their condition. Every error says what happened, where, and what to do next; data rides on attributes.
+
+    UserError       change the call
+    RetriableError  the same call may work later
+    DamageError     the bytes are wrong
+"""
+
+from __future__ import annotations
+
+
+class FlashlakeError(Exception):
+    """Root of everything raised on purpose: `what` happened, `where`, and the `next_step` for the reader."""
+
+    def __init__(self, what: str, *, where: str, next_step: str) -> None:
+        super().__init__(f"{what} [{where}]. {next_step}")
+        self.what = what
+        self.where = where
+        self.next_step = next_step
+
+
+class UserError(FlashlakeError):
+    """The call is wrong as it stands; repeating it cannot help."""
+
+
+class RetriableError(FlashlakeError):
+    """The same call may work later."""
+
+
+class DamageError(FlashlakeError):
+    """Bytes on disk or on the wire are not what was written."""
+
+
+class StatementRefused(UserError):
+    """SQL that cannot be parsed, bound or run; names the clause and the reason."""
+
+
+class UnknownTable(UserError):
+    """No table, view or job of that name."""
+
+
+class AlreadyExists(UserError):
+    """A table, view or job of that name exists, with another definition."""
+
+
+class SchemaMismatch(UserError):
+    """Rows do not fit the table: a column is unknown, missing, of another type, or null where it must not be."""
+
+
+class InvalidOption(UserError):
+    """An option is unknown, or its value is out of range."""
+
+
+class InvalidPartition(UserError):
+    """A value cannot name a partition, or the partition does not exist or is expired."""
+
+
+class OffsetOutOfRange(UserError):
+    """The log does not hold the requested offsets (any more, or yet)."""
+
+
+class UnsupportedByBackend(UserError):
+    """The backend lacks a feature; names both."""
+
+
+class ProgressConflict(UserError):
+    """A commit's starting offsets are not the recorded ones: another worker runs the same job, or this one is stale."""
+
+
+class LakeChanged(UserError):
+    """A lake table was changed by someone else in a way that contradicts the recorded offsets."""
+
+
+class InvalidConfiguration(UserError):
+    """A configuration key is unknown or its value is out of range."""
+
+
+class StoreLocked(RetriableError):
+    """Another process has the store directory open (`pid`)."""
+
+    def __init__(self, what: str, *, where: str, next_step: str, pid: int | None = None) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.pid = pid
+
+
+class StoreUnavailable(RetriableError):
+    """The server does not answer, is stopping, or a port is taken."""
+
+
+class WriteFailed(RetriableError):
+    """The disk refused a write (full, or an I/O error). Nothing of the commit is visible; reads go on."""
+
+
+class DamagedFrame(DamageError):
+    """A checksum does not match: `file` and `offset` say where. Nothing of it is returned as data."""
+
+    def __init__(self, what: str, *, where: str, next_step: str, file: str = "", offset: int = -1) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.file = file
+        self.offset = offset
+
+
+class UnsupportedFormatVersion(DamageError):
+    """A directory or file carries a format name or version that this program does not read."""

@@ -1,0 +1,1 @@
+"""kv: see docs/architecture.md."""

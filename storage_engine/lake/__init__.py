@@ -1,0 +1,1 @@
+"""lake: see docs/architecture.md."""

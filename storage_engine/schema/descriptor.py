@@ -1,0 +1,136 @@
+"""Descriptor: what a table is. Values only; immutable, comparable, and JSON both ways.
+
+Owner: the catalog (engine/catalog.py) holds the current descriptor of each table.
+Holds: column order is the order of the declared columns; `field_id` never changes and is never reused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from storage_engine.schema.types import arrow_type
+
+
+class TableBucket(NamedTuple):
+    """A bucket of a partition. `partition` is the partition's name, "" for a table without partitions."""
+
+    partition: str
+    bucket: int
+
+    def __str__(self) -> str:
+        return f"{self.partition}/{self.bucket}"
+
+    @classmethod
+    def parse(cls, text: str) -> TableBucket:
+        partition, _, bucket = text.rpartition("/")
+        return cls(partition, int(bucket))
+
+
+Offsets = dict[TableBucket, int]
+"""Next offset per bucket: everything below it is covered."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. `type` is the SQL type as printed, for example DECIMAL(12, 2)."""
+
+    name: str
+    type: str
+    nullable: bool = True
+    comment: str = ""
+    field_id: int = -1
+
+    @property
+    def arrow(self) -> pa.Field:
+        return pa.field(self.name, arrow_type(self.type), self.nullable)
+
+
+@dataclass(frozen=True)
+class TableDescriptor:
+    """A table: columns, keys, buckets and options.
+
+    name           "database.table"
+    primary_key    column names in declared order; empty for a log table
+    partition_keys one column name, or empty
+    bucket_keys    columns that route a row to a bucket; empty: a batch goes to one bucket after another
+    n_buckets      buckets per partition, at least 1
+    options        the WITH clause as written (strings), checked against schema/options.py
+    table_id       assigned by the catalog, never reused; schema_id grows with each change of columns
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    primary_key: tuple[str, ...] = ()
+    partition_keys: tuple[str, ...] = ()
+    bucket_keys: tuple[str, ...] = ()
+    n_buckets: int = 1
+    options: Mapping[str, str] = field(default_factory=dict)
+    comment: str = ""
+    table_id: int = -1
+    schema_id: int = 0
+
+    @property
+    def arrow_schema(self) -> pa.Schema:
+        return pa.schema([column.arrow for column in self.columns])
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def has_primary_key(self) -> bool:
+        return bool(self.primary_key)
+
+    @property
+    def physical_primary_key(self) -> tuple[str, ...]:
+        """The primary key without the partition columns: what identifies a row inside a partition."""
+        return tuple(name for name in self.primary_key if name not in self.partition_keys)
+
+    @property
+    def is_prefix_lookup_possible(self) -> bool:
+        """True when the bucket key is a proper prefix of the physical primary key."""
+        physical = self.physical_primary_key
+        n = len(self.bucket_keys)
+        return 0 < n < len(physical) and physical[:n] == self.bucket_keys
+
+    @property
+    def merge_engine(self) -> str:
+        """"last_row" (default) or "aggregation"."""
+        return self.options.get("table.merge-engine", "last_row")
+
+    @property
+    def auto_increment_column(self) -> str | None:
+        return self.options.get("auto-increment.fields")
+
+    @property
+    def is_tiered(self) -> bool:
+        return self.options.get("table.datalake.enabled", "false") == "true"
+
+    def column(self, name: str) -> Column:
+        """The column of that name; KeyError if there is none."""
+        for candidate in self.columns:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(name)
+
+    def aggregate_function(self, column: str) -> str:
+        """The function of a column in an aggregation table: `fields.<column>.agg`, else last_value_ignore_nulls."""
+        return self.options.get(f"fields.{column}.agg", "last_value_ignore_nulls")
+
+    def with_options(self, **changes: Any) -> TableDescriptor:
+        return replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TableDescriptor:
+        known = dict(value)
+        known["columns"] = tuple(Column(**column) for column in known["columns"])
+        for name in ("primary_key", "partition_keys", "bucket_keys"):
+            known[name] = tuple(known[name])
+        return cls(**known)

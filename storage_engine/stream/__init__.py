@@ -1,0 +1,1 @@
+"""stream: see docs/architecture.md."""
