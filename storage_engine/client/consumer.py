@@ -1,0 +1,62 @@
+"""Consumer: a named reader of one table's log. Its offsets live in the store and move by commit().
+
+Holds: rows polled but not committed are polled again after a restart (at least once); commit() is atomic.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from storage_engine.client.backend import Backend, CommitRequest, Progress
+from storage_engine.schema.descriptor import Offsets
+
+if TYPE_CHECKING:
+    from storage_engine.client.table import Table
+
+
+class Consumer:
+    """Reads a table's log from its committed offsets on. One consumer name has one reader at a time."""
+
+    def __init__(self, backend: Backend, table: Table, name: str) -> None:
+        self._backend = backend
+        self._table = table
+        self._owner = f"consumer:{name}:{table.name}"
+        recorded = backend.progress(self._owner).get(self._owner)
+        self._committed: Offsets = dict(recorded.offsets.get(table.name, {})) if recorded else {}
+        self._position: Offsets = dict(self._committed)
+
+    @property
+    def position(self) -> Offsets:
+        """Next offset per bucket that poll() will return."""
+        return dict(self._position)
+
+    def poll(self, max_rows: int = 100_000) -> pa.Table | None:
+        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new."""
+        latest = self._table.offsets("latest")
+        earliest = self._table.offsets("earliest")
+        stop: Offsets = {}
+        left = max_rows
+        for bucket, end in latest.items():
+            begin = self._position.get(bucket, earliest.get(bucket, 0))
+            if begin < end and left > 0:
+                stop[bucket] = min(end, begin + left)
+                left -= stop[bucket] - begin
+        if not stop:
+            return None
+        rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
+        self._position.update(stop)
+        return rows
+
+    def commit(self) -> None:
+        """Record the position; ProgressConflict if someone else moved this consumer meanwhile."""
+        expected = {self._table.name: self._committed} if self._committed else {}
+        progress = Progress(self._owner, {self._table.name: dict(self._position)}, expected)
+        self._backend.commit(CommitRequest((), (progress,)))
+        self._committed = dict(self._position)
+
+    def lag(self) -> int:
+        """Rows in the log after the committed offsets."""
+        earliest = self._table.offsets("earliest")
+        return sum(end - self._committed.get(bucket, earliest.get(bucket, 0)) for bucket, end in self._table.offsets("latest").items())

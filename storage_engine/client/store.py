@@ -1,0 +1,128 @@
+"""Store: what users hold. One surface over every backend; it adds no state of its own.
+
+Owner of the backend it was given: close() closes it.
+Never: knows whether the backend is in this process or behind a wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from storage_engine.client.backend import Backend, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
+from storage_engine.client.table import Table
+from storage_engine.errors import UnknownTable
+from storage_engine.schema.descriptor import TableDescriptor
+
+
+class Session(Protocol):
+    """Executes SQL text against a store: storage_engine.stream.session.SqlSession."""
+
+    def execute(self, text: str) -> list[Any]: ...
+
+
+class Store:
+    """A store, embedded or served. Use it as a context manager, or call close()."""
+
+    def __init__(self, backend: Backend, session_of: Callable[[Store], Session]) -> None:
+        self.backend = backend
+        self._session_of = session_of
+        self._session: Session | None = None
+
+    @property
+    def url(self) -> str:
+        return self.backend.url
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return self.backend.capabilities
+
+    def execute(self, sql: str) -> list[Any]:
+        """Run DDL and job statements, one after another; a list of results (message, rows). A failing statement ends the run."""
+        if self._session is None:
+            self._session = self._session_of(self)
+        return self._session.execute(sql)
+
+    # catalog
+
+    def table(self, name: str) -> Table:
+        """The table of that name ("database.table"). Errors: UnknownTable."""
+        return Table(self.backend, self.describe(name))
+
+    def describe(self, name: str) -> TableDescriptor:
+        """The descriptor of a table. Errors: UnknownTable, naming the tables that look alike."""
+        descriptors = {descriptor.name: descriptor for descriptor in self.backend.tables()}
+        if name not in descriptors:
+            raise unknown_table(name, descriptors)
+        return descriptors[name]
+
+    def tables(self) -> list[str]:
+        return sorted(descriptor.name for descriptor in self.backend.tables())
+
+    def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool = False) -> Table:
+        return Table(self.backend, self.backend.create_table(descriptor, if_not_exists=if_not_exists))
+
+    def objects(self, kind: str) -> dict[str, dict[str, Any]]:
+        return self.backend.objects(kind)
+
+    def put_object(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        self.backend.put_object(kind, name, value)
+
+    def drop_object(self, kind: str, name: str) -> None:
+        self.backend.put_object(kind, name, None)
+
+    # writes and the journal
+
+    def commit(self, ops: Sequence[WriteOp] = (), progress: Sequence[Progress] = (), write_id: WriteId | None = None) -> CommitResult:
+        """One transaction over any number of tables, with the progress that belongs to it."""
+        return self.backend.commit(CommitRequest(tuple(ops), tuple(progress), write_id))
+
+    def version(self) -> int:
+        return self.backend.version()
+
+    def await_version(self, after: int, timeout_s: float) -> int:
+        return self.backend.await_version(after, timeout_s)
+
+    def commits(self, after: int, limit: int = 1000) -> list[CommitInfo]:
+        return self.backend.commits(after, limit)
+
+    def progress(self, owner_prefix: str = "") -> dict[str, Progress]:
+        return self.backend.progress(owner_prefix)
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def unknown_table(name: str, known: Mapping[str, Any]) -> UnknownTable:
+    """The error for a table that does not exist; it names those that look alike."""
+    import difflib
+
+    alike = difflib.get_close_matches(name, list(known), n=3)
+    hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
+    return UnknownTable(f"there is no table {name}", where="catalog", next_step=hint)
+
+
+def as_arrow(rows: Any) -> pa.Table:
+    """Anything Arrow-shaped as a pa.Table: Table, RecordBatch, reader, dict of lists, list of dicts, or pandas."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, pa.RecordBatch):
+        return pa.Table.from_batches([rows])
+    if isinstance(rows, pa.RecordBatchReader):
+        return rows.read_all()
+    if isinstance(rows, dict):
+        return pa.table(rows)
+    if isinstance(rows, list):
+        return pa.Table.from_pylist(rows)
+    if hasattr(rows, "__arrow_c_stream__"):
+        return pa.table(rows)
+    return pa.Table.from_pandas(rows, preserve_index=False)

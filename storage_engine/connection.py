@@ -1,0 +1,43 @@
+"""Connect: a URL becomes a store. The one place where the surface, its backends and SQL are wired together."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage_engine.client.backend import Backend
+from storage_engine.client.store import Session, Store
+from storage_engine.errors import UserError
+
+
+def connect(url: str, **options: Any) -> Store:
+    """Open a store.
+
+    file:///path           embedded: this process owns the directory (options: sync = "commit" | "none")
+    flashlake://host:port  the bundled server
+
+    Errors: UserError for another scheme; StoreLocked when another process owns the directory; StoreUnavailable when no server answers.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "file":
+        from storage_engine.engine.embedded import EmbeddedBackend
+
+        if parts.netloc:
+            raise UserError(f"{url} names a host", where="store url", next_step=f"Write file:///{parts.netloc}{parts.path} with three slashes.")
+        return wrap(EmbeddedBackend.open(parts.path, **options))
+    if parts.scheme == "flashlake":
+        from storage_engine.client.flight import FlightBackend
+
+        return wrap(FlightBackend.connect(url, **options))
+    raise UserError(f"{url} is not a store address", where="store url", next_step="Use file:///path or flashlake://host:port.")
+
+
+def wrap(backend: Backend) -> Store:
+    """The store surface over a backend, with SQL."""
+    return Store(backend, _session_of)
+
+
+def _session_of(store: Store) -> Session:
+    from storage_engine.stream.session import SqlSession
+
+    return SqlSession(store)

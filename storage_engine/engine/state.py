@@ -1,0 +1,206 @@
+"""State: everything the journal says besides rows, and how one commit record changes it.
+
+Owner: engine/embedded.py holds the only instance; `apply` is its only writer.
+State: derived. Replaying all commit records from an empty StoreState gives the same state; a checkpoint is a copy.
+Holds: table ids, partition ids and versions are never reused; `version` is the number of the last applied commit.
+Never: touches a file, a clock or a row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from storage_engine.client.backend import Progress
+from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+
+
+@dataclass
+class CommitRecord:
+    """The payload of a COMMIT frame: what the transaction did besides adding rows.
+
+    version       number of this commit, one more than the one before
+    timestamp_ms  wall clock of the store, never smaller than in the commit before
+    write         (writer, sequence) of an idempotent write
+    progress      owners whose offsets moved
+    partitions    (table_id, partition name, partition_id) created by this commit
+    counters      table_id -> last auto-increment id given out
+    changes       catalog changes, each {"op": ..., ...}
+    """
+
+    version: int
+    timestamp_ms: int
+    write: tuple[str, int] | None = None
+    progress: list[Progress] = field(default_factory=list)
+    partitions: list[tuple[int, str, int]] = field(default_factory=list)
+    counters: dict[int, int] = field(default_factory=dict)
+    changes: list[dict[str, Any]] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        value: dict[str, Any] = {"v": self.version, "t": self.timestamp_ms}
+        if self.write:
+            value["w"] = list(self.write)
+        if self.progress:
+            value["p"] = [encode_progress(item) for item in self.progress]
+        if self.partitions:
+            value["n"] = self.partitions
+        if self.counters:
+            value["c"] = list(self.counters.items())
+        if self.changes:
+            value["d"] = self.changes
+        return json.dumps(value, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, payload: bytes) -> CommitRecord:
+        value = json.loads(payload)
+        return cls(
+            version=value["v"],
+            timestamp_ms=value["t"],
+            write=tuple(value["w"]) if "w" in value else None,
+            progress=[decode_progress(item) for item in value.get("p", [])],
+            partitions=[(int(t), name, int(p)) for t, name, p in value.get("n", [])],
+            counters={int(t): int(n) for t, n in value.get("c", [])},
+            changes=value.get("d", []),
+        )
+
+
+def encode_offsets(offsets: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:
+    return {table: {str(bucket): offset for bucket, offset in by_bucket.items()} for table, by_bucket in offsets.items()}
+
+
+def decode_offsets(value: Mapping[str, Mapping[str, int]]) -> dict[str, Offsets]:
+    return {table: {TableBucket.parse(bucket): offset for bucket, offset in by_bucket.items()} for table, by_bucket in value.items()}
+
+
+def encode_progress(progress: Progress) -> dict[str, Any]:
+    return {"owner": progress.owner, "offsets": encode_offsets(progress.offsets), "detail": dict(progress.detail)}
+
+
+def decode_progress(value: Mapping[str, Any]) -> Progress:
+    return Progress(value["owner"], decode_offsets(value["offsets"]), None, value.get("detail", {}))
+
+
+@dataclass
+class TableState:
+    """A live table: its descriptor, its partitions by name, the last auto-increment id given out, and its older schemas.
+
+    widths: schema_id -> number of leading columns that frames of that schema hold (columns are only added at the end).
+    """
+
+    descriptor: TableDescriptor
+    partitions: dict[str, int] = field(default_factory=dict)
+    last_id: int = 0
+    widths: dict[int, int] = field(default_factory=dict)
+
+    def columns_of(self, schema_id: int) -> tuple[str, ...]:
+        """Names of the columns that a frame written under `schema_id` holds."""
+        return self.descriptor.column_names[: self.widths[schema_id]]
+
+
+@dataclass
+class StoreState:
+    """All derived state of the store except rows and their indexes."""
+
+    version: int = 0
+    timestamp_ms: int = 0
+    tables: dict[str, TableState] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
+    partition_names: dict[int, str] = field(default_factory=lambda: {0: ""})
+    objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    progress: dict[str, Progress] = field(default_factory=dict)
+    writers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    next_table_id: int = 1
+    next_partition_id: int = 1
+
+    def by_id(self, table_id: int) -> TableState | None:
+        name = self.names.get(table_id)
+        return None if name is None else self.tables[name]
+
+    def apply(self, record: CommitRecord) -> None:
+        """Advance by one commit. Records must come in order of their versions."""
+        assert record.version == self.version + 1, f"commit {record.version} follows {self.version}"
+        for change in record.changes:
+            _CHANGES[change["op"]](self, change)
+        for table_id, name, partition_id in record.partitions:
+            table = self.by_id(table_id)
+            assert table is not None, f"partition {name} of a table that does not exist"
+            table.partitions[name] = partition_id
+            self.partition_names[partition_id] = name
+            self.next_partition_id = max(self.next_partition_id, partition_id + 1)
+        for table_id, last_id in record.counters.items():
+            table = self.by_id(table_id)
+            assert table is not None, "auto-increment of a table that does not exist"
+            table.last_id = last_id
+        for item in record.progress:
+            self.progress[item.owner] = item
+        if record.write:
+            self.writers[record.write[0]] = (record.write[1], record.version)
+        self.version = record.version
+        self.timestamp_ms = record.timestamp_ms
+
+    def _create_table(self, change: dict[str, Any]) -> None:
+        descriptor = TableDescriptor.from_json(change["table"])
+        self.tables[descriptor.name] = TableState(descriptor, widths={descriptor.schema_id: len(descriptor.columns)})
+        self.names[descriptor.table_id] = descriptor.name
+        self.next_table_id = max(self.next_table_id, descriptor.table_id + 1)
+
+    def _alter_table(self, change: dict[str, Any]) -> None:
+        descriptor = TableDescriptor.from_json(change["table"])
+        table = self.tables[descriptor.name]
+        table.descriptor = descriptor
+        table.widths[descriptor.schema_id] = len(descriptor.columns)
+
+    def _drop_table(self, change: dict[str, Any]) -> None:
+        table = self.tables.pop(change["name"])
+        self.names.pop(table.descriptor.table_id)
+
+    def _drop_partition(self, change: dict[str, Any]) -> None:
+        self.tables[change["table"]].partitions.pop(change["partition"])
+
+    def _put_object(self, change: dict[str, Any]) -> None:
+        kind = self.objects.setdefault(change["kind"], {})
+        if change["value"] is None:
+            kind.pop(change["name"], None)
+        else:
+            kind[change["name"]] = change["value"]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "timestamp_ms": self.timestamp_ms,
+            "tables": [[t.descriptor.to_json(), t.partitions, t.last_id, list(t.widths.items())] for t in self.tables.values()],
+            "objects": self.objects,
+            "progress": [encode_progress(item) for item in self.progress.values()],
+            "writers": {writer: list(last) for writer, last in self.writers.items()},
+            "next_table_id": self.next_table_id,
+            "next_partition_id": self.next_partition_id,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> StoreState:
+        state = cls(
+            version=value["version"],
+            timestamp_ms=value["timestamp_ms"],
+            objects=value["objects"],
+            progress={item["owner"]: decode_progress(item) for item in value["progress"]},
+            writers={writer: (last[0], last[1]) for writer, last in value["writers"].items()},
+            next_table_id=value["next_table_id"],
+            next_partition_id=value["next_partition_id"],
+        )
+        for table_json, partitions, last_id, widths in value["tables"]:
+            descriptor = TableDescriptor.from_json(table_json)
+            state.tables[descriptor.name] = TableState(descriptor, dict(partitions), last_id, {int(s): int(n) for s, n in widths})
+            state.names[descriptor.table_id] = descriptor.name
+            state.partition_names.update({partition_id: name for name, partition_id in partitions.items()})
+        return state
+
+
+_CHANGES = {
+    "create_table": StoreState._create_table,
+    "alter_table": StoreState._alter_table,
+    "drop_table": StoreState._drop_table,
+    "drop_partition": StoreState._drop_partition,
+    "put_object": StoreState._put_object,
+}
