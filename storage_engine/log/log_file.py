@@ -1,0 +1,139 @@
+"""Log file: one file of the log, a 64-byte file header and then frames.
+
+    0  magic "FLASHLOG"   8  crc32c of bytes 12..64   12  version (u32)   16  start position (u64)   24  zeros
+
+A position is a byte of the whole log; a file named <20-digit start>.log holds the positions from start on, its own header included.
+State: the mapping and the marks of frames already checked are derived; a mapping is renewed when the file has grown.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Final
+
+import google_crc32c
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.errors import DamagedFrame, UnsupportedFormatVersion
+from storage_engine.log.disk import Disk
+from storage_engine.log.frame import ALIGNMENT, HEADER_BYTES, MAGIC, FrameHeader, parse_header, verify_payload
+
+FILE_HEADER_BYTES: Final = 64
+FILE_VERSION: Final = 1
+_FILE_MAGIC: Final = b"FLASHLOG"
+_HEADER = struct.Struct("<8sIIQ40x")
+_SUFFIX: Final = ".log"
+
+
+class LogFile:
+    """One file of the log, for reading. Appends go through CommitLog, which holds the descriptor."""
+
+    def __init__(self, disk: Disk, path: Path, start: int) -> None:
+        self._disk = disk
+        self.path = path
+        self.start = start
+        self._data: pa.Buffer = pa.py_buffer(b"")
+        self._checked = bytearray()  # one bit per 64 bytes of the file: the frame that begins there matched its checksum
+
+    def data(self, stop: int) -> pa.Buffer:
+        """The file's bytes, mapped, at least up to file offset `stop` if it has them."""
+        if self._data.size < stop:
+            self.remap()
+        return self._data
+
+    def remap(self) -> pa.Buffer:
+        """Map the file again at its present size. Errors: DamagedFrame when it is gone."""
+        try:
+            self._data = self._disk.map(self.path)
+        except OSError as error:
+            raise DamagedFrame(
+                f"the log file cannot be read: {error}",
+                where=str(self.path),
+                next_step="Restore it from a copy.",
+                file=str(self.path),
+                offset=0,
+            ) from error
+        return self._data
+
+    def header_at(self, position: int, length: int = HEADER_BYTES) -> FrameHeader:
+        """The frame header at a position. Errors: DamagedFrame."""
+        offset = position - self.start
+        return parse_header(self.data(offset + length), offset, position, str(self.path))
+
+    def frame_at(self, position: int, length: int) -> tuple[FrameHeader, pa.Buffer]:
+        """The frame at a position, checked once against its checksums: header and all its bytes. Errors: DamagedFrame."""
+        offset = position - self.start
+        data = self.data(offset + length)
+        header = parse_header(data, offset, position, str(self.path))
+        if not self.is_checked(offset):
+            self.check(data, header)
+        return header, data.slice(offset, header.length)
+
+    def check(self, data: pa.Buffer, header: FrameHeader) -> None:
+        """Compare a frame's payload with its checksum and remember that it matched. Errors: DamagedFrame."""
+        offset = header.position - self.start
+        verify_payload(data, offset, header, str(self.path))
+        slot = offset // ALIGNMENT
+        if slot >> 3 >= len(self._checked):
+            self._checked.extend(bytes((slot >> 3) + 1024 - len(self._checked)))
+        self._checked[slot >> 3] |= 1 << (slot & 7)
+
+    def is_checked(self, offset: int) -> bool:
+        slot = offset // ALIGNMENT
+        return slot >> 3 < len(self._checked) and bool(self._checked[slot >> 3] >> (slot & 7) & 1)
+
+
+def file_name(start: int) -> str:
+    return f"{start:020d}{_SUFFIX}"
+
+
+def start_of(name: str) -> int | None:
+    """The start position a file name says; None for a name that is no log file's."""
+    stem = name.removesuffix(_SUFFIX)
+    return int(stem) if name.endswith(_SUFFIX) and len(stem) == 20 and stem.isdecimal() and stem.isascii() else None
+
+
+def encode_file_header(start: int) -> bytes:
+    after_crc = _HEADER.pack(_FILE_MAGIC, 0, FILE_VERSION, start)[12:]
+    return _FILE_MAGIC + google_crc32c.value(after_crc).to_bytes(4, "little") + after_crc
+
+
+def check_file_header(data: pa.Buffer, start: int, file: str) -> None:
+    """Errors: UnsupportedFormatVersion for another version; DamagedFrame for anything else that is not this header."""
+    raw = data.slice(0, FILE_HEADER_BYTES).to_pybytes() if data.size >= FILE_HEADER_BYTES else b""
+    problem = "the file is shorter than its header"
+    if raw:
+        magic, crc, version, named = _HEADER.unpack(raw)
+        problem = ""
+        if magic != _FILE_MAGIC or google_crc32c.value(raw[12:]) != crc:
+            problem = "the file header does not match its checksum"
+        elif version != FILE_VERSION:
+            raise UnsupportedFormatVersion(
+                f"the log file has format version {version}; this program reads version {FILE_VERSION}",
+                where=file,
+                next_step="Open the directory with the program version that wrote it.",
+            )
+        elif named != start:
+            problem = f"the file header says start {named}, its name says {start}"
+    if problem:
+        raise DamagedFrame(problem, where=f"{file}, byte 0", next_step="Restore the file from a copy.", file=file, offset=0)
+
+
+def frames_after(data: pa.Buffer, start: int, offset: int) -> list[FrameHeader]:
+    """Valid frame headers at or after `offset` of a file, found without following lengths; payloads are not checked."""
+    first = offset + -offset % ALIGNMENT
+    n_slots = (data.size - first) // ALIGNMENT
+    if n_slots <= 0:
+        return []
+    words = np.frombuffer(data, np.uint32, count=n_slots * (ALIGNMENT // 4), offset=first)[:: ALIGNMENT // 4]
+    candidates = np.flatnonzero(words == int.from_bytes(MAGIC, "little"))
+    found = []
+    for slot in candidates.tolist():
+        at = first + slot * ALIGNMENT
+        try:
+            found.append(parse_header(data, at, start + at))
+        except DamagedFrame:
+            continue
+    return found
