@@ -1,0 +1,46 @@
+# The targets of this project; `make` alone lists them. Set-up needs Python 3.11 and make, and the network once.
+PYTHON ?= python3.11
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run up down status test test-fast lint types bench torture
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## virtual environment from the lock, Java if there is none, Spark's jars: once, then offline
+	@PYTHON='$(PYTHON)' VENV='$(VENV)' sh flashlake/setup/environment.sh
+	@$(PY) -m flashlake.setup
+
+run: setup ## the whole path on real data, with a summary at the end (flashlake demo; ARGS="--days 14")
+	@$(PY) -m flashlake demo $(ARGS)
+
+up: setup ## start store, stream worker, tiering worker and Dagster; returns when all are healthy
+	@$(PY) -m flashlake up $(ARGS)
+
+down: ## stop what `make up` started
+	@$(PY) -m flashlake down $(ARGS)
+
+status: ## health and lag of each service
+	@$(PY) -m flashlake status $(ARGS)
+
+test: setup ## every test, with short runs of the spark, dagster and crash ones (ARGS="-k name")
+	@$(PYTEST) $(ARGS)
+
+test-fast: setup ## the inner loop: no JVM, no Dagster, nothing killed
+	@$(PYTEST) -m "not spark and not dagster and not crash" $(ARGS)
+
+lint: setup ## ruff
+	@$(PY) -m ruff check . $(ARGS)
+
+types: setup ## pyright
+	@$(PY) -m pyright $(ARGS)
+
+bench: setup ## ratios against sqlite and plain Parquet, in one run
+	@$(PY) -m benchmarks $(ARGS)
+
+torture: setup ## long runs of the kill -9 campaigns (FLASHLAKE_CAMPAIGN=runs, default 200)
+	@FLASHLAKE_CAMPAIGN=$${FLASHLAKE_CAMPAIGN:-200} $(PYTEST) -m crash $(ARGS)

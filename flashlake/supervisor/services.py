@@ -1,0 +1,128 @@
+"""Services: which processes make up a running platform, how each is started, what it waits for, how its health is seen."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flashlake.config import PROJECT_ENV, Config
+from flashlake.setup.java import find_java, spark_environment
+from flashlake.supervisor.probes import Probe, always, http_answers, store_answers
+from storage_engine.errors import InvalidConfiguration
+
+
+@dataclass(frozen=True)
+class Service:
+    """One supervised process.
+
+    needs        names of services that must be healthy before this one is started
+    port_key     the configuration key of the port it listens on, with host and port; None: it listens on none
+    settle_s     seconds it must have lived before it counts as healthy; for services that answer no probe
+    """
+
+    name: str
+    command: tuple[str, ...]
+    probe: Probe
+    needs: tuple[str, ...] = ()
+    address: str = ""
+    port_key: tuple[str, str, int] | None = None
+    settle_s: float = 0.0
+    environment: Callable[[], Mapping[str, str]] = dict
+
+
+def store_service(config: Config) -> Service:
+    store = config.store
+    return Service(
+        "store",
+        (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port)),
+        probe=store_answers(f"flashlake://{store.host}:{store.port}"),
+        address=f"flashlake://{store.host}:{store.port}",
+        port_key=("store.port", store.host, store.port),
+    )
+
+
+def stream_service(config: Config) -> Service:
+    command = (sys.executable, "-m", "storage_engine.stream", "--store", config.server_url)
+    return Service("stream", command, probe=always, needs=_store_of(config), settle_s=3.0)
+
+
+def tiering_service(config: Config) -> Service:
+    command = (sys.executable, "-m", "storage_engine.lake", "--store", config.server_url, "--lake", str(config.lake.root))
+    return Service("tiering", command, probe=always, needs=_store_of(config), settle_s=3.0, address=str(config.lake.root))
+
+
+def webserver_service(config: Config) -> Service:
+    dagster = config.dagster
+    url = f"http://{dagster.host}:{dagster.port}"
+    return Service(
+        "webserver",
+        (_tool("dagster-webserver"), "-h", dagster.host, "-p", str(dagster.port), "-w", str(dagster.workspace)),
+        probe=http_answers(f"{url}/server_info"),
+        needs=_store_of(config),
+        address=url,
+        port_key=("dagster.port", dagster.host, dagster.port),
+        environment=lambda: dagster_environment(config),
+    )
+
+
+def daemon_service(config: Config) -> Service:
+    command = (_tool("dagster-daemon"), "run", "-w", str(config.dagster.workspace))
+    return Service("daemon", command, probe=always, needs=_store_of(config), settle_s=5.0, environment=lambda: dagster_environment(config))
+
+
+_MAKERS: dict[str, Callable[[Config], Service]] = {
+    "store": store_service,
+    "stream": stream_service,
+    "tiering": tiering_service,
+    "webserver": webserver_service,
+    "daemon": daemon_service,
+}
+SERVICE_NAMES = tuple(_MAKERS)
+"""In the order in which they start; they stop in the opposite one."""
+
+
+def services(config: Config) -> dict[str, Service]:
+    """All services of this configuration, by name. With a store that is not ours there is no store service."""
+    names = [name for name in SERVICE_NAMES if name != "store" or not config.store.url]
+    return {name: _MAKERS[name](config) for name in names}
+
+
+def base_environment(config: Config) -> dict[str, str]:
+    """What every service gets: the project it belongs to, its modules, and unbuffered output."""
+    path = os.pathsep.join([str(config.project), *filter(None, [os.environ.get("PYTHONPATH", "")])])
+    return {**os.environ, PROJECT_ENV: str(config.project), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def dagster_environment(config: Config) -> dict[str, str]:
+    """For Dagster's processes and what they launch: DAGSTER_HOME (made when missing), the Java that Spark runs on."""
+    prepare_dagster_home(config)
+    try:
+        spark = spark_environment(find_java())
+    except InvalidConfiguration:
+        spark = {}  # without Java only the Spark assets fail, and they say so themselves
+    return {
+        "DAGSTER_HOME": str(config.dagster.home),
+        **{key: spark[key] for key in ("PATH", "JAVA_HOME", "SPARK_HOME", "PYSPARK_PYTHON") if key in spark},
+    }
+
+
+def prepare_dagster_home(config: Config) -> None:
+    """Make DAGSTER_HOME with the project's dagster.yaml (its instance settings); what stands there is replaced when it differs."""
+    home = config.dagster.home
+    home.mkdir(parents=True, exist_ok=True)
+    source = config.project / "dagster.yaml"
+    text = source.read_text() if source.exists() else "telemetry:\n  enabled: false\n"
+    target = home / "dagster.yaml"
+    if not target.exists() or target.read_text() != text:
+        target.write_text(text)
+
+
+def _store_of(config: Config) -> tuple[str, ...]:
+    return () if config.store.url else ("store",)
+
+
+def _tool(name: str) -> str:
+    return str(Path(sys.executable).parent / name)

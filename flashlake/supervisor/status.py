@@ -1,0 +1,119 @@
+"""Status: one table of what runs and how far behind it is. Reads records, probes and the store; changes nothing.
+
+Columns: kind (service, job, tiering), name, health, pid, uptime_s, lag_rows, restarts, detail.
+lag_rows of a job: rows between its recorded progress and the end of the tables it reads; of tiering: rows not yet in the lake.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+import storage_engine
+from flashlake.config import Config
+from flashlake.supervisor.probes import port_answers
+from flashlake.supervisor.records import RunDir, ServiceRecord
+from flashlake.supervisor.services import services
+from storage_engine.client.backend import Progress
+from storage_engine.client.store import Store
+from storage_engine.errors import FlashlakeError
+from storage_engine.schema.descriptor import Offsets
+
+SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()), ("name", pa.string()), ("health", pa.string()), ("pid", pa.int64()),
+        ("uptime_s", pa.int64()), ("lag_rows", pa.int64()), ("restarts", pa.int64()), ("detail", pa.string()),
+    ]
+)  # fmt: skip
+JOB_OWNER = "job:"
+TIER_OWNER = "tier:"
+
+
+def status_table(config: Config) -> tuple[pa.Table, bool]:
+    """The table, and whether everything that was asked for is healthy."""
+    run_dir = RunDir(config.services.run_dir)
+    wanted = run_dir.wanted()
+    lines, note = store_lines(config, run_dir)
+    lags = {
+        kind: [line["lag_rows"] for line in lines if line["kind"] == kind and line["lag_rows"] is not None] for kind in ("job", "tiering")
+    }
+    rows = []
+    for name in services(config):
+        record = run_dir.service(name)
+        lag = {"stream": lags["job"], "tiering": lags["tiering"]}.get(name)
+        rows.append(service_line(record, name in wanted, sum(lag) if lag and record.is_running else None))
+    if note and rows and rows[0]["name"] == "store" and rows[0]["health"] != "stopped":
+        rows[0]["detail"] = note
+    rows += lines
+    is_well = all(run_dir.service(name).state == "healthy" for name in wanted) and not any(line["health"] == "failed" for line in lines)
+    return pa.Table.from_pylist(rows, schema=SCHEMA), is_well
+
+
+def service_line(record: ServiceRecord, is_wanted: bool, lag_rows: int | None) -> dict[str, Any]:  # noqa: FBT001 - a plain fact
+    is_running = record.is_running
+    health = record.state if is_running or record.state == "waiting" else ("down" if is_wanted else "stopped")
+    return {
+        "kind": "service", "name": record.name, "health": health, "pid": record.pid if is_running else None,
+        "uptime_s": int(time.time() - record.since_s) if is_running else None, "lag_rows": lag_rows,
+        "restarts": record.n_restarts if is_wanted else None, "detail": record.address or record.log,
+    }  # fmt: skip
+
+
+def store_lines(config: Config, run_dir: RunDir) -> tuple[list[dict[str, Any]], str]:
+    """One line per stream job and per tiered table, from the running store; and why there are none, if it does not answer."""
+    host, _, port = config.server_url.removeprefix("flashlake://").rpartition(":")
+    is_ours = run_dir.service("store").is_running
+    if not (is_ours or config.store.url) or not port_answers(host, int(port)):
+        return [], "does not answer"
+    try:
+        with storage_engine.connect(config.server_url) as store:
+            return job_lines(store) + tiering_lines(store), ""
+    except FlashlakeError as error:
+        return [], str(error)
+
+
+def job_lines(store: Store) -> list[dict[str, Any]]:
+    """One line per stream job: its state and its lag."""
+    progress = store.progress(JOB_OWNER)
+    lines = []
+    for name, job in sorted(store.objects("job").items()):
+        made = progress.get(JOB_OWNER + name)
+        state = str(job.get("state", job.get("status", "RUNNING"))).lower()
+        lines.append(
+            line("job", name, state, lag_rows(store, made), str(job.get("last_error") or job.get("sink") or job.get("target") or ""))
+        )
+    return lines
+
+
+def tiering_lines(store: Store) -> list[dict[str, Any]]:
+    """One line per table that is tiered into the lake."""
+    progress = store.progress(TIER_OWNER)
+    lines = []
+    for name in store.tables():
+        table = store.table(name)
+        if table.descriptor.is_tiered:
+            made = progress.get(TIER_OWNER + name) or Progress(TIER_OWNER + name, {name: {}})
+            freshness = table.descriptor.options.get("table.datalake.freshness", "")
+            lines.append(line("tiering", name, "tiered", lag_rows(store, made, (name,)), f"freshness {freshness}" if freshness else ""))
+    return lines
+
+
+def line(kind: str, name: str, health: str, lag: int | None, detail: str) -> dict[str, Any]:
+    return {"kind": kind, "name": name, "health": health, "lag_rows": lag, "detail": detail}
+
+
+def lag_rows(store: Store, progress: Progress | None, tables: tuple[str, ...] = ()) -> int | None:
+    """Rows between the recorded offsets and the end of each table; None when nothing is recorded."""
+    if progress is None:
+        return None
+    names = [name for name in (*progress.offsets, *tables) if name in set(store.tables())]
+    return sum(rows_between(store, name, progress.offsets.get(name, {})) for name in dict.fromkeys(names))
+
+
+def rows_between(store: Store, table: str, reached: Mapping[Any, int]) -> int:
+    latest: Offsets = store.table(table).offsets("latest")
+    earliest: Offsets = store.table(table).offsets("earliest")
+    return sum(end - max(reached.get(bucket, 0), earliest.get(bucket, 0)) for bucket, end in latest.items())
