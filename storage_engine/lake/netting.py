@@ -1,0 +1,60 @@
+"""Netting: a stretch of changelog becomes one net change per key. Pure, on Arrow.
+
+The changelog is complete (+I for a new key, -U and +U for a changed one, -D for a removed one), so the first change of
+a key says whether the row existed before the stretch and the last one whether it exists after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+@dataclass(frozen=True)
+class NetChanges:
+    """What a stretch of changelog amounts to; every key is in at most one of the three.
+
+    inserts  rows whose key did not exist before the stretch
+    updates  rows whose key existed, as they are now
+    deletes  rows whose key existed and is gone, as they last were
+    """
+
+    inserts: pa.Table
+    updates: pa.Table
+    deletes: pa.Table
+
+    @property
+    def n_rows(self) -> int:
+        return self.inserts.num_rows + self.updates.num_rows + self.deletes.num_rows
+
+    @property
+    def upserts(self) -> pa.Table:
+        return pa.concat_tables([self.inserts, self.updates])
+
+
+def net_changes(changes: pa.Table, keys: Sequence[str]) -> NetChanges:
+    """One net change per key.
+
+    Shapes: changes (n,) with `_change_type` first and, for one key, in log order -> three tables with all its columns.
+    Meaning: a key inserted and deleted inside the stretch is in none of them.
+    Cost:    one ordered hash aggregation, three takes.
+    """
+    rows = changes.filter(pc.not_equal(changes["_change_type"], "-U")).combine_chunks()
+    if rows.num_rows == 0:
+        return NetChanges(rows, rows, rows)
+    numbered = rows.select(list(keys)).append_column("__row", pa.array(np.arange(rows.num_rows, dtype=np.int64)))
+    grouped = numbered.group_by(list(keys), use_threads=False).aggregate([("__row", "first"), ("__row", "last")])
+    first = rows["_change_type"].take(grouped["__row_first"])
+    last = rows["_change_type"].take(grouped["__row_last"])
+    existed = pc.not_equal(first, "+I").combine_chunks().to_numpy(zero_copy_only=False)
+    exists = pc.not_equal(last, "-D").combine_chunks().to_numpy(zero_copy_only=False)
+    at = grouped["__row_last"].combine_chunks().to_numpy()
+
+    def pick(mask: np.ndarray) -> pa.Table:
+        return rows.take(pa.array(np.sort(at[mask])))
+
+    return NetChanges(inserts=pick(~existed & exists), updates=pick(existed & exists), deletes=pick(existed & ~exists))

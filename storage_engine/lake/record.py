@@ -1,0 +1,125 @@
+"""Record: what every commit of the tierer says about itself inside the Delta log.
+
+A commit carries, in its commitInfo, the store version and the next offset per bucket that the table then covers, the
+epoch of the tierer and the id of the pair (store table, lake table); and an app transaction `flashlake:<lake id>` whose
+version is the store version. delta-rs only records the app transaction, it does not compare it: that is delta.py's work.
+
+Never: writes anything. Reading goes back over the log until it meets a record; on the way it reports who else changed data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltalake import CommitProperties, Transaction
+
+from storage_engine.schema.descriptor import Offsets, TableBucket
+
+LAKE_ID = "flashlake.lake_id"
+_VERSION = "flashlake.version"
+_EPOCH = "flashlake.epoch"
+_OFFSETS = "flashlake.offsets"
+_KIND = "flashlake.kind"
+
+
+@dataclass(frozen=True)
+class LakeRecord:
+    """One commit of the tierer.
+
+    version  store version that the table's content equals
+    offsets  next offset per bucket: everything below is in the table
+    epoch    of the tierer that wrote it; an older epoch may not write any more
+    kind     create, append, merge, compact, columns or restore
+    delta_version  Delta's own number of the commit; -1 before it is written
+    """
+
+    lake_id: str
+    version: int
+    offsets: Offsets
+    epoch: int
+    kind: str
+    delta_version: int = -1
+
+    @property
+    def app(self) -> str:
+        return f"flashlake:{self.lake_id}"
+
+    def commit_properties(self) -> CommitProperties:
+        """Metadata and app transaction of the commit. No retries: a commit that came between must be looked at first."""
+        metadata = {
+            LAKE_ID: self.lake_id,
+            _VERSION: str(self.version),
+            _EPOCH: str(self.epoch),
+            _OFFSETS: encode_offsets(self.offsets),
+            _KIND: self.kind,
+        }
+        return CommitProperties(custom_metadata=metadata, max_commit_retries=0, app_transactions=[Transaction(self.app, self.version)])
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One commit of the Delta log, as far as tiering cares.
+
+    record    what the tierer recorded in it, None for a commit of somebody else
+    changes_data  it adds or removes rows (a compaction does not)
+    """
+
+    delta_version: int
+    record: LakeRecord | None
+    changes_data: bool
+    added: tuple[str, ...] = ()
+    written_by: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def encode_offsets(offsets: Offsets) -> str:
+    """Offsets as JSON, keys "partition/bucket".
+
+    >>> encode_offsets({TableBucket("", 0): 7})
+    '{"/0": 7}'
+    """
+    return json.dumps({str(bucket): offset for bucket, offset in sorted(offsets.items())})
+
+
+def decode_offsets(text: str) -> Offsets:
+    """The inverse of encode_offsets."""
+    return {TableBucket.parse(bucket): int(offset) for bucket, offset in json.loads(text).items()}
+
+
+def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
+    """The commit of that number, None when its file is not there (not yet written, or cleaned up)."""
+    try:
+        text = (table_path / "_delta_log" / f"{delta_version:020d}.json").read_text()
+    except FileNotFoundError:
+        return None
+    info: dict[str, Any] = {}
+    changes_data = False
+    added: list[str] = []
+    for line in text.splitlines():
+        action = json.loads(line)
+        info = action.get("commitInfo", info)
+        for name in ("add", "remove"):
+            file = action.get(name)
+            if file is None:
+                continue
+            changes_data = changes_data or bool(file.get("dataChange", True))
+            if name == "add":
+                added.append(file["path"])
+    record = None
+    if LAKE_ID in info:
+        record = LakeRecord(info[LAKE_ID], int(info[_VERSION]), decode_offsets(info[_OFFSETS]), int(info[_EPOCH]), info[_KIND], delta_version)
+    written_by = f"{info.get('operation', 'unknown operation')} by {info.get('engineInfo', 'an unknown engine')}"
+    return LogEntry(delta_version, record, changes_data, tuple(added), written_by, info)
+
+
+def entries_back(table_path: Path, delta_version: int) -> Iterator[LogEntry]:
+    """Commits from `delta_version` down, as long as their files are there."""
+    for number in range(delta_version, -1, -1):
+        entry = read_entry(table_path, number)
+        if entry is None:
+            return
+        yield entry
