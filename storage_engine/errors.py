@@ -21,6 +21,10 @@ class FlashlakeError(Exception):
         self.next_step = next_step
 
 
+class ServerFault(FlashlakeError):
+    """The server met a bug of ours while it answered; nothing is known about the call's outcome. Its log holds the traceback."""
+
+
 class UserError(FlashlakeError):
     """The call is wrong as it stands; repeating it cannot help."""
 
@@ -49,6 +53,10 @@ class SchemaMismatch(UserError):
     """Rows do not fit the table: a column is unknown, missing, of another type, or null where it must not be."""
 
 
+class BatchTooLarge(UserError):
+    """Rows of one bucket in one commit exceed what a frame can hold."""
+
+
 class InvalidOption(UserError):
     """An option is unknown, or its value is out of range."""
 
@@ -71,6 +79,10 @@ class ProgressConflict(UserError):
 
 class LakeChanged(UserError):
     """A lake table was changed by someone else in a way that contradicts the recorded offsets."""
+
+
+class RequestTooLarge(UserError):
+    """One call carries more bytes than one message may hold."""
 
 
 class InvalidConfiguration(UserError):
@@ -100,6 +112,10 @@ class DamagedFrame(DamageError):
         super().__init__(what, where=where, next_step=next_step)
         self.file = file
         self.offset = offset
+
+
+class MalformedMessage(DamageError):
+    """A peer sent something that is not a message of this protocol."""
 
 
 class UnsupportedFormatVersion(DamageError):
