@@ -13,6 +13,7 @@ from storage_engine.log.frame import (
     frame_of_message,
 )
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex, IndexedFrame
+from storage_engine.log.pruning import MessagePruner, prune_message, pruner_of
 
 __all__ = [
     "CHANGE_TYPE_NAMES",
@@ -29,10 +30,13 @@ __all__ = [
     "FrameLocation",
     "IndexedFrame",
     "LogPosition",
+    "MessagePruner",
     "RecoveredCommit",
     "StoredFrame",
     "decode_batch",
     "encode_data_frame",
     "encode_message",
     "frame_of_message",
+    "prune_message",
+    "pruner_of",
 ]

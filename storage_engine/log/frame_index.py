@@ -1,4 +1,4 @@
-"""Frame index: which frames hold the rows of a bucket, and where. Seventy bytes or less per frame, in memory.
+"""Frame index: which frames hold the rows of a bucket, and where; 48 bytes per frame, in memory.
 
 Owner: the engine; only the committing thread adds, any thread may read at the same time.
 State: derived from the log: rebuilt by CommitLog.recover, or loaded from `to_table` of a checkpoint and completed by the tail.
