@@ -155,9 +155,24 @@ class StoreState:
     def _drop_table(self, change: dict[str, Any]) -> None:
         table = self.tables.pop(change["name"])
         self.names.pop(table.descriptor.table_id)
+        self._forget_progress(change["name"], None)
 
     def _drop_partition(self, change: dict[str, Any]) -> None:
         self.tables[change["table"]].partitions.pop(change["partition"])
+        self.partition_names.pop(change["partition_id"], None)
+        self._forget_progress(change["table"], change["partition"])
+
+    def _forget_progress(self, table: str, partition: str | None) -> None:
+        """Offsets of what is gone must not be taken for offsets of a later table or partition of the same name."""
+        for owner, item in list(self.progress.items()):
+            if table not in item.offsets:
+                continue
+            offsets = {name: dict(by_bucket) for name, by_bucket in item.offsets.items()}
+            if partition is None:
+                del offsets[table]
+            else:
+                offsets[table] = {bucket: offset for bucket, offset in offsets[table].items() if bucket.partition != partition}
+            self.progress[owner] = Progress(owner, offsets, None, item.detail)
 
     def _put_object(self, change: dict[str, Any]) -> None:
         kind = self.objects.setdefault(change["kind"], {})

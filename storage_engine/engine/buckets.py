@@ -1,0 +1,178 @@
+"""Buckets: the live parts of every table. Per bucket its frames, and for a primary-key table the key index over them.
+
+Owner: engine/embedded.py creates and publishes; transactions plan against them.
+State: derived. Frame indexes come from the log (or a checkpoint); a key index is rebuilt from its changelog when first needed.
+Never: writes the log, decides what a row becomes (kv/merge does).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.engine.rows import FrameCache, RowSource, fetch_rows
+from storage_engine.engine.state import TableState
+from storage_engine.kv.bucket import KvBucket
+from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.frame import FrameHeader, decode_batch
+from storage_engine.log.frame_index import BucketFrames, FrameIndex
+from storage_engine.log.frame_index import BucketId as BucketId
+from storage_engine.schema.descriptor import TableBucket
+
+
+@dataclass
+class Staged:
+    """Rows of a transaction that are planned for a bucket and not yet in the log."""
+
+    base_offset: int
+    batch: pa.RecordBatch
+    change_types: np.ndarray | None
+    is_applied: bool = False
+
+
+@dataclass
+class Bucket:
+    """One bucket: `frames` it has in the log, rows `staged` by the running transaction, and its `kv` index once it is built."""
+
+    id: BucketId
+    name: TableBucket
+    index: FrameIndex
+    staged: list[Staged] = field(default_factory=list)
+    kv: KvBucket | None = None
+
+    @property
+    def frames(self) -> BucketFrames:
+        return self.index.bucket(*self.id)
+
+    @property
+    def next_offset(self) -> int:
+        """Offset that the next planned row gets."""
+        if self.staged:
+            last = self.staged[-1]
+            return last.base_offset + last.batch.num_rows
+        return self.frames.end_offset
+
+
+class Buckets:
+    """All buckets by id. Reading rows goes through here, because a row may be in the log or still staged."""
+
+    def __init__(
+        self, log: CommitLog, index: FrameIndex, cache_bytes_max: int, table_of: Callable[[int], TableState | None]
+    ) -> None:
+        self.index = index
+        self._log = log
+        self._cache = FrameCache(cache_bytes_max)
+        self._table_of = table_of
+        self._all: dict[BucketId, Bucket] = {}
+
+    def get(self, bucket_id: BucketId) -> Bucket | None:
+        return self._all.get(bucket_id)
+
+    def get_or_create(self, bucket_id: BucketId, partition: str) -> Bucket:
+        bucket = self._all.get(bucket_id)
+        if bucket is None:
+            bucket = Bucket(bucket_id, TableBucket(partition, bucket_id.bucket), self.index)
+            self._all[bucket_id] = bucket
+        return bucket
+
+    def of_table(self, table: TableState) -> Iterator[Bucket]:
+        """Buckets of the table's live partitions that have ever been written."""
+        table_id = table.descriptor.table_id
+        partition_ids = list(table.partitions.values()) if table.descriptor.partition_keys else [0]
+        for partition_id in partition_ids:
+            for number in range(table.descriptor.n_buckets):
+                bucket = self._all.get(BucketId(table_id, partition_id, number))
+                if bucket is not None:
+                    yield bucket
+
+    def drop(self, *, table_id: int, partition_id: int | None = None) -> None:
+        """Forget the buckets of a table or of one of its partitions."""
+        self.index.drop(table_id, partition_id)
+        for bucket_id in [i for i in self._all if i.table_id == table_id and partition_id in (None, i.partition_id)]:
+            del self._all[bucket_id]
+
+    # rows
+
+    def rows_at(self, bucket: Bucket, offsets: np.ndarray, columns: list[str] | None = None) -> pa.Table:
+        """Rows of a bucket at `offsets` (n,), in that order, in the table's present columns."""
+        table = self._table(bucket)
+        schema = table.descriptor.arrow_schema
+        if columns is not None:
+            schema = pa.schema([schema.field(name) for name in columns])
+        staged_from = bucket.staged[0].base_offset if bucket.staged else bucket.frames.end_offset
+        logged = offsets < staged_from
+        if logged.all():
+            return self._logged_rows(bucket, table, offsets, schema)
+        sources = [RowSource(s.base_offset, s.batch.num_rows, s.base_offset, _loader(s)) for s in bucket.staged]
+        starts = np.array([source.base_offset for source in sources], np.int64)
+        source_of = np.searchsorted(starts, offsets[~logged], side="right") - 1
+        staged_rows = fetch_rows(sources, source_of, offsets[~logged], schema, FrameCache(0))
+        both = pa.concat_tables([self._logged_rows(bucket, table, offsets[logged], schema), staged_rows])
+        position = np.empty(len(offsets), np.int64)
+        position[np.flatnonzero(logged)] = np.arange(int(logged.sum()))
+        position[np.flatnonzero(~logged)] = np.arange(int(logged.sum()), len(offsets))
+        return both.take(pa.array(position)).combine_chunks()
+
+    def _logged_rows(self, bucket: Bucket, table: TableState, offsets: np.ndarray, schema: pa.Schema) -> pa.Table:
+        if len(offsets) == 0:
+            return schema.empty_table()
+        frames = bucket.frames
+        touched, source_of = np.unique(frames.locate(offsets), return_inverse=True)
+        sources = []
+        for base_offset, end_offset, position, _, _, length, _ in frames.entries[touched].tolist():
+            location = FrameLocation(position, length)
+            sources.append(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
+        return fetch_rows(sources, source_of, offsets, schema, self._cache)
+
+    def _load(self, table: TableState, location: FrameLocation) -> Callable[[], tuple[pa.RecordBatch, int]]:
+        def load() -> tuple[pa.RecordBatch, int]:
+            stored = self._log.read(location)
+            before = pa.total_allocated_bytes()
+            batch = decode_batch(stored.message, self.stored_schema(table, stored.header))
+            return batch, max(pa.total_allocated_bytes() - before, 0)
+
+        return load
+
+    @staticmethod
+    def stored_schema(table: TableState, header: FrameHeader) -> pa.Schema:
+        """The schema a frame was written with."""
+        schema = table.descriptor.arrow_schema
+        return pa.schema([schema.field(name) for name in table.columns_of(header.schema_id)])
+
+    def _table(self, bucket: Bucket) -> TableState:
+        table = self._table_of(bucket.id.table_id)
+        assert table is not None, f"bucket {bucket.id} of a table that does not exist"
+        return table
+
+    # key indexes
+
+    def kv_of(self, bucket: Bucket) -> KvBucket:
+        """The key index of a bucket, rebuilt from its changelog when this process has not needed it yet."""
+        if bucket.kv is None:
+            bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
+        return bucket.kv
+
+    def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
+        """A key index of the changelog below `end_offset`: the bucket as it was then."""
+        table = self._table(bucket)
+        keys = list(table.descriptor.physical_primary_key)
+
+        kv = KvBucket(table.descriptor, lambda offsets: self.rows_at(bucket, offsets))
+        kv.rebuild(self._changes(bucket, table, keys, end_offset))
+        return kv
+
+    def _changes(self, bucket: Bucket, table: TableState, keys: list[str], end_offset: int) -> Iterator[tuple[np.ndarray, pa.Table, int]]:
+        for entry in bucket.frames.find(bucket.frames.start_offset, end_offset):
+            stored = self._log.read(entry.location)
+            batch = decode_batch(stored.message, self.stored_schema(table, stored.header))
+            n = min(entry.end_offset, end_offset) - entry.base_offset
+            assert stored.change_types is not None, "a changelog frame without change types"
+            codes = np.frombuffer(stored.change_types, np.uint8)[:n]
+            yield codes, pa.Table.from_batches([batch.slice(0, n).select(keys)]), entry.base_offset
+
+
+def _loader(staged: Staged) -> Callable[[], tuple[pa.RecordBatch, int]]:
+    return lambda: (staged.batch, 0)

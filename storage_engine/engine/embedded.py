@@ -1,0 +1,328 @@
+"""Embedded backend: the store in this process. It owns the directory, and every change goes through its commit().
+
+Owner of: the directory lock, the commit log, the state and the buckets.
+State: all derived from the log; a checkpoint only shortens the replay (engine/checkpoint.py).
+Holds: one writer at a time plans, writes and publishes; readers see whole commits; a caller is answered after the sync.
+Threads: `_writer` is held while a commit is planned, written and published; `_readers` only while state or indexes change.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.client.backend import CAPABILITIES, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
+from storage_engine.client.store import unknown_table
+from storage_engine.engine import catalog, checkpoint, reads
+from storage_engine.engine.buckets import Buckets
+from storage_engine.engine.state import CommitRecord, StoreState, TableState
+from storage_engine.engine.transaction import Transaction
+from storage_engine.errors import AlreadyExists, InvalidPartition, WriteFailed
+from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
+from storage_engine.log.disk import Disk
+from storage_engine.log.frame import FrameHeader
+from storage_engine.log.frame_index import BucketId, FrameIndex
+from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+
+SyncMode = Literal["commit", "none"]
+CACHE_BYTES_MAX = 128 * 1024 * 1024
+CHECKPOINT_COMMITS = 20_000
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class EmbeddedBackend:
+    """A store directory, opened by this process."""
+
+    capabilities = CAPABILITIES
+
+    def __init__(self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int]) -> None:
+        self.url = f"file://{directory}"
+        self.directory = directory
+        self._disk = disk
+        self._sync: SyncMode = sync
+        self._now_ms = now_ms
+        self._writer = threading.RLock()
+        self._readers = threading.RLock()
+        self._changed = threading.Condition(self._readers)
+        self._is_closed = False
+        disk.make_directory(directory)
+        self._lock = disk.lock(directory / "LOCK")
+        try:
+            self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @classmethod
+    def open(
+        cls, directory: str | Path, *, sync: SyncMode = "commit", disk: Disk | None = None, now_ms: Callable[[], int] = _now_ms
+    ) -> EmbeddedBackend:
+        """Open or create the store in `directory`.
+
+        sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
+        Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
+        """
+        return cls(Path(directory).absolute(), disk or Disk(), sync, now_ms)
+
+    # recovery
+
+    def _recover(self) -> None:
+        loaded = checkpoint.load(self._disk, self.directory)
+        self._state = loaded.state if loaded else StoreState()
+        self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
+        index = loaded.frames if loaded else FrameIndex()
+        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id))
+        for table_id in self._state.names:
+            for bucket_id, _ in index.buckets(table_id):
+                self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
+        self._checkpointed = self._state.version
+        for commit in self._log.recover():
+            self._publish(CommitRecord.decode(commit.record), commit.frames)
+
+    def _publish(self, record: CommitRecord, frames: Sequence[tuple[FrameHeader, FrameLocation]]) -> None:
+        """Make a written commit visible: state, then frames. Key indexes follow separately."""
+        self._state.apply(record)
+        for change in record.changes:
+            if change["op"] == "drop_table":
+                self._buckets.drop(table_id=change["table_id"])
+            elif change["op"] == "drop_partition":
+                self._buckets.drop(table_id=change["table_id"], partition_id=change["partition_id"])
+        for header, location in frames:
+            table = self._state.by_id(header.table_id)
+            if table is None or header.partition_id not in self._state.partition_names:
+                continue
+            bucket_id = BucketId(header.table_id, header.partition_id, header.bucket)
+            self._buckets.get_or_create(bucket_id, self._state.partition_names[header.partition_id])
+            self._buckets.index.add(header, location, record.version)
+
+    # commits
+
+    def commit(self, request: CommitRequest) -> CommitResult:
+        """One transaction. Errors: every UserError leaves the store untouched; WriteFailed too, unless it says that a sync failed."""
+        with self._writer:
+            self._require_open()
+            if request.write_id is not None:
+                last = self._state.writers.get(request.write_id.writer)
+                if last is not None and request.write_id.sequence <= last[0]:
+                    self._await_durable(self._log.end)
+                    return CommitResult(last[1], is_duplicate=True)
+            version, end = self._commit(request, [])
+        self._await_durable(end)
+        return CommitResult(version)
+
+    def _change_catalog(self, changes: list[dict[str, Any]]) -> None:
+        version_end = self._commit(CommitRequest(), changes)
+        self._await_durable(version_end[1])
+
+    def _commit(self, request: CommitRequest, changes: list[dict[str, Any]]) -> tuple[int, LogPosition]:
+        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position."""
+        record = CommitRecord(self._state.version + 1, max(self._now_ms(), self._state.timestamp_ms), changes=changes)
+        if request.write_id is not None:
+            record.write = (request.write_id.writer, request.write_id.sequence)
+        held = False
+
+        def lock_readers() -> None:
+            nonlocal held
+            if not held:
+                self._readers.acquire()
+                held = True
+
+        transaction = Transaction(self._state, self._buckets, record, lock_readers)
+        try:
+            try:
+                for progress in request.progress:
+                    transaction.add_progress(progress)
+                for op in request.ops:
+                    transaction.add(op)
+                if not (transaction.frames or record.progress or record.changes or record.write or record.counters):
+                    return self._state.version, self._log.end
+                appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)
+            except BaseException:
+                transaction.void()
+                raise
+            with self._changed:
+                headers = [frame.header for frame in transaction.frames]
+                self._publish(record, list(zip(headers, appended.locations, strict=True)))
+                for bucket, staged in transaction.staged:
+                    if staged.change_types is not None and not staged.is_applied:
+                        kv = self._buckets.kv_of(bucket) if bucket.kv is None else bucket.kv
+                        kv.apply(staged.change_types, pa.Table.from_batches([staged.batch]), staged.base_offset)
+                for kv in transaction.applied:
+                    kv.commit()
+                for bucket, _ in transaction.staged:
+                    bucket.staged.clear()
+                self._changed.notify_all()
+        finally:
+            if held:
+                self._readers.release()
+        if record.version - self._checkpointed >= CHECKPOINT_COMMITS:
+            self._checkpoint()
+        return record.version, appended.end
+
+    def _await_durable(self, end: LogPosition) -> None:
+        if self._sync == "commit":
+            self._log.sync(end)
+
+    def _checkpoint(self) -> None:
+        self._log.sync()
+        checkpoint.save(self._disk, self.directory, self._state, self._buckets.index, self._log.end)
+        self._checkpointed = self._state.version
+
+    def _require_open(self) -> None:
+        if self._is_closed:
+            raise WriteFailed("the store is closed", where=self.url, next_step="Connect again.")
+
+    # catalog
+
+    def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor:
+        with self._writer:
+            self._require_open()
+            existing = self._state.tables.get(descriptor.name)
+            if existing is not None:
+                if if_not_exists:
+                    return existing.descriptor
+                raise AlreadyExists(
+                    f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
+                )
+            created = catalog.created(descriptor, self._state.next_table_id)
+            self._change_catalog([{"op": "create_table", "table": created.to_json()}])
+            return created
+
+    def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        with self._writer:
+            self._require_open()
+            altered = catalog.altered(self._table(descriptor.name).descriptor, descriptor)
+            self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
+            return altered
+
+    def drop_table(self, name: str, *, if_exists: bool) -> None:
+        with self._writer:
+            self._require_open()
+            if if_exists and name not in self._state.tables:
+                return
+            table = self._table(name)
+            self._change_catalog([{"op": "drop_table", "name": name, "table_id": table.descriptor.table_id}])
+
+    def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
+        with self._writer:
+            self._require_open()
+            state = self._table(table)
+            partition_id = state.partitions.get(partition)
+            if partition_id is None:
+                if if_exists:
+                    return
+                raise InvalidPartition(
+                    f"{table} has no partition {partition!r}", where=table, next_step=f"Its partitions are {sorted(state.partitions)[:20]}."
+                )
+            change = {"op": "drop_partition", "table": table, "partition": partition}
+            self._change_catalog([{**change, "table_id": state.descriptor.table_id, "partition_id": partition_id}])
+
+    def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
+        with self._writer:
+            self._require_open()
+            self._change_catalog([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
+
+    def tables(self) -> list[TableDescriptor]:
+        with self._readers:
+            return [table.descriptor for table in self._state.tables.values()]
+
+    def partitions(self, table: str) -> list[str]:
+        with self._readers:
+            return sorted(self._table(table).partitions)
+
+    def objects(self, kind: str) -> dict[str, dict[str, Any]]:
+        with self._readers:
+            return dict(self._state.objects.get(kind, {}))
+
+    def _table(self, name: str) -> TableState:
+        table = self._state.tables.get(name)
+        if table is None:
+            raise unknown_table(name, self._state.tables)
+        return table
+
+    # the journal
+
+    def version(self) -> int:
+        return self._state.version
+
+    def await_version(self, after: int, timeout_s: float) -> int:
+        with self._changed:
+            self._changed.wait_for(lambda: self._state.version > after or self._is_closed, timeout_s)
+            return self._state.version
+
+    def commits(self, after: int, limit: int) -> list[CommitInfo]:
+        with self._readers:
+            return reads.commits(self._state, self._buckets, after, limit)
+
+    def progress(self, owner_prefix: str) -> dict[str, Progress]:
+        with self._readers:
+            return {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)}
+
+    # reads
+
+    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
+        with self._readers:
+            return reads.offsets(self._buckets, self._table(table), which, at_version)
+
+    def fetch(
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
+    ) -> Iterator[FetchedFrame]:
+        with self._readers:
+            state = self._table(table)
+            plan = reads.plan_fetch(self._buckets, state, ranges)
+        return reads.fetch(self._log, state, plan, columns)
+
+    def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
+        with self._readers:
+            found = reads.lookup(self._buckets, self._table(table), keys, columns)
+        if not insert_if_not_exists or pc.all(found["_found"], min_count=0).as_py():
+            return found
+        with self._writer:
+            with self._readers:
+                found = reads.lookup(self._buckets, self._table(table), keys, columns)
+                missing = reads.missing_keys(self._table(table), keys, found)
+            if missing.num_rows:
+                op = WriteOp(table, "upsert", missing, tuple(missing.column_names))
+                _, end = self._commit(CommitRequest((op,)), [])
+            else:
+                end = self._log.end
+            with self._readers:
+                found = reads.lookup(self._buckets, self._table(table), keys, columns)
+        self._await_durable(end)
+        return found
+
+    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+        with self._readers:
+            return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit)
+
+    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+        with self._readers:
+            return reads.read(self._buckets, self._table(table), columns, partitions, at_version)
+
+    def count(self, table: str) -> int:
+        with self._readers:
+            return reads.count(self._buckets, self._table(table))
+
+    def close(self) -> None:
+        """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
+        with self._writer, self._changed:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._changed.notify_all()
+            try:
+                if self._state.version > self._checkpointed:
+                    self._checkpoint()
+            finally:
+                self._log.close()
+                self._lock.release()
+

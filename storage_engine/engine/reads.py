@@ -1,0 +1,215 @@
+"""Reads: answers from state and buckets. The caller holds the readers' lock while a plan is made; rows are fetched by the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.client.backend import CommitInfo, FetchedFrame
+from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine.routing import split
+from storage_engine.engine.state import StoreState, TableState
+from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
+from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.frame_index import BucketId
+from storage_engine.log.pruning import prune_message
+from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.rows import conform
+
+
+class FetchStep(NamedTuple):
+    """One frame to fetch."""
+
+    bucket: TableBucket
+    location: FrameLocation
+
+
+def offsets(buckets: Buckets, table: TableState, which: Literal["earliest", "latest"], at_version: int | None) -> Offsets:
+    found: Offsets = {}
+    for bucket in buckets.of_table(table):
+        if which == "earliest":
+            found[bucket.name] = bucket.frames.start_offset
+        elif at_version is None:
+            found[bucket.name] = bucket.frames.end_offset
+        else:
+            found[bucket.name] = bucket.frames.offset_at_version(at_version)
+    return found
+
+
+def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]]) -> list[FetchStep]:
+    """The frames that hold `ranges`, in the order they were committed.
+
+    Errors: OffsetOutOfRange for offsets before the earliest or after the end of a bucket.
+    """
+    steps: list[FetchStep] = []
+    by_name = {bucket.name: bucket for bucket in buckets.of_table(table)}
+    for name, (start, stop) in ranges.items():
+        bucket = by_name.get(name)
+        low, high = (bucket.frames.start_offset, bucket.frames.end_offset) if bucket else (0, 0)
+        if start < low or stop > high:
+            raise OffsetOutOfRange(
+                f"offsets {start} to {stop} are asked for, the log holds {low} to {high}",
+                where=f"{table.descriptor.name}, bucket {name}",
+                next_step="Start at the earliest offset, or read older rows from the lake.",
+            )
+        if bucket is not None:
+            steps.extend(FetchStep(name, entry.location) for entry in bucket.frames.find(start, stop))
+    steps.sort(key=lambda step: step.location.position)
+    return steps
+
+
+def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
+    """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded."""
+    for step in steps:
+        stored = log.read(step.location)
+        header = stored.header
+        names = table.columns_of(header.schema_id)
+        message = stored.message
+        if columns is not None and tuple(columns) != names:
+            wanted = set(columns)
+            keep = [i for i, name in enumerate(names) if name in wanted] or [0]
+            schema = Buckets.stored_schema(table, header)
+            message = prune_message(message, keep, schema)
+            names = tuple(names[i] for i in keep)
+        yield FetchedFrame(
+            bucket=step.bucket,
+            base_offset=header.base_offset,
+            n_rows=header.n_rows,
+            timestamp_ms=header.timestamp_ms,
+            schema_id=header.schema_id,
+            columns=names,
+            change_types=None if stored.change_types is None else bytes(stored.change_types),
+            message=message,
+        )
+
+
+def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    """One row per key, in the order of the keys, with `_found`; rows not found are null."""
+    descriptor = table.descriptor
+    names = _columns(descriptor, columns)
+    checked = _keys(descriptor, keys, descriptor.primary_key, "lookup")
+    pieces: list[pa.Table] = []
+    positions: list[np.ndarray] = []
+    found_mask = np.zeros(checked.num_rows, np.bool_)
+    for name, part, at in split(descriptor, checked, 0):
+        rows_of = np.arange(checked.num_rows) if at is None else at
+        bucket = _bucket(buckets, table, name)
+        if bucket is None:
+            continue
+        rows, found = buckets.kv_of(bucket).get(part)
+        found_mask[rows_of[found]] = True
+        positions.append(rows_of[found])
+        pieces.append(rows.filter(pa.array(found)).select(names) if len(rows) == len(found) else rows.select(names))
+    schema = pa.schema([pa.field(name, descriptor.arrow_schema.field(name).type) for name in names])
+    stacked = pa.concat_tables([piece.cast(schema) for piece in pieces]).combine_chunks() if pieces else schema.empty_table()
+    index = np.zeros(checked.num_rows, np.int64)
+    if pieces:
+        index[np.concatenate(positions)] = np.arange(stacked.num_rows)
+    aligned = stacked.take(pa.array(index, mask=~found_mask)) if checked.num_rows else stacked
+    return aligned.append_column("_found", pa.array(found_mask))
+
+
+def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table:
+    """The distinct keys that have no row."""
+    names = list(table.descriptor.primary_key)
+    checked = _keys(table.descriptor, keys, table.descriptor.primary_key, "lookup")
+    missing = checked.filter(pc.invert(found["_found"]))
+    return missing.group_by(names, use_threads=False).aggregate([]).select(names)
+
+
+def prefix_lookup(buckets: Buckets, table: TableState, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+    """Rows whose key begins with the given bucket key, in the order of the prefixes, at most `limit` each."""
+    descriptor = table.descriptor
+    if not descriptor.is_prefix_lookup_possible:
+        raise UserError(
+            f"{descriptor.name} has no prefix lookup: its bucket key is not a proper prefix of its primary key",
+            where=descriptor.name,
+            next_step="Use lookup() with the whole key, or create the table with a shorter 'bucket.key'.",
+        )
+    needed = tuple(name for name in descriptor.primary_key if name in descriptor.partition_keys or name in descriptor.bucket_keys)
+    checked = _keys(descriptor, prefixes, needed, "prefix lookup")
+    names = _columns(descriptor, columns)
+    pieces: list[pa.Table] = []
+    order: list[np.ndarray] = []
+    for name, part, at in split(descriptor, checked, 0):
+        bucket = _bucket(buckets, table, name)
+        if bucket is None:
+            continue
+        rows, prefix_of_row = buckets.kv_of(bucket).prefix_get(part, limit)
+        pieces.append(rows.select(names))
+        order.append(prefix_of_row if at is None else at[prefix_of_row])
+    if not pieces:
+        return pa.schema([descriptor.arrow_schema.field(name) for name in names]).empty_table()
+    stacked = pa.concat_tables(pieces)
+    return stacked.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+
+
+def read(
+    buckets: Buckets, table: TableState, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None
+) -> pa.Table:
+    """Current rows, or the rows at an older version rebuilt from the changelog."""
+    names = _columns(table.descriptor, columns)
+    wanted = None if partitions is None else set(partitions)
+    pieces: list[pa.Table] = []
+    for bucket in buckets.of_table(table):
+        if wanted is not None and bucket.name.partition not in wanted:
+            continue
+        end = bucket.frames.end_offset
+        bound = end if at_version is None else bucket.frames.offset_at_version(at_version)
+        kv = buckets.kv_of(bucket) if bound == end else buckets.kv_until(bucket, bound)
+        pieces.append(buckets.rows_at(bucket, np.sort(kv.current_offsets()), names))
+    if not pieces:
+        return pa.schema([table.descriptor.arrow_schema.field(name) for name in names]).empty_table()
+    return pa.concat_tables(pieces)
+
+
+def count(buckets: Buckets, table: TableState) -> int:
+    if not table.descriptor.has_primary_key:
+        return sum(bucket.frames.end_offset - bucket.frames.start_offset for bucket in buckets.of_table(table))
+    return sum(buckets.kv_of(bucket).n_rows for bucket in buckets.of_table(table))
+
+
+def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list[CommitInfo]:
+    """Commits with rows, after a version, oldest first; their offset ranges come from the frame indexes."""
+    ranges: dict[int, dict[str, dict[TableBucket, tuple[int, int]]]] = {}
+    stamps: dict[int, int] = {}
+    for name, table in state.tables.items():
+        for bucket in buckets.of_table(table):
+            entries = bucket.frames.entries
+            first_new = int(np.searchsorted(entries["version"], after, side="right"))
+            for entry in bucket.frames.find(int(entries["base_offset"][first_new]), bucket.frames.end_offset)[:limit] if first_new < len(entries) else []:
+                by_bucket = ranges.setdefault(entry.version, {}).setdefault(name, {})
+                first, last = by_bucket.get(bucket.name, (entry.base_offset, entry.base_offset))
+                by_bucket[bucket.name] = (min(first, entry.base_offset), max(last, entry.end_offset))
+                stamps[entry.version] = entry.timestamp_ms
+    return [CommitInfo(version, stamps[version], ranges[version]) for version in sorted(ranges)[:limit]]
+
+
+def _bucket(buckets: Buckets, table: TableState, name: TableBucket) -> Bucket | None:
+    partition_id = table.partitions.get(name.partition) if table.descriptor.partition_keys else 0
+    return None if partition_id is None else buckets.get(BucketId(table.descriptor.table_id, partition_id, name.bucket))
+
+
+def _columns(descriptor: TableDescriptor, columns: Sequence[str] | None) -> list[str]:
+    known = descriptor.column_names
+    if columns is None:
+        return list(known)
+    for name in columns:
+        if name not in known:
+            raise SchemaMismatch(f"{descriptor.name} has no column {name}", where="columns", next_step=f"Its columns are {', '.join(known)}.")
+    return list(columns)
+
+
+def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], what: str) -> pa.Table:
+    if not descriptor.has_primary_key:
+        raise UserError(f"{descriptor.name} is a log table and has no {what}", where=descriptor.name, next_step="Use scan() to read its log.")
+    lacking = [name for name in needed if name not in keys.column_names]
+    if lacking:
+        raise SchemaMismatch(
+            f"{what} in {descriptor.name} lacks key column {lacking[0]}", where=descriptor.name, next_step=f"Give {', '.join(needed)}."
+        )
+    return conform(descriptor, keys.select(list(needed)), needed)

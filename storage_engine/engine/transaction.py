@@ -1,0 +1,203 @@
+"""Transaction: from operations to frames. Plans one commit against the state; nothing is visible before the log has it.
+
+Owner: engine/embedded.py, which holds the writer's lock from begin to publish.
+Data goes one way: rows -> conform -> route -> (merge) -> frame.
+Holds: an operation sees the rows of the operations before it in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.client.backend import Progress, WriteOp
+from storage_engine.engine.buckets import Bucket, Buckets, Staged
+from storage_engine.engine.routing import split
+from storage_engine.engine.state import CommitRecord, StoreState, TableState
+from storage_engine.errors import InvalidOption, ProgressConflict, SchemaMismatch, UserError
+from storage_engine.kv.bucket import KvBucket
+from storage_engine.log.frame_index import BucketId
+from storage_engine.log.frame import INSERT, EncodedFrame, encode_message, frame_of_message
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.rows import conform
+
+FRAME_ROWS_MAX = 65_536
+
+
+@dataclass
+class Transaction:
+    """One commit being planned. `frames` and `staged` grow with each operation, in the same order."""
+
+    state: StoreState
+    buckets: Buckets
+    record: CommitRecord
+    lock_readers: Callable[[], None]
+    frames: list[EncodedFrame] = field(default_factory=list)
+    staged: list[tuple[Bucket, Staged]] = field(default_factory=list)
+    applied: list[KvBucket] = field(default_factory=list)
+    _new_partitions: dict[tuple[int, str], int] = field(default_factory=dict)
+
+    def add_progress(self, progress: Progress) -> None:
+        """Move an owner's offsets. Errors: ProgressConflict when they are not what the owner expects."""
+        if progress.expected is not None:
+            recorded = self.state.progress.get(progress.owner)
+            if _without_zeros(recorded.offsets if recorded else {}) != _without_zeros(progress.expected):
+                raise ProgressConflict(
+                    f"{progress.owner} has moved: another process runs it, or this one is stale",
+                    where=progress.owner,
+                    next_step="Read its progress again and continue from there.",
+                )
+        self.record.progress.append(Progress(progress.owner, progress.offsets, None, progress.detail))
+
+    def add(self, op: WriteOp) -> None:
+        """Plan one operation. Errors: UnknownTable, SchemaMismatch, InvalidPartition, UserError; the transaction is then void."""
+        table = self.state.tables.get(op.table)
+        if table is None:
+            from storage_engine.client.store import unknown_table
+
+            raise unknown_table(op.table, self.state.tables)
+        descriptor = table.descriptor
+        if (op.kind == "append") == descriptor.has_primary_key:
+            verb = "upsert or delete" if descriptor.has_primary_key else "append"
+            kind = "primary-key" if descriptor.has_primary_key else "log"
+            raise UserError(f"{op.kind} does not fit {op.table}, a {kind} table", where=op.table, next_step=f"Use {verb}.")
+        columns = self._target_columns(descriptor, op)
+        rows = conform(descriptor, op.rows, _conformed_columns(descriptor, op, columns))
+        for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
+            bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
+            bucket = self.buckets.get_or_create(bucket_id, name.partition)
+            if op.kind == "append":
+                for begin in range(0, part.num_rows, FRAME_ROWS_MAX):
+                    self._stage(table, bucket, part.slice(begin, FRAME_ROWS_MAX), None)
+            else:
+                self._change(table, bucket, op, part, columns)
+
+    def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
+        if bucket.staged:
+            self._apply_early(bucket)
+        kv = self.buckets.kv_of(bucket)
+        plan = kv.plan_upsert(part, columns) if op.kind == "upsert" else kv.plan_delete(part, columns)
+        rows = plan.rows
+        if rows.num_rows == 0:
+            return
+        if table.descriptor.auto_increment_column is not None:
+            rows = self._assign_ids(table, rows, plan.change_types)
+        self._stage(table, bucket, rows, plan.change_types)
+
+    def _apply_early(self, bucket: Bucket) -> None:
+        """Let the bucket's index see what is staged; readers wait until the commit ends, and rollback() takes it back."""
+        self.lock_readers()
+        kv = self.buckets.kv_of(bucket)
+        if kv not in self.applied:
+            kv.begin()
+            self.applied.append(kv)
+        for staged_bucket, staged in self.staged:
+            if staged_bucket is bucket and staged.change_types is not None and not staged.is_applied:
+                kv.apply(staged.change_types, pa.Table.from_batches([staged.batch]), staged.base_offset)
+                staged.is_applied = True
+
+    def _assign_ids(self, table: TableState, rows: pa.Table, change_types: np.ndarray) -> pa.Table:
+        column = table.descriptor.auto_increment_column
+        assert column is not None
+        inserted = np.flatnonzero(change_types == INSERT)
+        if len(inserted) == 0:
+            return rows
+        index = rows.schema.get_field_index(column)
+        last = self.record.counters.get(table.descriptor.table_id, table.last_id)
+        kept = rows.column(index)
+        values = np.array(kept.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+        values[inserted] = np.arange(last + 1, last + 1 + len(inserted))
+        self.record.counters[table.descriptor.table_id] = last + len(inserted)
+        return rows.set_column(index, rows.schema.field(index), pa.array(values).cast(kept.type))
+
+    def _stage(self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None) -> None:
+        descriptor = table.descriptor
+        batch = one_batch(rows)
+        compression, level = compression_of(descriptor)
+        base_offset = bucket.next_offset
+        frame = frame_of_message(
+            encode_message(batch, compression, level),
+            batch.num_rows,
+            table_id=descriptor.table_id,
+            partition_id=bucket.id.partition_id,
+            bucket=bucket.id.bucket,
+            schema_id=descriptor.schema_id,
+            base_offset=base_offset,
+            timestamp_ms=self.record.timestamp_ms,
+            change_types=change_types,
+        )
+        staged = Staged(base_offset, batch, change_types)
+        bucket.staged.append(staged)
+        self.frames.append(frame)
+        self.staged.append((bucket, staged))
+
+    def _partition_id(self, table: TableState, partition: str) -> int:
+        if not table.descriptor.partition_keys:
+            return 0
+        known = table.partitions.get(partition)
+        if known is not None:
+            return known
+        key = (table.descriptor.table_id, partition)
+        if key not in self._new_partitions:
+            self._new_partitions[key] = self.state.next_partition_id + len(self._new_partitions)
+            self.record.partitions.append((*key, self._new_partitions[key]))
+        return self._new_partitions[key]
+
+    @staticmethod
+    def _target_columns(descriptor: TableDescriptor, op: WriteOp) -> tuple[str, ...] | None:
+        """The columns an operation writes; None means all of them. An auto-increment column is never among them."""
+        auto = descriptor.auto_increment_column
+        if op.kind != "upsert" or auto is None:
+            return op.columns
+        given = op.columns if op.columns is not None else tuple(op.rows.column_names)
+        if auto in given:
+            raise SchemaMismatch(
+                f"{auto} is assigned by the store and cannot be written", where=op.table, next_step=f"Leave {auto} out of the rows."
+            )
+        return given
+
+    def void(self) -> None:
+        """Take back everything: staged rows are forgotten, indexes are as before."""
+        for kv in self.applied:
+            kv.rollback()
+        for bucket, _ in self.staged:
+            bucket.staged.clear()
+
+
+def _conformed_columns(descriptor: TableDescriptor, op: WriteOp, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if op.kind != "delete":
+        return columns
+    return descriptor.primary_key
+
+
+def _without_zeros(offsets: object) -> dict[str, dict[object, int]]:
+    return {t: kept for t, by_bucket in dict(offsets).items() if (kept := {b: n for b, n in by_bucket.items() if n})}  # type: ignore[call-overload]
+
+
+def one_batch(rows: pa.Table) -> pa.RecordBatch:
+    """The rows as one record batch."""
+    batches = rows.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=rows.schema)
+
+
+def compression_of(descriptor: TableDescriptor) -> tuple[str, int | None]:
+    """Codec of a table's frames when they are written: as the table says, else lz4 for logs and none for changelogs.
+
+    A changelog is read by row for lookups and merges: uncompressed frames decode from the mapped file without a copy.
+    """
+    option = descriptor.options.get("table.log.arrow.compression.type")
+    if option is None:
+        return ("none", None) if descriptor.has_primary_key else ("lz4", None)
+    name = option.lower()
+    if name == "zstd":
+        return "zstd", int(descriptor.options.get("table.log.arrow.compression.zstd.level", "3"))
+    if name in ("lz4_frame", "lz4"):
+        return "lz4", None
+    if name == "none":
+        return "none", None
+    raise InvalidOption(f"compression {option} is unknown", where=descriptor.name, next_step="Use ZSTD, LZ4_FRAME or NONE.")
+
+

@@ -1,0 +1,101 @@
+"""The layers hold: imports point down, doors are free of logic, modules say what they are and stay small."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ["storage_engine", "query_engine", "spark_jobs", "flashlake", "resources", "assets", "definitions"]
+BELOW = {
+    "storage_engine": set(),
+    "query_engine": {"storage_engine"},
+    "spark_jobs": {"storage_engine"},
+    "flashlake": {"storage_engine", "query_engine", "spark_jobs"},
+    "resources": {"storage_engine", "query_engine", "spark_jobs", "flashlake"},
+    "assets": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources"},
+    "definitions": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources", "assets"},
+}
+STORE_ROOMS = ["errors", "schema", "api", "log", "kv", "engine", "client", "stream", "lake", "server", "connection"]
+LINES_MAX = 520
+
+
+def modules() -> list[Path]:
+    return sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
+
+
+def imports(path: Path) -> list[tuple[int, str]]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.append((node.lineno, node.module))
+    return found
+
+
+def top_level_imports(path: Path) -> list[tuple[int, str]]:
+    """Imports outside functions and TYPE_CHECKING blocks: what loading the module loads."""
+    found = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.append((node.lineno, node.module))
+    return found
+
+
+def test_there_is_code_to_check() -> None:
+    assert len(modules()) > 50
+
+
+def test_no_layer_imports_a_higher_one() -> None:
+    upward = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in modules()
+        for line, name in imports(path)
+        if (root := name.split(".")[0]) in LAYERS and root != (layer := path.relative_to(ROOT).parts[0]) and root not in BELOW[layer]
+    ]
+    assert upward == []
+
+
+def test_rooms_of_the_store_import_only_rooms_below_them() -> None:
+    upward = []
+    for path in sorted((ROOT / "storage_engine").rglob("*.py")):
+        parts = path.relative_to(ROOT / "storage_engine").parts
+        room = parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        for line, name in top_level_imports(path):
+            if not name.startswith("storage_engine."):
+                continue
+            other = name.split(".")[1]
+            if STORE_ROOMS.index(other) > STORE_ROOMS.index(room):
+                upward.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
+    assert upward == []
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_each_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), f"{path} has no header"
+
+
+def test_no_module_outgrows_its_room(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = sorted(((path.read_text().count("\n"), str(path.relative_to(ROOT))) for path in modules()), reverse=True)
+    with capsys.disabled():
+        print("\nlongest modules: " + ", ".join(f"{name} {lines}" for lines, name in sizes[:10]))
+    assert [name for lines, name in sizes if lines > LINES_MAX] == []
+
+
+def test_spark_code_runs_under_connect_too() -> None:
+    """No driver-only handles: the same code must run against a Spark Connect server."""
+    forbidden = ("._jvm", "._jsc", ".sparkContext", ".rdd")
+    hits = [
+        f"{path.relative_to(ROOT)}: {word}"
+        for path in sorted((ROOT / "spark_jobs").rglob("*.py"))
+        for word in forbidden
+        if word in path.read_text()
+    ]
+    assert hits == []
