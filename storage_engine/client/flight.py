@@ -1,0 +1,324 @@
+"""FlightBackend: a store behind flashlake://host:port. It answers the Backend protocol by carrying each call over Arrow Flight.
+
+Control calls are actions (JSON both ways); calls that carry rows use kept-open lanes; fetch and read are streams.
+Holds: a call that may safely be sent twice is sent again after a broken connection, until `retry_s` is over. Commits are such calls:
+each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
+Never: caches anything that the server owns.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.flight as fl
+
+from storage_engine.client.backend import CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
+from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
+from storage_engine.client.wire import (
+    PROTOCOL_VERSION,
+    Call,
+    Reply,
+    decode_commit_info,
+    decode_error,
+    decode_frames,
+    decode_offsets,
+    decode_progress,
+    decode_reply,
+    encode_call,
+    encode_commit,
+    encode_ranges,
+)
+from storage_engine.errors import InvalidConfiguration, StoreUnavailable, UnsupportedFormatVersion
+from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+
+DEFAULT_PORT = 9650
+ERROR_KEY = b"flashlake-error"
+_CALL_TIMEOUT_S = 60.0
+_AWAIT_SLICE_S = 10.0
+_RETRY_FIRST_S = 0.02
+_RETRY_MAX_S = 0.5
+# A channel of its own per client: gRPC shares connections and their reconnect back-off between equal channels otherwise.
+_CHANNEL = [
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 500),
+]
+
+T = TypeVar("T")
+
+
+class FlightBackend:
+    """A client of one server; any number of threads may use it."""
+
+    def __init__(self, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> None:
+        """Connect, and learn what the server can do.
+
+        connect_s  how long to wait for a first answer
+        retry_s    how long a later call that may be repeated is repeated when the server does not answer
+        Errors: StoreUnavailable naming the address; UnsupportedFormatVersion for a server of another protocol.
+        """
+        self.url = url
+        self._address = parse_url(url)
+        self._retry_s = retry_s
+        self._lock = threading.Lock()
+        self._writers = WriterPool()
+        self._is_closed = False
+        self._client = self._new_client()
+        hello = self._retried(lambda: self._action("hello", timeout_s=connect_s), is_repeatable=True, retry_s=connect_s)
+        if hello["protocol"] != PROTOCOL_VERSION:
+            self.close()
+            raise UnsupportedFormatVersion(
+                f"the server speaks protocol {hello['protocol']}, this client {PROTOCOL_VERSION}",
+                where=url,
+                next_step="Use the same Flashlake version at both ends.",
+            )
+        self.capabilities = frozenset(hello["capabilities"])
+
+    @classmethod
+    def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> FlightBackend:
+        return cls(url, connect_s=connect_s, retry_s=retry_s)
+
+    # catalog
+    def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor:
+        created = self._control(
+            "create_table", {"descriptor": descriptor.to_json(), "if_not_exists": if_not_exists}, is_repeatable=if_not_exists
+        )
+        return TableDescriptor.from_json(created)
+
+    def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        return TableDescriptor.from_json(self._control("alter_table", {"descriptor": descriptor.to_json()}, is_repeatable=False))
+
+    def drop_table(self, name: str, *, if_exists: bool) -> None:
+        self._control("drop_table", {"name": name, "if_exists": if_exists}, is_repeatable=if_exists)
+
+    def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
+        self._control("drop_partition", {"table": table, "partition": partition, "if_exists": if_exists}, is_repeatable=if_exists)
+
+    def tables(self) -> list[TableDescriptor]:
+        return [TableDescriptor.from_json(value) for value in self._control("tables")]
+
+    def partitions(self, table: str) -> list[str]:
+        return self._control("partitions", {"table": table})
+
+    def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
+        self._control("put_object", {"kind": kind, "name": name, "value": None if value is None else dict(value)})
+
+    def objects(self, kind: str) -> dict[str, dict[str, Any]]:
+        return self._control("objects", {"kind": kind})
+
+    # writes
+    def commit(self, request: CommitRequest) -> CommitResult:
+        with self._writers.borrow() as writer:
+            is_ours = request.write_id is None
+            if is_ours:
+                request = replace(request, write_id=writer.next_write_id())
+            arguments, tables = encode_commit(request)
+            result = self._over_lane(writer, Call("commit", arguments, tables)).result
+        # a duplicate of an id that the caller did not choose is our own retry
+        return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)
+
+    # journal
+    def version(self) -> int:
+        return self._control("version")
+
+    def await_version(self, after: int, timeout_s: float) -> int:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(deadline - time.monotonic(), 0.0)
+            version: int = self._control("await_version", {"after": after, "timeout_s": min(left_s, _AWAIT_SLICE_S)})
+            if version > after or time.monotonic() >= deadline:
+                return version
+
+    def commits(self, after: int, limit: int) -> list[CommitInfo]:
+        return [decode_commit_info(value) for value in self._control("commits", {"after": after, "limit": limit})]
+
+    def progress(self, owner_prefix: str) -> dict[str, Progress]:
+        found = self._control("progress", {"owner_prefix": owner_prefix})
+        return {value["owner"]: decode_progress(value) for value in found}
+
+    # reads
+    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
+        return decode_offsets(self._control("offsets", {"table": table, "which": which, "at_version": at_version}))
+
+    def fetch(
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
+    ) -> Iterator[FetchedFrame]:
+        """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
+        left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
+        retry = _Retry(self._retry_s)
+        while left:
+            arguments = {"table": table, "ranges": encode_ranges(left), "columns": None if columns is None else list(columns)}
+            try:
+                for frame in self._stream_frames(Call("fetch", arguments)):
+                    end = frame.base_offset + frame.n_rows
+                    stop = left[frame.bucket][1]
+                    left[frame.bucket] = (min(end, stop), stop)
+                    retry = _Retry(self._retry_s)
+                    yield frame
+                return
+            except (LaneBroken, StoreUnavailable) as error:
+                self._reconnect_after(error, retry)
+                left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
+
+    def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
+        arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": insert_if_not_exists}
+        return self._table_over_lane(Call("lookup", arguments, [keys]))
+
+    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+        return self._table_over_lane(Call("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, [prefixes]))
+
+    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+        call = Call("read", {"table": table, "columns": _listed(columns), "partitions": _listed(partitions), "at_version": at_version})
+        return self._retried(lambda: self._read_stream(call), is_repeatable=True)
+
+    def count(self, table: str) -> int:
+        return self._control("count", {"table": table})
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._writers.close()
+        self._client.close()
+
+    # the wire
+    def _control(self, method: str, arguments: Mapping[str, Any] | None = None, *, is_repeatable: bool = True) -> Any:
+        return self._retried(lambda: self._action(method, arguments or {}), is_repeatable=is_repeatable)
+
+    def _action(self, method: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
+        (message,) = encode_call(Call(method, arguments or {}))
+        try:
+            results = list(self._client.do_action(fl.Action("call", message.header), fl.FlightCallOptions(timeout=timeout_s)))
+        except (pa.ArrowException, OSError) as error:
+            raise LaneBroken(_first_line(error)) from error
+        return decode_reply(json.loads(results[0].body.to_pybytes()), None).result
+
+    def _table_over_lane(self, call: Call) -> pa.Table:
+        with self._writers.borrow() as writer:
+            return self._over_lane(writer, call).tables[0]
+
+    def _over_lane(self, writer: Writer, call: Call) -> Reply:
+        return self._retried(lambda: self._call_lane(writer, call), is_repeatable=True)
+
+    def _call_lane(self, writer: Writer, call: Call) -> Reply:
+        if writer.lane is None:
+            writer.lane = Lane(self._client)
+        try:
+            return writer.lane.call(call)
+        finally:
+            if not writer.lane.is_usable:
+                writer.disconnect()
+
+    def _read_stream(self, call: Call) -> pa.Table:
+        reader = self._open_stream(call)
+        metadata = reader.schema.metadata or {}
+        if ERROR_KEY in metadata:
+            raise decode_error(json.loads(metadata[ERROR_KEY]))
+        try:
+            return reader.read_all()
+        except (pa.ArrowException, OSError) as error:
+            raise LaneBroken(_first_line(error)) from error
+
+    def _stream_frames(self, call: Call) -> Iterator[FetchedFrame]:
+        reader = self._open_stream(call)
+        is_done = False
+        try:
+            while True:
+                try:
+                    received = reader.read_chunk()
+                except StopIteration:
+                    is_done = True
+                    return
+                except (pa.ArrowException, OSError) as error:
+                    raise LaneBroken(_first_line(error)) from error
+                if received.data.num_rows == 0:
+                    raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
+                yield from decode_frames(received.data, received.app_metadata)
+        finally:
+            if not is_done:
+                reader.cancel()
+
+    def _open_stream(self, call: Call) -> fl.FlightStreamReader:
+        (message,) = encode_call(call)
+        try:
+            return self._client.do_get(fl.Ticket(message.header))
+        except (pa.ArrowException, OSError) as error:
+            raise LaneBroken(_first_line(error)) from error
+
+    # connections
+    def _retried(self, attempt: Callable[[], T], *, is_repeatable: bool, retry_s: float | None = None) -> T:
+        retry = _Retry(self._retry_s if retry_s is None else retry_s)
+        while True:
+            try:
+                return attempt()
+            except StoreUnavailable as error:  # refused by a server that is stopping: nothing was done
+                self._reconnect_after(error, retry)
+            except LaneBroken as error:
+                if not is_repeatable:
+                    raise self._unavailable(f"the connection broke and the call may have been done: {error}") from error
+                self._reconnect_after(error, retry)
+
+    def _reconnect_after(self, error: Exception, retry: _Retry) -> None:
+        if self._is_closed:
+            raise StoreUnavailable("this store is closed", where=self.url, next_step="Connect again.") from error
+        if not retry.wait():
+            raise self._unavailable(f"no answer: {error}") from error
+        with self._lock:
+            self._client = self._new_client()
+
+    def _unavailable(self, what: str) -> StoreUnavailable:
+        next_step = "Is the server running? flashlake status says; flashlake up store starts it."
+        return StoreUnavailable(what, where=self.url, next_step=next_step)
+
+    def _new_client(self) -> fl.FlightClient:
+        host, port = self._address
+        return fl.FlightClient(f"grpc://{host}:{port}", generic_options=_CHANNEL)
+
+
+class _Retry:
+    """Waits longer from time to time, until a deadline."""
+
+    def __init__(self, retry_s: float) -> None:
+        self._deadline = time.monotonic() + retry_s
+        self._pause_s = _RETRY_FIRST_S
+
+    def wait(self) -> bool:
+        """Pause before another attempt; False when the time is over."""
+        if time.monotonic() + self._pause_s > self._deadline:
+            return False
+        time.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
+        return True
+
+
+def parse_url(url: str) -> tuple[str, int]:
+    """Host and port of a server's address; the port defaults to DEFAULT_PORT.
+
+    Errors: InvalidConfiguration.
+
+    >>> parse_url("flashlake://[::1]:9650")
+    ('[::1]', 9650)
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme != "flashlake" or not parts.hostname or port == -1 or parts.path.strip("/"):
+        raise InvalidConfiguration(f"{url} is not the address of a server", where="store url", next_step="Write flashlake://host:port.")
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return host, DEFAULT_PORT if port is None else port
+
+
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0].split(". gRPC client debug context")[0]

@@ -1,0 +1,97 @@
+"""Stored frames on the wire: a FetchedFrame's message passes as a binary cell; nobody on the way looks into it.
+
+Shapes: one row per frame. The lists of columns, which repeat from frame to frame, stand once in the batch's JSON header.
+Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.client.backend import FetchedFrame
+from storage_engine.schema.descriptor import TableBucket
+
+FRAME_SCHEMA = pa.schema(
+    [
+        pa.field("partition", pa.string(), nullable=False),
+        pa.field("bucket", pa.int32(), nullable=False),
+        pa.field("base_offset", pa.int64(), nullable=False),
+        pa.field("n_rows", pa.int64(), nullable=False),
+        pa.field("timestamp_ms", pa.int64(), nullable=False),
+        pa.field("schema_id", pa.int32(), nullable=False),
+        pa.field("columns_ref", pa.int32(), nullable=False),
+        pa.field("n_message_bytes", pa.int64(), nullable=False),
+        pa.field("change_types", pa.large_binary()),
+        pa.field("message", pa.large_binary(), nullable=False),
+    ]
+)
+_ALIGNMENT = 64
+
+
+def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Buffer]:
+    """At least one frame -> one batch of FRAME_SCHEMA and its header."""
+    references: dict[tuple[str, ...], int] = {}
+    columns_ref = [references.setdefault(frame.columns, len(references)) for frame in frames]
+    arrays = [
+        pa.array([frame.bucket.partition for frame in frames], pa.string()),
+        pa.array([frame.bucket.bucket for frame in frames], pa.int32()),
+        pa.array([frame.base_offset for frame in frames], pa.int64()),
+        pa.array([frame.n_rows for frame in frames], pa.int64()),
+        pa.array([frame.timestamp_ms for frame in frames], pa.int64()),
+        pa.array([frame.schema_id for frame in frames], pa.int32()),
+        pa.array(columns_ref, pa.int32()),
+        pa.array([frame.message.size for frame in frames], pa.int64()),
+        pa.array([frame.change_types for frame in frames], pa.large_binary()),
+        _message_cells([frame.message for frame in frames]),
+    ]
+    header = json.dumps({"columns": [list(columns) for columns in references]}).encode()
+    return pa.RecordBatch.from_arrays(arrays, schema=FRAME_SCHEMA), pa.py_buffer(header)
+
+
+def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedFrame]:
+    """The inverse of encode_frames."""
+    columns = [tuple(names) for names in json.loads(header.to_pybytes())["columns"]]
+    values = [batch.column(index).to_pylist() for index in range(len(FRAME_SCHEMA) - 1)]
+    messages = batch.column(len(FRAME_SCHEMA) - 1)
+    _, offsets_buffer, data = messages.buffers()
+    assert offsets_buffer is not None, "a batch of frames has at least one"
+    assert data is not None, "a frame has a message"
+    starts = np.frombuffer(offsets_buffer, np.int64)[messages.offset : messages.offset + len(messages)].tolist()
+    data = _aligned(data)
+    for row in zip(*values, starts, strict=True):
+        partition, bucket, base_offset, n_rows, timestamp_ms, schema_id, ref, n_bytes, change_types, start = row
+        yield FetchedFrame(
+            bucket=TableBucket(partition, bucket),
+            base_offset=base_offset,
+            n_rows=n_rows,
+            timestamp_ms=timestamp_ms,
+            schema_id=schema_id,
+            columns=columns[ref],
+            change_types=change_types,
+            message=data.slice(start, n_bytes),
+        )
+
+
+def _message_cells(messages: Sequence[pa.Buffer]) -> pa.LargeBinaryArray:
+    if len(messages) == 1:
+        offsets, data = np.array([0, messages[0].size], np.int64), messages[0]
+    else:
+        sizes = np.array([message.size for message in messages], np.int64)
+        offsets = np.concatenate(([0], np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)))
+        data = pa.allocate_buffer(int(offsets[-1]))
+        view = memoryview(data)
+        for start, message in zip(offsets.tolist(), messages, strict=False):
+            view[start : start + message.size] = memoryview(message)
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(messages), [None, pa.py_buffer(offsets), data])
+
+
+def _aligned(data: pa.Buffer) -> pa.Buffer:
+    if data.address % _ALIGNMENT == 0:
+        return data
+    copy = pa.allocate_buffer(data.size)
+    memoryview(copy)[:] = memoryview(data)
+    return copy

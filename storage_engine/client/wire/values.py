@@ -1,0 +1,107 @@
+"""Values of the Backend protocol as JSON values, and back.
+
+Holds: each encode_ is undone by its decode_; a bucket is written "partition/bucket" (TableBucket's own text).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from storage_engine.client.backend import CommitInfo, CommitRequest, Progress, WriteId, WriteOp
+from storage_engine.schema.descriptor import Offsets, TableBucket
+
+Ranges = Mapping[TableBucket, tuple[int, int]]
+
+
+def encode_offsets(offsets: Offsets) -> dict[str, int]:
+    """Offsets by the text of their bucket.
+
+    >>> encode_offsets({TableBucket("2017-01-01", 3): 42})
+    {'2017-01-01/3': 42}
+    """
+    return {str(bucket): int(offset) for bucket, offset in offsets.items()}
+
+
+def decode_offsets(value: Mapping[str, int]) -> Offsets:
+    return {TableBucket.parse(text): offset for text, offset in value.items()}
+
+
+def encode_ranges(ranges: Ranges) -> dict[str, list[int]]:
+    """Half-open offset ranges per bucket."""
+    return {str(bucket): [int(start), int(stop)] for bucket, (start, stop) in ranges.items()}
+
+
+def decode_ranges(value: Mapping[str, Sequence[int]]) -> dict[TableBucket, tuple[int, int]]:
+    return {TableBucket.parse(text): (start, stop) for text, (start, stop) in value.items()}
+
+
+def encode_progress(progress: Progress) -> dict[str, Any]:
+    return {
+        "owner": progress.owner,
+        "offsets": _encode_by_table(progress.offsets),
+        "expected": None if progress.expected is None else _encode_by_table(progress.expected),
+        "detail": dict(progress.detail),
+    }
+
+
+def decode_progress(value: Mapping[str, Any]) -> Progress:
+    expected = value["expected"]
+    return Progress(
+        owner=value["owner"],
+        offsets=_decode_by_table(value["offsets"]),
+        expected=None if expected is None else _decode_by_table(expected),
+        detail=value["detail"],
+    )
+
+
+def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
+    return {
+        "version": info.version,
+        "timestamp_ms": info.timestamp_ms,
+        "ranges": {table: encode_ranges(ranges) for table, ranges in info.ranges.items()},
+        "owners": list(info.owners),
+    }
+
+
+def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
+    return CommitInfo(
+        version=value["version"],
+        timestamp_ms=value["timestamp_ms"],
+        ranges={table: decode_ranges(ranges) for table, ranges in value["ranges"].items()},
+        owners=tuple(value["owners"]),
+    )
+
+
+def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table]]:
+    """A commit as arguments and one table per operation, in the order of the operations."""
+    write_id = request.write_id
+    arguments = {
+        "ops": [{"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)} for op in request.ops],
+        "progress": [encode_progress(progress) for progress in request.progress],
+        "write_id": None if write_id is None else [write_id.writer, write_id.sequence],
+    }
+    return arguments, [op.rows for op in request.ops]
+
+
+def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table]) -> CommitRequest:
+    ops = [
+        WriteOp(op["table"], op["kind"], rows, None if op["columns"] is None else tuple(op["columns"]))
+        for op, rows in zip(arguments["ops"], tables, strict=True)
+    ]
+    write_id = arguments["write_id"]
+    return CommitRequest(
+        ops=ops,
+        progress=[decode_progress(progress) for progress in arguments["progress"]],
+        write_id=None if write_id is None else WriteId(write_id[0], write_id[1]),
+    )
+
+
+def _encode_by_table(by_table: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:
+    return {table: encode_offsets(offsets) for table, offsets in by_table.items()}
+
+
+def _decode_by_table(value: Mapping[str, Mapping[str, int]]) -> dict[str, Offsets]:
+    return {table: decode_offsets(offsets) for table, offsets in value.items()}
