@@ -99,7 +99,7 @@ class TableDescriptor:
 
     @property
     def merge_engine(self) -> str:
-        """"last_row" (default) or "aggregation"."""
+        """The merge engine: "last_row" (default) or "aggregation"."""
         return self.options.get("table.merge-engine", "last_row")
 
     @property

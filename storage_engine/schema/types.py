@@ -25,7 +25,9 @@ _FIXED: dict[str, pa.DataType] = {
     "DATE": pa.date32(),
     "TIME": pa.time32("ms"),
 }
-_PARAMETRIC = re.compile(r"^(CHAR|VARCHAR|BINARY|VARBINARY|DECIMAL|NUMERIC|TIME|TIMESTAMP|TIMESTAMP_LTZ)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?$")
+_PARAMETRIC = re.compile(
+    r"^(CHAR|VARCHAR|BINARY|VARBINARY|DECIMAL|NUMERIC|TIME|TIMESTAMP|TIMESTAMP_LTZ)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?$"
+)
 
 
 def arrow_type(sql_type: str) -> pa.DataType:
@@ -36,20 +38,34 @@ def arrow_type(sql_type: str) -> pa.DataType:
     >>> arrow_type("DECIMAL(12, 2)"), arrow_type("TIMESTAMP(3)")
     (Decimal128Type(decimal128(12, 2)), TimestampType(timestamp[ms]))
     """
-    name = sql_type.strip().upper()
+    name = " ".join(sql_type.split()).upper()
     if name in _FIXED:
         return _FIXED[name]
     match = _PARAMETRIC.match(name)
     if match is None:
-        raise StatementRefused(f"type {sql_type} is not supported", where="column type", next_step="Use one of: " + ", ".join(sorted(_FIXED)) + ", CHAR(n), VARCHAR(n), DECIMAL(p, s), TIMESTAMP(p), TIMESTAMP_LTZ(p).")
+        known = ", ".join(sorted(_FIXED)) + ", CHAR(n), VARCHAR(n), DECIMAL(p, s), TIMESTAMP(p), TIMESTAMP_LTZ(p)"
+        raise StatementRefused(f"type {sql_type} is not supported", where="column type", next_step=f"Use one of: {known}.")
     base, first, second = match.group(1), match.group(2), match.group(3)
+    if second is not None and base not in ("DECIMAL", "NUMERIC"):
+        raise StatementRefused(f"type {sql_type}: {base} has one parameter", where="column type", next_step=f"Write {base}({first}).")
     if base in ("CHAR", "VARCHAR"):
         return pa.string()
     if base in ("BINARY", "VARBINARY"):
         return pa.binary()
     if base in ("DECIMAL", "NUMERIC"):
-        return pa.decimal128(int(first or 10), int(second or 0))
+        return _decimal_type(sql_type, int(first or 10), int(second or 0))
     if base == "TIME":
+        if int(first or 0) > 3:
+            raise StatementRefused(f"type {sql_type}: times are kept to the millisecond", where="column type", next_step="Write TIME(3).")
         return pa.time32("ms")
-    unit = "ms" if first is not None and int(first) <= 3 else "us"
-    return pa.timestamp(unit, tz="UTC" if base == "TIMESTAMP_LTZ" else None)
+    precision = int(first) if first is not None else 6
+    if precision > 6:
+        raise StatementRefused(f"type {sql_type}: instants are kept to the microsecond", where="column type", next_step=f"Write {base}(6).")
+    return pa.timestamp("ms" if precision <= 3 else "us", tz="UTC" if base == "TIMESTAMP_LTZ" else None)
+
+
+def _decimal_type(sql_type: str, precision: int, scale: int) -> pa.DataType:
+    if not (1 <= precision <= 38 and scale <= precision):
+        remedy = "Precision is 1 to 38, scale at most the precision: DECIMAL(12, 2)."
+        raise StatementRefused(f"type {sql_type} is out of range", where="column type", next_step=remedy)
+    return pa.decimal128(precision, scale)

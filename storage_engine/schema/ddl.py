@@ -1,0 +1,307 @@
+"""DDL: Flink-dialect SQL text to statements.
+
+Owner: SqlSession (stream/), Store.execute and the asset loader call parse_statements.
+Holds: what is not understood is refused with its line and clause; nothing is skipped. CREATE TABLE comes out validated.
+Never: parses a SELECT (stream/plan.py, query_engine), touches a catalog, or fills in ${...} placeholders.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from storage_engine.errors import StatementRefused
+from storage_engine.schema import statements as st
+from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
+from storage_engine.schema.reader import Reader
+from storage_engine.schema.scanner import split_statements
+from storage_engine.schema.statements import Statement
+
+DEFAULT_DATABASE = "default"
+
+_INTERVAL_SECONDS = {"SECOND": 1, "MINUTE": 60, "HOUR": 3600, "DAY": 86_400}
+
+
+def parse_statements(sql: str, default_database: str = DEFAULT_DATABASE) -> list[Statement]:
+    """The statements of a text, in order; USE db changes the database of the names after it.
+
+    Errors: StatementRefused naming line and clause; InvalidOption for a WITH clause that is wrong.
+
+    >>> [type(statement).__name__ for statement in parse_statements("USE db; INSERT INTO t SELECT a FROM s;")]
+    ['Use', 'InsertInto']
+    """
+    database = default_database
+    parsed: list[Statement] = []
+    for tokens in split_statements(sql):
+        statement = _parse_one(Reader(sql, tokens, database))
+        if isinstance(statement, st.Use) and not statement.is_catalog:
+            database = statement.name
+        parsed.append(statement)
+    return parsed
+
+
+def _parse_one(reader: Reader) -> Statement:
+    for words, parse in _STATEMENTS:
+        if reader.take_words(*words):
+            reader.statement = " ".join(words)
+            statement = parse(reader)
+            reader.expect_end()
+            return statement
+    if reader.peek().upper in ("SELECT", "WITH", "VALUES") or reader.peek().text == "(":
+        return st.Query(**reader.place)
+    raise reader.refusal(
+        f"{reader.peek()} does not begin a statement",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE or STOP JOB.",
+    )
+
+
+def _create_database(reader: Reader) -> Statement:
+    if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
+    name = reader.database_name()
+    if reader.take_words("COMMENT"):
+        reader.string("COMMENT")
+    if reader.take_words("WITH"):
+        reader.options("WITH")
+    return st.CreateDatabase(name, if_not_exists, **reader.place)
+
+
+def _create_view(reader: Reader, *, temporary: bool = False) -> Statement:
+    if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
+    name = reader.table_name()
+    columns = reader.name_list("the view's columns") if reader.at("(") else None
+    comment = reader.string("COMMENT") if reader.take_words("COMMENT") else ""
+    reader.expect_word("AS", "CREATE VIEW name AS SELECT ...")
+    return st.CreateView(name, reader.rest_select(), temporary, comment, columns, if_not_exists, **reader.place)
+
+
+def _create_function(reader: Reader, *, temporary: bool = False) -> Statement:
+    if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
+    name = reader.plain_name("the function's name")
+    reader.expect_word("AS", "CREATE FUNCTION name AS 'module.function' LANGUAGE PYTHON")
+    target = reader.string("AS")
+    language = "JAVA"
+    if reader.take_words("LANGUAGE"):
+        token = reader.take()
+        language = token.upper
+        if language not in ("PYTHON", "JAVA", "SCALA", "SQL"):
+            raise reader.refusal(f"LANGUAGE {token} is not known", "Write LANGUAGE PYTHON.", token)
+    return st.CreateFunction(name, target, language, temporary, if_not_exists, **reader.place)
+
+
+def _create_materialized_view(reader: Reader) -> Statement:
+    if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
+    name = reader.table_name()
+    comment, partition_by, refresh, properties = "", (), None, {}
+    seen: set[str] = set()
+    while not reader.take_words("AS"):
+        clause = reader.peek()
+        if clause.upper in seen:
+            raise reader.refusal(f"{clause.upper} is written twice", "Write it once.", clause)
+        seen.add(clause.upper)
+        if reader.take_words("COMMENT"):
+            comment = reader.string("COMMENT")
+        elif reader.take_words("PARTITION", "BY"):
+            partition_by = _partition_expressions(reader)
+        elif reader.take_words("REFRESH"):
+            refresh = _refresh(reader)
+        elif reader.take_words("PROPERTIES"):
+            properties = reader.options("PROPERTIES")
+        else:
+            raise reader.refusal(
+                f"{clause} is not a clause of a materialized view",
+                "Clauses: COMMENT, PARTITION BY, REFRESH, PROPERTIES, AS SELECT.",
+                clause,
+            )
+    return st.CreateMaterializedView(name, reader.rest_select(), partition_by, refresh, properties, comment, if_not_exists, **reader.place)
+
+
+def _partition_expressions(reader: Reader) -> tuple[str, ...]:
+    if reader.at("("):
+        reader.take()
+        expressions = reader.expressions_until(")")
+        reader.expect(")", "PARTITION BY")
+        return expressions
+    return (reader.expression_before("COMMENT", "REFRESH", "PROPERTIES", "AS"),)
+
+
+def _refresh(reader: Reader) -> float | None:
+    """None: by hand; 0.0: on each change; else the seconds of EVERY (INTERVAL n unit)."""
+    reader.take_words("IMMEDIATE") or reader.take_words("DEFERRED")
+    if reader.take_words("MANUAL"):
+        return None
+    reader.expect_word("ASYNC", "REFRESH ASYNC EVERY (INTERVAL 1 MINUTE), REFRESH ASYNC, or REFRESH MANUAL")
+    if reader.take_words("START"):
+        reader.expect("(", "START")
+        reader.string("START")
+        reader.expect(")", "START")
+    if not reader.take_words("EVERY"):
+        return 0.0
+    reader.expect("(", "EVERY")
+    reader.expect_word("INTERVAL", "EVERY (INTERVAL 1 MINUTE)")
+    amount = reader.take()
+    if amount.kind not in ("number", "string") or re.fullmatch(r"\d+(\.\d+)?", amount.value) is None or float(amount.value) <= 0:
+        raise reader.refusal(f"INTERVAL {amount} is not a positive number", "Write EVERY (INTERVAL 1 MINUTE).", amount)
+    unit = reader.take()
+    seconds = _INTERVAL_SECONDS.get(unit.upper.removesuffix("S"))
+    if seconds is None:
+        raise reader.refusal(f"{unit} is not a unit of time", "Use SECOND, MINUTE, HOUR or DAY.", unit)
+    reader.expect(")", "EVERY")
+    return float(amount.value) * seconds
+
+
+def _drop_table(reader: Reader) -> Statement:
+    if_exists = reader.take_words("IF", "EXISTS")
+    return st.DropTable(reader.table_name(), if_exists, **reader.place)
+
+
+def _drop_view(reader: Reader, *, temporary: bool = False, materialized: bool = False) -> Statement:
+    if_exists = reader.take_words("IF", "EXISTS")
+    return st.DropView(reader.table_name(), if_exists, temporary, materialized, **reader.place)
+
+
+def _drop_function(reader: Reader) -> Statement:
+    if_exists = reader.take_words("IF", "EXISTS")
+    return st.DropFunction(reader.plain_name("the function's name"), if_exists, **reader.place)
+
+
+def _alter_table(reader: Reader) -> Statement:
+    name = reader.table_name()
+    if reader.take_words("ADD"):
+        if reader.take_words("PARTITION"):
+            raise reader.refusal("ADD PARTITION is not needed", "A partition is created by its first row.")
+        reader.take_words("COLUMN")
+        return st.AlterTableAddColumn(name, _added_columns(reader), **reader.place)
+    if reader.take_words("SET"):
+        return st.AlterTableSet(name, reader.options("SET"), **reader.place)
+    if reader.take_words("DROP", "PARTITION"):
+        return st.DropPartition(name, reader.options("PARTITION", names_are_words=True), **reader.place)
+    if reader.take_words("DROP", "IF", "EXISTS", "PARTITION"):
+        return st.DropPartition(name, reader.options("PARTITION", names_are_words=True), if_exists=True, **reader.place)
+    raise reader.refusal(
+        f"ALTER TABLE ... {reader.peek()} is not supported",
+        "Supported: ADD column, SET ('key' = 'value'), DROP PARTITION (column = 'value').",
+    )
+
+
+def _added_columns(reader: Reader) -> tuple:
+    if not reader.at("("):
+        columns = [_added_column(reader)]
+    else:
+        reader.take()
+        columns = [_added_column(reader)]
+        while reader.at(","):
+            reader.take()
+            columns.append(_added_column(reader))
+        reader.expect(")", "ADD (...)")
+    return tuple(columns)
+
+
+def _added_column(reader: Reader):
+    column, is_key = parse_column(reader)
+    if is_key:
+        raise reader.refusal(f"column {column.name}: a primary key cannot be added", "Create a new table.")
+    if reader.peek().upper in ("FIRST", "AFTER"):
+        raise reader.refusal(f"ADD ... {reader.peek()} is not supported", "A column is added at the end: leave the position out.")
+    return column
+
+
+def _insert_into(reader: Reader) -> Statement:
+    table = reader.table_name()
+    hints = reader.hint_options()
+    columns = None
+    if reader.at("(") and reader.peek(1).upper not in ("SELECT", "WITH", "VALUES"):
+        columns = reader.name_list("the target columns")
+        hints = hints or reader.hint_options()
+    if reader.take_words("PARTITION"):
+        raise reader.refusal("INSERT INTO ... PARTITION (...) is not supported", "Select the partition column like any other.")
+    return st.InsertInto(table, columns, reader.rest_select(), hints, **reader.place)
+
+
+def _set(reader: Reader) -> Statement:
+    token = reader.take()
+    if token.kind not in ("string", "word", "quoted"):
+        raise reader.refusal(f"SET needs an option, found {token}", "Write SET 'key' = 'value'.", token)
+    key = token.value
+    while token.kind == "word" and (reader.at(".") or reader.at("-")):
+        key += reader.take().text + reader.take().text
+    reader.expect("=", "SET")
+    value = reader.take()
+    if value.kind not in ("string", "word", "number", "quoted"):
+        raise reader.refusal(f"SET '{key}' needs a value, found {value}", "Write SET 'key' = 'value'.", value)
+    return st.SetOption(key, value.value, **reader.place)
+
+
+def _use(reader: Reader) -> Statement:
+    return st.Use(reader.database_name(), **reader.place)
+
+
+def _use_catalog(reader: Reader) -> Statement:
+    return st.Use(reader.plain_name("the catalog's name"), is_catalog=True, **reader.place)
+
+
+def _show_tables(reader: Reader) -> Statement:
+    database = reader.database_name() if reader.take_words("IN") or reader.take_words("FROM") else None
+    return st.ShowTables(database, **reader.place)
+
+
+def _named(make: Callable[..., Statement], read: Callable[[Reader], str]) -> Callable[[Reader], Statement]:
+    return lambda reader: make(read(reader), **reader.place)
+
+
+def _bare(make: Callable[..., Statement]) -> Callable[[Reader], Statement]:
+    return lambda reader: make(**reader.place)
+
+
+def _refused(what: str, remedy: str) -> Callable[[Reader], Statement]:
+    def parse(reader: Reader) -> Statement:
+        raise reader.refusal(what, remedy)
+
+    return parse
+
+
+_STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] = (
+    (("CREATE", "TABLE"), parse_create_table),
+    (("CREATE", "DATABASE"), _create_database),
+    (("CREATE", "SCHEMA"), _create_database),
+    (("CREATE", "MATERIALIZED", "VIEW"), _create_materialized_view),
+    (("CREATE", "TEMPORARY", "VIEW"), lambda reader: _create_view(reader, temporary=True)),
+    (("CREATE", "VIEW"), _create_view),
+    (("CREATE", "TEMPORARY", "SYSTEM", "FUNCTION"), lambda reader: _create_function(reader, temporary=True)),
+    (("CREATE", "TEMPORARY", "FUNCTION"), lambda reader: _create_function(reader, temporary=True)),
+    (("CREATE", "FUNCTION"), _create_function),
+    (
+        ("CREATE", "TEMPORARY", "TABLE"),
+        _refused("CREATE TEMPORARY TABLE is not supported", "Create a table, and drop it when it is no longer needed."),
+    ),
+    (("DROP", "TABLE"), _drop_table),
+    (("DROP", "MATERIALIZED", "VIEW"), lambda reader: _drop_view(reader, materialized=True)),
+    (("DROP", "TEMPORARY", "VIEW"), lambda reader: _drop_view(reader, temporary=True)),
+    (("DROP", "VIEW"), _drop_view),
+    (("DROP", "TEMPORARY", "FUNCTION"), _drop_function),
+    (("DROP", "FUNCTION"), _drop_function),
+    (("ALTER", "TABLE"), _alter_table),
+    (("INSERT", "INTO"), _insert_into),
+    (("INSERT", "OVERWRITE"), _refused("INSERT OVERWRITE is not supported", "Use INSERT INTO; a backfill rewrites partitions.")),
+    (("DELETE",), _refused("DELETE is not supported", "Delete by key with Table.delete(keys).")),
+    (
+        ("UPDATE",),
+        _refused("UPDATE is not supported", "INSERT INTO a table with a primary key replaces rows; name columns to change only those."),
+    ),
+    (("SET",), _set),
+    (("USE", "CATALOG"), _use_catalog),
+    (("USE",), _use),
+    (("SHOW", "TABLES"), _show_tables),
+    (("SHOW", "DATABASES"), _bare(st.ShowDatabases)),
+    (("SHOW", "VIEWS"), _bare(st.ShowViews)),
+    (("SHOW", "JOBS"), _bare(st.ShowJobs)),
+    (("SHOW", "CREATE", "TABLE"), _named(st.ShowCreateTable, Reader.table_name)),
+    (("SHOW", "PARTITIONS"), _named(st.ShowPartitions, Reader.table_name)),
+    (("REFRESH", "MATERIALIZED", "VIEW"), _named(st.RefreshMaterializedView, Reader.table_name)),
+    (("STOP", "JOB"), _named(st.StopJob, Reader.job_name)),
+    (("DESCRIBE", "JOB"), _named(st.DescribeJob, Reader.job_name)),
+    (("DESC", "JOB"), _named(st.DescribeJob, Reader.job_name)),
+    (("DESCRIBE",), _named(st.DescribeTable, Reader.table_name)),
+    (("DESC",), _named(st.DescribeTable, Reader.table_name)),
+)
+
+__all__ = ["DEFAULT_DATABASE", "parse_statements", "render_create_table"]

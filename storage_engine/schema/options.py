@@ -1,0 +1,284 @@
+"""Options: the table options known by name, their types, defaults and ranges.
+
+Owner: schema/validate.py checks a WITH clause with it; everyone else reads values with option_value().
+Holds: values stay strings in a descriptor, in one spelling each (true/false in small letters, enums as listed here),
+       so that two descriptors that mean the same are equal.
+Source: names and meaning are those of Apache Fluss; `asset.*` is free text for the orchestration and is kept as written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from storage_engine.errors import InvalidOption
+
+OptionKind = Literal["bool", "int", "duration", "string", "enum", "columns"]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One known option. `default` is text as in a WITH clause (None: unset); durations may be given as "30s".
+
+    alterable   ALTER TABLE ... SET may change it
+    notice      why the option has no effect in the bundled store; shown to the user, empty when it has one
+    """
+
+    name: str
+    kind: OptionKind
+    default: str | None
+    doc: str
+    choices: tuple[str, ...] = ()
+    low: int | None = None
+    high: int | None = None
+    alterable: bool = False
+    notice: str = ""
+
+
+_ONE_MACHINE = "this store runs on one machine, without replicas"
+
+KNOWN_OPTIONS: dict[str, Option] = {
+    option.name: option
+    for option in (
+        Option("bucket.num", "int", "1", "buckets per partition; fixed at creation", low=1, high=4096),
+        Option(
+            "bucket.key", "columns", None, "columns that route a row to a bucket; default: the primary key without the partition column"
+        ),
+        Option("auto-increment.fields", "columns", None, "the one column that the store fills with 1, 2, 3, ... for new keys"),
+        Option("table.auto-increment.cache-size", "int", "100000", "ids taken at once", low=1, high=1_000_000_000),
+        Option("table.merge-engine", "enum", None, "how a row merges with the stored one; unset: the last row wins", ("aggregation",)),
+        Option(
+            "table.delete.behavior", "enum", None, "what a delete does; unset: allow (aggregation: ignore)", ("allow", "ignore", "disable")
+        ),
+        Option("table.changelog.image", "enum", "full", "the changelog carries old and new rows", ("full",)),
+        Option("table.log.format", "enum", "arrow", "how log frames are stored", ("arrow",)),
+        Option(
+            "table.kv.format", "enum", "compacted", "how Fluss stores rows", ("compacted", "indexed"), notice="rows are stored as Arrow"
+        ),
+        Option(
+            "table.log.arrow.compression.type",
+            "enum",
+            None,
+            "compression of stored frames; unset: lz4 for logs, none for changelogs",
+            ("none", "lz4_frame", "zstd"),
+        ),
+        Option("table.log.arrow.compression.zstd.level", "int", "3", "effort of zstd", low=1, high=22),
+        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True),
+        Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time"),
+        Option("table.auto-partition.key", "columns", None, "the partition column that names the time"),
+        Option("table.auto-partition.time-unit", "enum", "day", "length of a partition", ("hour", "day", "month", "quarter", "year")),
+        Option("table.auto-partition.time-format", "string", None, "how a partition is named; default by the unit, for example yyyyMMdd"),
+        Option("table.auto-partition.time-zone", "string", None, "zone in which partitions begin; default: the system's"),
+        Option("table.auto-partition.num-precreate", "int", "2", "future partitions to create", low=0, high=1000, alterable=True),
+        Option(
+            "table.auto-partition.num-retention",
+            "int",
+            "7",
+            "past partitions to keep; -1 keeps all",
+            low=-1,
+            high=1_000_000,
+            alterable=True,
+        ),
+        Option("table.datalake.enabled", "bool", "false", "tier the table to the lake", alterable=True),
+        Option("table.datalake.freshness", "duration", "3min", "bound on the age of what is missing in the lake", alterable=True),
+        Option("table.datalake.format", "enum", "delta", "the lake's table format", ("delta",)),
+        Option("table.replication.factor", "int", "1", "copies on a cluster", low=1, high=100, notice=_ONE_MACHINE),
+    )
+}
+
+_NOT_IMPLEMENTED = frozenset(
+    """
+    table.statistics.columns table.kv.format-version table.merge-engine.versioned.ver-column table.log.local-ttl table.kv.ttl
+    table.kv.ttl.time-column table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
+    table.datalake.historical-partition.enabled table.kv.standby-replica.enabled
+    """.split()
+)
+_NOT_IMPLEMENTED_VALUES = {
+    "table.merge-engine": ("first_row", "versioned"),
+    "table.changelog.image": ("wal",),
+    "table.log.format": ("indexed", "compacted"),
+    "table.datalake.format": ("paimon", "iceberg", "lance", "hudi"),
+}
+AGGREGATE_FUNCTIONS = ("sum", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls", "rbm32")
+_NOT_IMPLEMENTED_FUNCTIONS = {"product", "listagg", "string_agg", "bool_and", "bool_or", "rbm64"}
+
+_FIELD_OPTION = re.compile(r"^fields\.(?P<column>.+)\.(?P<what>[a-z0-9_-]+)$")
+_DURATION = re.compile(r"^\s*(\d+)\s*([a-zA-Zµ]*)\s*$")
+_UNIT_MS = {
+    unit: ms
+    for ms, units in {
+        1: ("", "ms", "milli", "millis", "millisecond", "milliseconds"),
+        1_000: ("s", "sec", "secs", "second", "seconds"),
+        60_000: ("m", "min", "minute", "minutes"),
+        3_600_000: ("h", "hour", "hours"),
+        86_400_000: ("d", "day", "days"),
+    }.items()
+    for unit in units
+}
+
+
+def duration_ms(text: str, *, name: str = "duration", where: str = "options") -> int:
+    """A duration as milliseconds; a number without a unit is milliseconds, as in Flink.
+
+    Errors: InvalidOption for anything else than a whole number and one of ms, s, min, h, d (or their long names).
+
+    >>> duration_ms("30s"), duration_ms("3min"), duration_ms("1 h"), duration_ms("7d"), duration_ms("250")
+    (30000, 180000, 3600000, 604800000, 250)
+    """
+    match = _DURATION.match(text)
+    if match is None or match.group(2).lower() not in _UNIT_MS:
+        raise InvalidOption(
+            f"{name} = {text!r} is not a duration", where=where, next_step="Write a whole number and a unit: 500ms, 30s, 3min, 1h, 7d."
+        )
+    return int(match.group(1)) * _UNIT_MS[match.group(2).lower()]
+
+
+def parse_bool(text: str, *, name: str = "option", where: str = "options") -> bool:
+    """True or false in any capitals; InvalidOption for anything else."""
+    lowered = text.strip().lower()
+    if lowered not in ("true", "false"):
+        raise InvalidOption(f"{name} = {text!r} is neither true nor false", where=where, next_step="Write 'true' or 'false'.")
+    return lowered == "true"
+
+
+def parse_int(text: str, *, name: str = "option", where: str = "options", low: int | None = None, high: int | None = None) -> int:
+    """A whole number within [low, high]; InvalidOption for anything else."""
+    bounds = f"from {low} to {high}" if low is not None and high is not None else f"at least {low}" if low is not None else "as digits"
+    try:
+        value = int(text.strip())
+    except ValueError:
+        value = None
+    if value is None or (low is not None and value < low) or (high is not None and value > high):
+        raise InvalidOption(f"{name} = {text!r} is out of range", where=where, next_step=f"Write a whole number {bounds}.")
+    return value
+
+
+def split_columns(text: str) -> tuple[str, ...]:
+    """Column names of a list such as 'mm,order_source'; blanks around the commas do not count."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def check_options(options: Mapping[str, str], *, where: str, column_names: tuple[str, ...]) -> dict[str, str]:
+    """Every option known and in range, each value in its one spelling; the order is kept.
+
+    Errors: InvalidOption naming the option, its value and what it may be. Relations to columns are validate.py's concern.
+    """
+    return {name: _check_option(name, value, where, column_names) for name, value in options.items()}
+
+
+def check_alterable(options: Mapping[str, str], *, where: str, column_names: tuple[str, ...] = ()) -> dict[str, str]:
+    """The checked options of ALTER TABLE ... SET: only those that may change on a live table."""
+    checked = check_options(options, where=where, column_names=column_names)
+    for name in checked:
+        if not name.startswith("asset.") and not KNOWN_OPTIONS.get(name, _FIXED).alterable:
+            may = ", ".join([option.name for option in KNOWN_OPTIONS.values() if option.alterable] + ["asset.*"])
+            raise InvalidOption(f"{name} is fixed when the table is created", where=where, next_step=f"Options that may change: {may}.")
+    return checked
+
+
+def option_value(options: Mapping[str, str], name: str) -> Any:
+    """The typed value of a known option, its default where it is unset.
+
+    Meaning: bool, int, str; a duration is int milliseconds; columns are a tuple of names; None: unset, and there is no default.
+
+    >>> option_value({"table.datalake.freshness": "10s"}, "table.datalake.freshness"), option_value({}, "bucket.num")
+    (10000, 1)
+    """
+    option = KNOWN_OPTIONS[name]
+    text = options.get(name, option.default)
+    if text is None:
+        return None
+    match option.kind:
+        case "bool":
+            return parse_bool(text, name=name)
+        case "int":
+            return parse_int(text, name=name, low=option.low, high=option.high)
+        case "duration":
+            return duration_ms(text, name=name)
+        case "columns":
+            return split_columns(text)
+        case _:
+            return text
+
+
+def delete_behavior(options: Mapping[str, str]) -> Literal["allow", "ignore", "disable"]:
+    """What a delete does to a primary-key table with these options: allow, or by default ignore under aggregation."""
+    written = option_value(options, "table.delete.behavior")
+    return written or ("ignore" if options.get("table.merge-engine") == "aggregation" else "allow")
+
+
+def notices(options: Mapping[str, str]) -> list[str]:
+    """One sentence for each option that is accepted and has no effect here."""
+    known = [KNOWN_OPTIONS[name] for name in options if name in KNOWN_OPTIONS]
+    return [f"{option.name} has no effect: {option.notice}." for option in known if option.notice]
+
+
+_FIXED = Option("", "string", None, "an option that cannot be altered")
+
+
+def _check_option(name: str, value: str, where: str, column_names: tuple[str, ...]) -> str:
+    if "${" in value:
+        raise InvalidOption(f"{name} = {value!r} is a placeholder", where=where, next_step="Fill in its value.")
+    if name.startswith("asset.") and len(name) > len("asset."):
+        return value
+    if (field := _FIELD_OPTION.match(name)) is not None:
+        return _check_field_option(name, value, field, where, column_names)
+    option = KNOWN_OPTIONS.get(name)
+    if option is None:
+        raise _unknown(name, where)
+    match option.kind:
+        case "bool":
+            return "true" if parse_bool(value, name=name, where=where) else "false"
+        case "int":
+            return str(parse_int(value, name=name, where=where, low=option.low, high=option.high))
+        case "duration":
+            duration_ms(value, name=name, where=where)
+            return value.strip()
+        case "columns":
+            return ",".join(split_columns(value))
+        case "enum":
+            return _check_enum(option, value, where)
+        case _:
+            return value
+
+
+def _check_enum(option: Option, value: str, where: str) -> str:
+    lowered = value.strip().lower().replace("-", "_")
+    if (option.name, lowered) == ("table.merge-engine", "last_row"):
+        return lowered
+    if lowered in _NOT_IMPLEMENTED_VALUES.get(option.name, ()):
+        what = f"{option.name} = {value!r} is known to Fluss and not implemented in this store"
+        raise InvalidOption(what, where=where, next_step=f"Use {' or '.join(option.choices)}, or leave the option out.")
+    if lowered not in option.choices:
+        raise InvalidOption(
+            f"{option.name} = {value!r} is not a choice", where=where, next_step=f"Choose from: {', '.join(option.choices)}."
+        )
+    return lowered
+
+
+def _check_field_option(name: str, value: str, field: re.Match[str], where: str, column_names: tuple[str, ...]) -> str:
+    column, what = field.group("column"), field.group("what")
+    if column not in column_names:
+        raise InvalidOption(f"{name} names no column: {column!r}", where=where, next_step=f"Columns are: {', '.join(column_names)}.")
+    if what != "agg":
+        raise InvalidOption(f"{name} is not known", where=where, next_step=f"Write fields.{column}.agg; functions here have no parameters.")
+    function = value.strip().lower()
+    if function in _NOT_IMPLEMENTED_FUNCTIONS:
+        what = f"{name} = {value!r} is known to Fluss and not implemented in this store"
+        raise InvalidOption(what, where=where, next_step=f"Choose from: {', '.join(AGGREGATE_FUNCTIONS)}.")
+    if function not in AGGREGATE_FUNCTIONS:
+        raise InvalidOption(
+            f"{name} = {value!r} is not a function", where=where, next_step=f"Choose from: {', '.join(AGGREGATE_FUNCTIONS)}."
+        )
+    return function
+
+
+def _unknown(name: str, where: str) -> InvalidOption:
+    if name in _NOT_IMPLEMENTED:
+        return InvalidOption(f"{name} is known to Fluss and not implemented in this store", where=where, next_step="Leave it out.")
+    near = difflib.get_close_matches(name, KNOWN_OPTIONS, n=1, cutoff=0.6)
+    guess = f"Did you mean {near[0]}? " if near else ""
+    return InvalidOption(f"{name} is not a known option", where=where, next_step=guess + "Free options of your own begin with asset. .")
