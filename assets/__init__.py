@@ -1,0 +1,8 @@
+"""What the business has. One .sql file per table; a .py file where SQL cannot say it: here, tables that only the lake has."""
+
+from assets.dws.promotion_line import promotion_line
+from assets.ods.promotions import promotions
+
+LAKE_ASSETS = (promotions, promotion_line)
+
+__all__ = ["LAKE_ASSETS", "promotion_line", "promotions"]
