@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from storage_engine.client.backend import Backend, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
 from storage_engine.client.table import Table
 from storage_engine.errors import UnknownTable
@@ -109,20 +107,3 @@ def unknown_table(name: str, known: Mapping[str, Any]) -> UnknownTable:
     alike = difflib.get_close_matches(name, list(known), n=3)
     hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
     return UnknownTable(f"there is no table {name}", where="catalog", next_step=hint)
-
-
-def as_arrow(rows: Any) -> pa.Table:
-    """Anything Arrow-shaped as a pa.Table: Table, RecordBatch, reader, dict of lists, list of dicts, or pandas."""
-    if isinstance(rows, pa.Table):
-        return rows
-    if isinstance(rows, pa.RecordBatch):
-        return pa.Table.from_batches([rows])
-    if isinstance(rows, pa.RecordBatchReader):
-        return rows.read_all()
-    if isinstance(rows, dict):
-        return pa.table(rows)
-    if isinstance(rows, list):
-        return pa.Table.from_pylist(rows)
-    if hasattr(rows, "__arrow_c_stream__"):
-        return pa.table(rows)
-    return pa.Table.from_pandas(rows, preserve_index=False)

@@ -17,7 +17,8 @@ from storage_engine.client.backend import Backend, CommitRequest, CommitResult, 
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
-from storage_engine.schema.predicate import parse_predicate, partition_values
+from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
+from storage_engine.schema.rows import as_table, conform_keys
 
 if TYPE_CHECKING:
     from storage_engine.client.consumer import Consumer
@@ -61,9 +62,7 @@ class Table:
         return self._write("delete", keys, columns, write_id)
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
-        from storage_engine.client.store import as_arrow
-
-        op = WriteOp(self.name, kind, as_arrow(rows), None if columns is None else tuple(columns))
+        op = WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
         return self._backend.commit(CommitRequest((op,), (), write_id))
 
     # point reads
@@ -76,18 +75,15 @@ class Table:
         missing = "skip": keys without a row are left out. "null": one row per key, with a last column `_found`.
         insert_if_not_exists: a missing key becomes a row (other columns null, auto-increment assigned) and is returned.
         """
-        from storage_engine.client.store import as_arrow
-
-        found = self._backend.lookup(self.name, as_arrow(keys), columns, insert_if_not_exists=insert_if_not_exists)
+        checked = conform_keys(self.descriptor, keys)
+        found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
         if missing == "null":
             return found
         return found.filter(found["_found"]).drop_columns(["_found"])
 
     def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""
-        from storage_engine.client.store import as_arrow
-
-        return self._backend.prefix_lookup(self.name, as_arrow(prefixes), columns, limit)
+        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit)
 
     def read(self, columns: Sequence[str] | None = None, where: str | pc.Expression | None = None, *, at: int | None = None) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time."""
@@ -200,6 +196,10 @@ class Table:
 
     # columns and filters
 
+    def _as_table(self, rows: Any) -> pa.Table:
+        """Rows as Arrow; Python values are read in the types of the table's columns."""
+        return as_table(rows, {column.name: column.arrow for column in self.descriptor.columns}, where=f"table {self.name}")
+
     def _expression(self, where: str | pc.Expression | None) -> pc.Expression | None:
         return parse_predicate(where, self.descriptor.arrow_schema) if isinstance(where, str) else where
 
@@ -219,10 +219,7 @@ class Table:
             return list(columns)
         if not isinstance(where, str):
             return names
-        from sqlglot import exp, parse_one
-
-        used = {column.name for column in parse_one(where).find_all(exp.Column)}
-        return list(columns) + [name for name in names if name in used and name not in columns]
+        return list(columns) + [name for name in predicate_columns(where) if name in names and name not in columns]
 
     def _filtered(self, rows: pa.Table, where: str | pc.Expression | None, columns: Sequence[str] | None) -> pa.Table:
         expression = self._expression(where)

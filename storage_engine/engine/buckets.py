@@ -15,11 +15,10 @@ import pyarrow as pa
 
 from storage_engine.engine.rows import FrameCache, RowSource, fetch_rows
 from storage_engine.engine.state import TableState
-from storage_engine.kv.bucket import KvBucket
+from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame import FrameHeader, decode_batch
-from storage_engine.log.frame_index import BucketFrames, FrameIndex
-from storage_engine.log.frame_index import BucketId as BucketId
+from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
 from storage_engine.schema.descriptor import TableBucket
 
 
@@ -30,7 +29,6 @@ class Staged:
     base_offset: int
     batch: pa.RecordBatch
     change_types: np.ndarray | None
-    is_applied: bool = False
 
 
 @dataclass
@@ -67,6 +65,7 @@ class Buckets:
         self._cache = FrameCache(cache_bytes_max)
         self._table_of = table_of
         self._all: dict[BucketId, Bucket] = {}
+        self.counters: dict[int, AutoIncrement] = {}
 
     def get(self, bucket_id: BucketId) -> Bucket | None:
         return self._all.get(bucket_id)
@@ -91,6 +90,8 @@ class Buckets:
     def drop(self, *, table_id: int, partition_id: int | None = None) -> None:
         """Forget the buckets of a table or of one of its partitions."""
         self.index.drop(table_id, partition_id)
+        if partition_id is None:
+            self.counters.pop(table_id, None)
         for bucket_id in [i for i in self._all if i.table_id == table_id and partition_id in (None, i.partition_id)]:
             del self._all[bucket_id]
 
@@ -158,20 +159,33 @@ class Buckets:
     def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
-        keys = list(table.descriptor.physical_primary_key)
-
-        kv = KvBucket(table.descriptor, lambda offsets: self.rows_at(bucket, offsets))
-        kv.rebuild(self._changes(bucket, table, keys, end_offset))
+        kv = KvBucket(table.descriptor, lambda offsets: self.rows_at(bucket, offsets), ids=self.ids_of(table))
+        kv.rebuild(self._changes(bucket, table, end_offset))
         return kv
 
-    def _changes(self, bucket: Bucket, table: TableState, keys: list[str], end_offset: int) -> Iterator[tuple[np.ndarray, pa.Table, int]]:
+    def ids_of(self, table: TableState) -> AutoIncrement | None:
+        """The counter of a table with an auto-increment column; its buckets share it."""
+        descriptor = table.descriptor
+        if descriptor.auto_increment_column is None:
+            return None
+        if descriptor.table_id not in self.counters:
+            self.counters[descriptor.table_id] = AutoIncrement(descriptor, table.last_id)
+        return self.counters[descriptor.table_id]
+
+    def alter(self, table: TableState) -> None:
+        """The table's columns have changed."""
+        for bucket in self.of_table(table):
+            if bucket.kv is not None:
+                bucket.kv.alter(table.descriptor)
+
+    def _changes(self, bucket: Bucket, table: TableState, end_offset: int) -> Iterator[tuple[int, np.ndarray | None, pa.Table]]:
+        keys = [*table.descriptor.physical_primary_key]
         for entry in bucket.frames.find(bucket.frames.start_offset, end_offset):
             stored = self._log.read(entry.location)
-            batch = decode_batch(stored.message, self.stored_schema(table, stored.header))
             n = min(entry.end_offset, end_offset) - entry.base_offset
-            assert stored.change_types is not None, "a changelog frame without change types"
-            codes = np.frombuffer(stored.change_types, np.uint8)[:n]
-            yield codes, pa.Table.from_batches([batch.slice(0, n).select(keys)]), entry.base_offset
+            batch = decode_batch(stored.message, self.stored_schema(table, stored.header)).slice(0, n)
+            codes = None if stored.change_types is None else np.frombuffer(stored.change_types, np.uint8)[:n]
+            yield entry.base_offset, codes, pa.Table.from_batches([batch.select(keys)])
 
 
 def _loader(staged: Staged) -> Callable[[], tuple[pa.RecordBatch, int]]:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.validate import normalize
+from storage_engine.schema.validate import validate
 
 
 def created(descriptor: TableDescriptor, table_id: int) -> TableDescriptor:
     """A checked descriptor with its table id and the field ids of its columns."""
-    checked = normalize(descriptor)
+    checked = validate(descriptor)
     columns = tuple(replace(column, field_id=i) for i, column in enumerate(checked.columns))
     return replace(checked, columns=columns, table_id=table_id, schema_id=0)
 
@@ -21,7 +21,7 @@ def altered(current: TableDescriptor, wanted: TableDescriptor) -> TableDescripto
 
     Errors: StatementRefused for any other difference.
     """
-    checked = normalize(wanted)
+    checked = validate(wanted)
     n = len(current.columns)
     kept = [(c.name, c.type) for c in checked.columns[:n]]
     if kept != [(c.name, c.type) for c in current.columns]:

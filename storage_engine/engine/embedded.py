@@ -94,6 +94,8 @@ class EmbeddedBackend:
         for change in record.changes:
             if change["op"] == "drop_table":
                 self._buckets.drop(table_id=change["table_id"])
+            elif change["op"] == "alter_table":
+                self._buckets.alter(self._state.tables[change["table"]["name"]])
             elif change["op"] == "drop_partition":
                 self._buckets.drop(table_id=change["table_id"], partition_id=change["partition_id"])
         for header, location in frames:
@@ -128,42 +130,24 @@ class EmbeddedBackend:
         record = CommitRecord(self._state.version + 1, max(self._now_ms(), self._state.timestamp_ms), changes=changes)
         if request.write_id is not None:
             record.write = (request.write_id.writer, request.write_id.sequence)
-        held = False
-
-        def lock_readers() -> None:
-            nonlocal held
-            if not held:
-                self._readers.acquire()
-                held = True
-
-        transaction = Transaction(self._state, self._buckets, record, lock_readers)
+        transaction = Transaction(self._state, self._buckets, record, self._buckets.counters)
         try:
-            try:
-                for progress in request.progress:
-                    transaction.add_progress(progress)
-                for op in request.ops:
-                    transaction.add(op)
-                if not (transaction.frames or record.progress or record.changes or record.write or record.counters):
-                    return self._state.version, self._log.end
-                appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)
-            except BaseException:
+            for progress in request.progress:
+                transaction.add_progress(progress)
+            for op in request.ops:
+                transaction.add(op)
+            transaction.finish()
+            if not (transaction.frames or record.progress or record.changes or record.write):
                 transaction.void()
-                raise
-            with self._changed:
-                headers = [frame.header for frame in transaction.frames]
-                self._publish(record, list(zip(headers, appended.locations, strict=True)))
-                for bucket, staged in transaction.staged:
-                    if staged.change_types is not None and not staged.is_applied:
-                        kv = self._buckets.kv_of(bucket) if bucket.kv is None else bucket.kv
-                        kv.apply(staged.change_types, pa.Table.from_batches([staged.batch]), staged.base_offset)
-                for kv in transaction.applied:
-                    kv.commit()
-                for bucket, _ in transaction.staged:
-                    bucket.staged.clear()
-                self._changed.notify_all()
-        finally:
-            if held:
-                self._readers.release()
+                return self._state.version, self._log.end
+            appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)
+        except BaseException:
+            transaction.void()
+            raise
+        with self._changed:
+            self._publish(record, [(frame.header, at) for frame, at in zip(transaction.frames, appended.locations, strict=True)])
+            transaction.commit()
+            self._changed.notify_all()
         if record.version - self._checkpointed >= CHECKPOINT_COMMITS:
             self._checkpoint()
         return record.version, appended.end

@@ -18,7 +18,7 @@ from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.pruning import prune_message
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
-from storage_engine.schema.rows import conform
+from storage_engine.schema.rows import conform_keys
 
 
 class FetchStep(NamedTuple):
@@ -73,7 +73,7 @@ def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Se
             wanted = set(columns)
             keep = [i for i, name in enumerate(names) if name in wanted] or [0]
             schema = Buckets.stored_schema(table, header)
-            message = prune_message(message, keep, schema)
+            message = prune_message(message, schema, keep)
             names = tuple(names[i] for i in keep)
         yield FetchedFrame(
             bucket=step.bucket,
@@ -103,7 +103,7 @@ def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequenc
         rows, found = buckets.kv_of(bucket).get(part)
         found_mask[rows_of[found]] = True
         positions.append(rows_of[found])
-        pieces.append(rows.filter(pa.array(found)).select(names) if len(rows) == len(found) else rows.select(names))
+        pieces.append(rows.select(names) if found.all() else rows.filter(pa.array(found)).select(names))
     schema = pa.schema([pa.field(name, descriptor.arrow_schema.field(name).type) for name in names])
     stacked = pa.concat_tables([piece.cast(schema) for piece in pieces]).combine_chunks() if pieces else schema.empty_table()
     index = np.zeros(checked.num_rows, np.int64)
@@ -170,7 +170,7 @@ def read(
 def count(buckets: Buckets, table: TableState) -> int:
     if not table.descriptor.has_primary_key:
         return sum(bucket.frames.end_offset - bucket.frames.start_offset for bucket in buckets.of_table(table))
-    return sum(buckets.kv_of(bucket).n_rows for bucket in buckets.of_table(table))
+    return sum(buckets.kv_of(bucket).n_keys for bucket in buckets.of_table(table))
 
 
 def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list[CommitInfo]:
@@ -212,4 +212,4 @@ def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], 
         raise SchemaMismatch(
             f"{what} in {descriptor.name} lacks key column {lacking[0]}", where=descriptor.name, next_step=f"Give {', '.join(needed)}."
         )
-    return conform(descriptor, keys.select(list(needed)), needed)
+    return conform_keys(descriptor, keys.select(list(needed)), needed)

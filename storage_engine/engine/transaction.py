@@ -1,13 +1,12 @@
 """Transaction: from operations to frames. Plans one commit against the state; nothing is visible before the log has it.
 
-Owner: engine/embedded.py, which holds the writer's lock from begin to publish.
+Owner: engine/embedded.py, which holds the writer's lock from begin to commit() or void().
 Data goes one way: rows -> conform -> route -> (merge) -> frame.
-Holds: an operation sees the rows of the operations before it in the same transaction.
+Holds: an operation sees the rows of the operations before it in the same transaction; void() leaves no trace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,12 +16,12 @@ from storage_engine.client.backend import Progress, WriteOp
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
-from storage_engine.errors import InvalidOption, ProgressConflict, SchemaMismatch, UserError
-from storage_engine.kv.bucket import KvBucket
+from storage_engine.errors import InvalidOption, ProgressConflict, UserError
+from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.frame import INSERT, EncodedFrame, encode_message, frame_of_message
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.rows import conform
+from storage_engine.schema.rows import conform, conform_keys
 
 FRAME_ROWS_MAX = 65_536
 
@@ -34,10 +33,10 @@ class Transaction:
     state: StoreState
     buckets: Buckets
     record: CommitRecord
-    lock_readers: Callable[[], None]
+    counters: dict[int, AutoIncrement]
     frames: list[EncodedFrame] = field(default_factory=list)
     staged: list[tuple[Bucket, Staged]] = field(default_factory=list)
-    applied: list[KvBucket] = field(default_factory=list)
+    changed: list[tuple[Bucket, KvBucket]] = field(default_factory=list)
     _new_partitions: dict[tuple[int, str], int] = field(default_factory=dict)
 
     def add_progress(self, progress: Progress) -> None:
@@ -64,8 +63,8 @@ class Transaction:
             verb = "upsert or delete" if descriptor.has_primary_key else "append"
             kind = "primary-key" if descriptor.has_primary_key else "log"
             raise UserError(f"{op.kind} does not fit {op.table}, a {kind} table", where=op.table, next_step=f"Use {verb}.")
-        columns = self._target_columns(descriptor, op)
-        rows = conform(descriptor, op.rows, _conformed_columns(descriptor, op, columns))
+        columns = op.columns
+        rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
         for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
             bucket = self.buckets.get_or_create(bucket_id, name.partition)
@@ -76,42 +75,14 @@ class Transaction:
                 self._change(table, bucket, op, part, columns)
 
     def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
-        if bucket.staged:
-            self._apply_early(bucket)
         kv = self.buckets.kv_of(bucket)
-        plan = kv.plan_upsert(part, columns) if op.kind == "upsert" else kv.plan_delete(part, columns)
-        rows = plan.rows
-        if rows.num_rows == 0:
+        change = kv.upsert(part, columns) if op.kind == "upsert" else kv.delete(part, columns)
+        if change.n_rows == 0:
             return
-        if table.descriptor.auto_increment_column is not None:
-            rows = self._assign_ids(table, rows, plan.change_types)
-        self._stage(table, bucket, rows, plan.change_types)
-
-    def _apply_early(self, bucket: Bucket) -> None:
-        """Let the bucket's index see what is staged; readers wait until the commit ends, and rollback() takes it back."""
-        self.lock_readers()
-        kv = self.buckets.kv_of(bucket)
-        if kv not in self.applied:
-            kv.begin()
-            self.applied.append(kv)
-        for staged_bucket, staged in self.staged:
-            if staged_bucket is bucket and staged.change_types is not None and not staged.is_applied:
-                kv.apply(staged.change_types, pa.Table.from_batches([staged.batch]), staged.base_offset)
-                staged.is_applied = True
-
-    def _assign_ids(self, table: TableState, rows: pa.Table, change_types: np.ndarray) -> pa.Table:
-        column = table.descriptor.auto_increment_column
-        assert column is not None
-        inserted = np.flatnonzero(change_types == INSERT)
-        if len(inserted) == 0:
-            return rows
-        index = rows.schema.get_field_index(column)
-        last = self.record.counters.get(table.descriptor.table_id, table.last_id)
-        kept = rows.column(index)
-        values = np.array(kept.fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
-        values[inserted] = np.arange(last + 1, last + 1 + len(inserted))
-        self.record.counters[table.descriptor.table_id] = last + len(inserted)
-        return rows.set_column(index, rows.schema.field(index), pa.array(values).cast(kept.type))
+        base_offset = bucket.next_offset
+        kv.stage(change, base_offset)
+        self.changed.append((bucket, kv))
+        self._stage(table, bucket, pa.Table.from_batches([change.batch]), change.change_types)
 
     def _stage(self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None) -> None:
         descriptor = table.descriptor
@@ -146,31 +117,36 @@ class Transaction:
             self.record.partitions.append((*key, self._new_partitions[key]))
         return self._new_partitions[key]
 
-    @staticmethod
-    def _target_columns(descriptor: TableDescriptor, op: WriteOp) -> tuple[str, ...] | None:
-        """The columns an operation writes; None means all of them. An auto-increment column is never among them."""
-        auto = descriptor.auto_increment_column
-        if op.kind != "upsert" or auto is None:
-            return op.columns
-        given = op.columns if op.columns is not None else tuple(op.rows.column_names)
-        if auto in given:
-            raise SchemaMismatch(
-                f"{auto} is assigned by the store and cannot be written", where=op.table, next_step=f"Leave {auto} out of the rows."
-            )
-        return given
+    def finish(self) -> None:
+        """Complete the record with what the operations took from counters."""
+        for table_id, ids in self.counters.items():
+            if ids.last_id != self._table(table_id).last_id:
+                self.record.counters[table_id] = ids.last_id
 
-    def void(self) -> None:
-        """Take back everything: staged rows are forgotten, indexes are as before."""
-        for kv in self.applied:
-            kv.rollback()
+    def commit(self) -> None:
+        """The log has the frames and the frame indexes know them: indexes follow, staging ends."""
+        for _, kv in self.changed:
+            kv.commit()
+        for ids in self.counters.values():
+            ids.commit()
         for bucket, _ in self.staged:
             bucket.staged.clear()
 
+    def void(self) -> None:
+        """Take back everything: staged rows are forgotten, indexes and counters are as before."""
+        for _, kv in self.changed:
+            kv.rollback()
+        for ids in self.counters.values():
+            ids.rollback()
+        for bucket, _ in self.staged:
+            bucket.staged.clear()
+        for (table_id, _), partition_id in self._new_partitions.items():
+            self.buckets.drop(table_id=table_id, partition_id=partition_id)
 
-def _conformed_columns(descriptor: TableDescriptor, op: WriteOp, columns: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    if op.kind != "delete":
-        return columns
-    return descriptor.primary_key
+    def _table(self, table_id: int) -> TableState:
+        table = self.state.by_id(table_id)
+        assert table is not None, f"table {table_id} is not in the catalog"
+        return table
 
 
 def _without_zeros(offsets: object) -> dict[str, dict[object, int]]:
