@@ -62,7 +62,9 @@ def check_partition_type(table: str, name: str, arrow: pa.DataType) -> None:
     """Refuse a partition column that is not STRING, INT, BIGINT or DATE: a timestamp in a path carries no zone."""
     if not (pa.types.is_string(arrow) or pa.types.is_int32(arrow) or pa.types.is_int64(arrow) or pa.types.is_date32(arrow)):
         raise InvalidPartition(
-            f"column {name} of type {arrow} cannot partition a lake table", where=table, next_step="Partition by a STRING, INT, BIGINT or DATE column."
+            f"column {name} of type {arrow} cannot partition a lake table",
+            where=table,
+            next_step="Partition by a STRING, INT, BIGINT or DATE column.",
         )
 
 

@@ -38,6 +38,19 @@ _KEY_LITERALS_MAX = 1000
 
 
 @dataclass(frozen=True)
+class Target:
+    """What a table covers after a write: see LakeRecord for the fields."""
+
+    version: int
+    offsets: Offsets
+    epoch: int
+    detached: tuple[str, ...] = ()
+
+    def record(self, base: LakeRecord, kind: str) -> LakeRecord:
+        return replace(base, version=self.version, offsets=self.offsets, epoch=self.epoch, detached=self.detached, kind=kind)
+
+
+@dataclass(frozen=True)
 class CompactionResult:
     """What a compaction did: files and bytes it read, and files it wrote."""
 
@@ -129,29 +142,32 @@ class LakeTable:
 
     # writes
 
-    def append(self, base: LakeRecord, version: int, offsets: Offsets, epoch: int, rows: Callable[[], pa.RecordBatchReader]) -> LakeRecord:
-        """Append rows (in the lake's columns) and record that the table now covers `offsets`.
+    def append(self, base: LakeRecord, to: Target, rows: Callable[[], pa.RecordBatchReader]) -> LakeRecord:
+        """Append rows (in the lake's columns) and record that the table now covers `to`.
 
-        rows  opens the reader: it may be called again when somebody compacted the table at the same moment.
+        base  the record that the rows were planned from
+        rows  opens the reader: it may be called again when somebody compacted the table at the same moment
         Errors: ProgressConflict when the table covers something else than `base`; LakeChanged; WriteFailed.
         """
 
         def write(record: LakeRecord) -> None:
             write_deltalake(self._table, rows(), mode="append", writer_properties=_WRITER, commit_properties=record.commit_properties())
 
-        return self._commit(base, replace(base, version=version, offsets=offsets, epoch=epoch, kind="append"), write)
+        return self._commit(base, to.record(base, "append"), write)
 
-    def merge(self, base: LakeRecord, version: int, offsets: Offsets, epoch: int, descriptor: TableDescriptor, net: NetChanges) -> LakeRecord:
-        """Apply net changes by primary key and record that the table now covers `offsets`.
+    def merge(self, base: LakeRecord, to: Target, descriptor: TableDescriptor, net: NetChanges) -> LakeRecord:
+        """Apply net changes by primary key and record that the table now covers `to`.
 
         Only partitions, and the range of the first key column, that hold updated or deleted rows are scanned: both are
-        literals in the merge condition. When every change is a new key this is an append.
+        literals in the merge condition. When every change is a new key this is an append; keys of a detached partition
+        are never taken for new, because the lake may hold rows of it that the changelog no longer describes.
         Errors: as append.
         """
-        schema = self._arrow_schema(descriptor)
+        schema = self.write_schema(descriptor)
+        net = net.doubting_inserts(to.detached)
         if net.updates.num_rows + net.deletes.num_rows == 0:
             inserts = to_lake(net.inserts, schema)
-            return self.append(base, version, offsets, epoch, lambda: pa.RecordBatchReader.from_batches(schema, inserts.to_batches()))
+            return self.append(base, to, inserts.to_reader)
         source = pa.concat_tables(
             [
                 to_lake(net.upserts, schema).append_column(_OP, pa.repeat(pa.scalar(_OP_UPSERT, pa.int8()), net.upserts.num_rows)),
@@ -178,7 +194,17 @@ class LakeTable:
                 .execute()
             )
 
-        return self._commit(base, replace(base, version=version, offsets=offsets, epoch=epoch, kind="merge"), write)
+        return self._commit(base, to.record(base, "merge"), write)
+
+    def note(self, base: LakeRecord, to: Target) -> LakeRecord:
+        """Record something about the table without changing a row."""
+
+        def write(record: LakeRecord) -> None:
+            empty = self._table.schema().to_arrow()
+            nothing = pa.RecordBatchReader.from_batches(pa.schema(empty), [])
+            write_deltalake(self._table, nothing, mode="append", commit_properties=record.commit_properties())
+
+        return self._commit(base, to.record(base, "note"), write)
 
     def add_columns(self, descriptor: TableDescriptor) -> bool:
         """Add the columns that the descriptor has and the table lacks (as nullable); True when there were any."""
@@ -234,7 +260,9 @@ class LakeTable:
                 self.refresh()  # names who it was, when they changed rows
                 if attempt == 2:
                     raise WriteFailed(
-                        "other commits came between each time", where=str(self.path), next_step="Stop other maintenance of this table, or wait."
+                        "other commits came between each time",
+                        where=str(self.path),
+                        next_step="Stop other maintenance of this table, or wait.",
                     ) from error
                 continue
             self._sync_after(before)
@@ -253,7 +281,7 @@ class LakeTable:
             )
         if current.epoch > epoch or (current.version, current.offsets) != (base.version, base.offsets):
             raise ProgressConflict(
-                f"the lake is at store version {current.version} (epoch {current.epoch}), this worker planned from {base.version} (epoch {epoch})",
+                f"the lake is at store version {current.version}, epoch {current.epoch}; this worker planned from {base.version}, epoch {epoch}",
                 where=str(self.path),
                 next_step="Run one tiering worker per store; this one stops.",
             )
@@ -265,14 +293,10 @@ class LakeTable:
             if entry is not None:
                 _sync_commit(self.path, number, entry.added)
 
-    def _arrow_schema(self, descriptor: TableDescriptor) -> pa.Schema:
-        """The columns to write, in the table's own order (columns added later stand behind the system columns)."""
+    def write_schema(self, descriptor: TableDescriptor) -> pa.Schema:
+        """The Arrow schema that append() expects of its rows, in the table's own order: columns added later come last."""
         wanted = lake_schema(descriptor)
         return pa.schema([wanted.field(name).remove_metadata() for name in self.column_names])
-
-    def write_schema(self, descriptor: TableDescriptor) -> pa.Schema:
-        """The Arrow schema that append() expects of its rows."""
-        return self._arrow_schema(descriptor)
 
 
 def last_record(path: Path, delta_version: int) -> LakeRecord:
@@ -289,7 +313,9 @@ def last_record(path: Path, delta_version: int) -> LakeRecord:
             raise _changed_by(path, foreign.delta_version, foreign.written_by, entry.record)
         return entry.record
     raise LakeChanged(
-        "the Delta log holds no record of the tierer", where=str(path), next_step="Move the table away; tiering then starts afresh from the store."
+        "the Delta log holds no record of the tierer",
+        where=str(path),
+        next_step="Move the table away; tiering then starts afresh from the store.",
     )
 
 
@@ -346,5 +372,7 @@ def _storage_errors(path: Path):
         yield
     except OSError as error:
         raise WriteFailed(
-            f"the lake refused the write: {error}", where=str(path), next_step="Free space or fix permissions; tiering goes on where it stopped."
+            f"the lake refused the write: {error}",
+            where=str(path),
+            next_step="Free space or fix permissions; tiering goes on where it stopped.",
         ) from error

@@ -6,7 +6,7 @@ a key says whether the row existed before the stretch and the last one whether i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,17 @@ class NetChanges:
     @property
     def upserts(self) -> pa.Table:
         return pa.concat_tables([self.inserts, self.updates])
+
+    def doubting_inserts(self, partitions: Collection[str]) -> NetChanges:
+        """The same changes, with inserts into these partitions counted as updates: their keys may exist after all."""
+        if not partitions or self.inserts.num_rows == 0:
+            return self
+        doubtful = pc.is_in(self.inserts["_partition"], pa.array(sorted(partitions), pa.string()))
+        return NetChanges(
+            inserts=self.inserts.filter(pc.invert(doubtful)),
+            updates=pa.concat_tables([self.updates, self.inserts.filter(doubtful)]),
+            deletes=self.deletes,
+        )
 
 
 def net_changes(changes: pa.Table, keys: Sequence[str]) -> NetChanges:

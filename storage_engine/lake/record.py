@@ -24,6 +24,7 @@ _VERSION = "flashlake.version"
 _EPOCH = "flashlake.epoch"
 _OFFSETS = "flashlake.offsets"
 _KIND = "flashlake.kind"
+_DETACHED = "flashlake.detached"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class LakeRecord:
     version  store version that the table's content equals
     offsets  next offset per bucket: everything below is in the table
     epoch    of the tierer that wrote it; an older epoch may not write any more
-    kind     create, append, merge, compact, columns or restore
+    kind     create, append, merge, note, compact, columns, vacuum or restore
+    detached partitions that the store dropped after they were tiered: the lake keeps those rows, no changelog describes them
     delta_version  Delta's own number of the commit; -1 before it is written
     """
 
@@ -43,6 +45,7 @@ class LakeRecord:
     epoch: int
     kind: str
     delta_version: int = -1
+    detached: tuple[str, ...] = ()
 
     @property
     def app(self) -> str:
@@ -57,6 +60,8 @@ class LakeRecord:
             _OFFSETS: encode_offsets(self.offsets),
             _KIND: self.kind,
         }
+        if self.detached:
+            metadata[_DETACHED] = json.dumps(self.detached)
         return CommitProperties(custom_metadata=metadata, max_commit_retries=0, app_transactions=[Transaction(self.app, self.version)])
 
 
@@ -111,7 +116,15 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
                 added.append(file["path"])
     record = None
     if LAKE_ID in info:
-        record = LakeRecord(info[LAKE_ID], int(info[_VERSION]), decode_offsets(info[_OFFSETS]), int(info[_EPOCH]), info[_KIND], delta_version)
+        record = LakeRecord(
+            lake_id=info[LAKE_ID],
+            version=int(info[_VERSION]),
+            offsets=decode_offsets(info[_OFFSETS]),
+            epoch=int(info[_EPOCH]),
+            kind=info[_KIND],
+            delta_version=delta_version,
+            detached=tuple(json.loads(info.get(_DETACHED, "[]"))),
+        )
     written_by = f"{info.get('operation', 'unknown operation')} by {info.get('engineInfo', 'an unknown engine')}"
     return LogEntry(delta_version, record, changes_data, tuple(added), written_by, info)
 

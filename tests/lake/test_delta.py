@@ -12,7 +12,7 @@ from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
 from storage_engine.errors import InvalidPartition, LakeChanged, ProgressConflict
 from storage_engine.lake.columns import lake_schema, to_lake
-from storage_engine.lake.delta import LakeTable, last_record
+from storage_engine.lake.delta import LakeTable, Target, last_record
 from storage_engine.lake.netting import net_changes
 from storage_engine.schema.descriptor import Column, TableBucket, TableDescriptor
 
@@ -35,7 +35,7 @@ BUCKET = TableBucket("", 0)
 
 
 def order(order_id: int, day: str = "2026-01-01", amount: str = "1.00") -> dict:
-    at = dt.datetime(2026, 1, 1, 12, 30, 0, 5000)
+    at = dt.datetime.fromisoformat("2026-01-01T12:30:00.005")
     return {"order_id": order_id, "day": day, "amount": Decimal(amount), "placed_at": at, "paid_at": at.replace(tzinfo=dt.UTC)}
 
 
@@ -43,14 +43,12 @@ def append_events(table: LakeTable, changelog, values: list[int], version: int, 
     start = table.record.offsets.get(BUCKET, 0)
     schema = table.write_schema(EVENTS)
     rows = to_lake(changelog(EVENTS.arrow_schema, [("+A", {"user_id": v, "note": f"n{v}"}) for v in values], start), schema)
-    return table.append(
-        table.record, version, {BUCKET: start + len(values)}, epoch, lambda: pa.RecordBatchReader.from_batches(schema, rows.to_batches())
-    )
+    return table.append(table.record, Target(version, {BUCKET: start + len(values)}, epoch), rows.to_reader)
 
 
 def merge_orders(table: LakeTable, changelog, changes: list[tuple[str, dict]], version: int):
     net = net_changes(changelog(ORDERS.arrow_schema, changes), ORDERS.primary_key)
-    return table.merge(table.record, version, {BUCKET: version * 100}, 1, ORDERS, net)
+    return table.merge(table.record, Target(version, {BUCKET: version * 100}, 1), ORDERS, net)
 
 
 def test_an_appended_row_reads_back_from_duckdb_with_its_place_in_the_store(tmp_path, changelog, lake_rows):
@@ -104,6 +102,17 @@ def test_a_merge_leaves_files_of_untouched_partitions_alone(tmp_path, changelog)
     assert {uri for uri in DeltaTable(str(tmp_path / "orders")).file_uris() if "2026-01-02" in uri} == before
 
 
+def test_a_key_written_again_after_its_partition_was_dropped_in_the_store_is_one_row(tmp_path, changelog, lake_rows):
+    table = LakeTable.create(tmp_path / "orders", ORDERS, "lake-1", epoch=1)
+    merge_orders(table, changelog, [("+I", order(1)), ("+I", order(2))], version=1)
+    again = changelog(ORDERS.arrow_schema, [("+I", order(1, amount="7.00"))], partition="2026-01-01")
+
+    table.merge(table.record, Target(9, {BUCKET: 1}, 1, detached=("2026-01-01",)), ORDERS, net_changes(again, ORDERS.primary_key))
+
+    assert lake_rows(tmp_path / "orders", "order_id, amount") == [(1, Decimal("7.00")), (2, Decimal("1.00"))]
+    assert LakeTable.open(tmp_path / "orders", "lake-1").record.detached == ("2026-01-01",)
+
+
 def test_changes_that_cancel_out_still_record_how_far_the_table_is(tmp_path, changelog):
     table = LakeTable.create(tmp_path / "orders", ORDERS, "lake-1", epoch=1)
 
@@ -124,10 +133,11 @@ def test_a_merge_finds_its_rows_under_every_partition_type(tmp_path, changelog, 
     )
     table = LakeTable.create(tmp_path / "t", descriptor, "lake-1", epoch=1)
     schema = descriptor.arrow_schema
-    table.merge(table.record, 1, {BUCKET: 1}, 1, descriptor, net_changes(changelog(schema, [("+I", {"k": "a", "p": value, "v": 1})]), ["k", "p"]))
+    first = net_changes(changelog(schema, [("+I", {"k": "a", "p": value, "v": 1})]), ["k", "p"])
+    table.merge(table.record, Target(1, {BUCKET: 1}, 1), descriptor, first)
 
     changes = [("-U", {"k": "a", "p": value, "v": 1}), ("+U", {"k": "a", "p": value, "v": 2})]
-    table.merge(table.record, 2, {BUCKET: 3}, 1, descriptor, net_changes(changelog(schema, changes), ["k", "p"]))
+    table.merge(table.record, Target(2, {BUCKET: 3}, 1), descriptor, net_changes(changelog(schema, changes), ["k", "p"]))
 
     assert lake_rows(tmp_path / "t", "k, p, v") == [("a", value, 2)]
 
@@ -140,9 +150,11 @@ def test_a_partition_column_that_is_a_timestamp_is_refused():
 
 
 def test_duckdb_and_delta_rs_read_the_same_values_of_every_type(tmp_path, changelog, duck):
-    names = ("BOOLEAN TINYINT SMALLINT INT BIGINT FLOAT DOUBLE STRING BYTES DATE TIME(3) DECIMAL(38,9) TIMESTAMP(3) TIMESTAMP(6) TIMESTAMP_LTZ(3)").split()
+    names = (
+        "BOOLEAN TINYINT SMALLINT INT BIGINT FLOAT DOUBLE STRING BYTES DATE TIME(3) DECIMAL(38,9) TIMESTAMP(3) TIMESTAMP(6) TIMESTAMP_LTZ(3)"
+    ).split()
     descriptor = TableDescriptor(name="a.types", columns=tuple(Column(f"c{i}", name) for i, name in enumerate(names)))
-    at = dt.datetime(1969, 12, 31, 23, 59, 59, 999000)
+    at = dt.datetime.fromisoformat("1969-12-31T23:59:59.999")
     values = [
         True, -8, -300, 2**31 - 1, -(2**63), 0.5, 1e300, "ü", b"\x00\xff", dt.date(1, 1, 1), dt.time(23, 59, 59, 999000),
         Decimal("12345678901234567890123456789.123456789"), at, at.replace(microsecond=999999), at.replace(tzinfo=dt.UTC),
@@ -151,10 +163,12 @@ def test_duckdb_and_delta_rs_read_the_same_values_of_every_type(tmp_path, change
     table = LakeTable.create(tmp_path / "t", descriptor, "lake-1", epoch=1)
     schema = table.write_schema(descriptor)
     source = to_lake(changelog(descriptor.arrow_schema, [("+A", row) for row in rows]), schema)
-    table.append(table.record, 1, {BUCKET: 2}, 1, lambda: source.to_reader())
+    table.append(table.record, Target(1, {BUCKET: 2}, 1), source.to_reader)
 
     by_duckdb = duck.execute(f"SELECT * FROM delta_scan('{tmp_path / 't'}') ORDER BY __offset").to_arrow_table()
-    by_delta_rs = pa.table(QueryBuilder().register("t", DeltaTable(str(tmp_path / "t"))).execute("SELECT * FROM t ORDER BY __offset").read_all())
+    by_delta_rs = pa.table(
+        QueryBuilder().register("t", DeltaTable(str(tmp_path / "t"))).execute("SELECT * FROM t ORDER BY __offset").read_all()
+    )
 
     expected = source.to_pylist()
     assert by_duckdb.to_pylist() == expected
@@ -182,8 +196,7 @@ def test_a_second_worker_that_planned_from_the_same_offsets_writes_nothing(tmp_p
     append_events(first, changelog, [2], version=6)
 
     with pytest.raises(ProgressConflict, match="store version 6"):
-        schema = second.write_schema(EVENTS)
-        second.append(stale, 6, {BUCKET: 2}, 1, lambda: schema.empty_table().to_reader())
+        second.append(stale, Target(6, {BUCKET: 2}, 1), second.write_schema(EVENTS).empty_table().to_reader)
 
     assert lake_rows(tmp_path / "events", "user_id") == [(1,), (2,)]
 
@@ -283,6 +296,6 @@ def test_a_column_added_to_the_table_is_null_in_older_rows(tmp_path, changelog, 
     assert not table.add_columns(wider)
     schema = table.write_schema(wider)
     rows = to_lake(changelog(wider.arrow_schema, [("+A", {"user_id": 2, "note": "n2", "place": "Utrecht"})], 1), schema)
-    table.append(table.record, 2, {BUCKET: 2}, 1, lambda: rows.to_reader())
+    table.append(table.record, Target(2, {BUCKET: 2}, 1), rows.to_reader)
 
     assert lake_rows(tmp_path / "events", "user_id, place") == [(1, None), (2, "Utrecht")]

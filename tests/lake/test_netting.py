@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from storage_engine.lake.netting import net_changes
 
-SCHEMA = pa.schema([("k", pa.int64()), ("v", pa.int64())])
-
 
 def as_changelog(rows: list[tuple[str, int, int]]) -> pa.Table:
-    return pa.table({"_change_type": [r[0] for r in rows], "k": [r[1] for r in rows], "v": [r[2] for r in rows]})
+    kinds, keys, values = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table({"_change_type": pa.array(kinds, pa.string()), "k": pa.array(keys, pa.int64()), "v": pa.array(values, pa.int64())})
 
 
 def replay(before: dict[int, int], writes: list[tuple[int, int | None]]) -> tuple[list[tuple[str, int, int]], dict[int, int]]:
@@ -39,7 +38,7 @@ def replay(before: dict[int, int], writes: list[tuple[int, int | None]]) -> tupl
 def test_applying_net_changes_gives_the_rows_that_replaying_the_changelog_gives(before, writes):
     log, after = replay(before, writes)
 
-    net = net_changes(as_changelog(log) if log else pa.table({"_change_type": pa.array([], pa.string()), "k": pa.array([], pa.int64()), "v": pa.array([], pa.int64())}), ["k"])
+    net = net_changes(as_changelog(log), ["k"])
 
     inserts, updates, deletes = ({row["k"]: row["v"] for row in part.to_pylist()} for part in (net.inserts, net.updates, net.deletes))
     assert not inserts.keys() & before.keys()

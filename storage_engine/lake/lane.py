@@ -1,0 +1,268 @@
+"""Lane: one table's way into the lake. Rounds, repair and maintenance of a table run here, one after another.
+
+Owner: Tierer holds one lane per tiered table.
+State: the truth is the Delta log (what the lake covers). The store's progress `tier:<table>` follows it and adds what the
+       lake cannot know: which table and which partitions, of all that ever had that name, are meant.
+Order of a round: intent in the store (durable, so nothing is tiered that a power loss could take back; new partitions are
+       named with offset 0) -> one Delta commit with offsets -> done in the store. Killed anywhere, the next round finds
+       the lake at the old or at the new offsets, and the store's progress is set to what the lake says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from storage_engine.client.backend import Progress
+from storage_engine.client.store import Store
+from storage_engine.client.table import Table
+from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict
+from storage_engine.lake.columns import to_lake
+from storage_engine.lake.delta import LakeTable, Target
+from storage_engine.lake.netting import net_changes
+from storage_engine.lake.planning import Limits, n_rows_between, plan_stop
+from storage_engine.lake.record import LakeRecord, entries_back
+from storage_engine.schema.descriptor import Offsets
+
+log = logging.getLogger(__name__)
+
+OWNER_PREFIX = "tier:"
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of one table.
+
+    n_rows     log or changelog rows covered
+    version    store version the lake now equals
+    delta_version  the Delta commit
+    seconds    wall time of the round with its maintenance
+    has_more   rows that this round left for the next one
+    """
+
+    table: str
+    n_rows: int
+    version: int
+    delta_version: int
+    seconds: float
+    has_more: bool
+
+
+def table_path(lake_root: Path, table: str) -> Path:
+    """Where a table lives in the lake: LAKE_ROOT/<database>/<table>."""
+    database, _, name = table.rpartition(".")
+    return lake_root / database / name
+
+
+class Lane:
+    """One tiered table."""
+
+    def __init__(self, store: Store, lake_root: Path, table: str, limits: Limits) -> None:
+        self.table = table
+        self.path = table_path(lake_root, table)
+        self._store = store
+        self._limits = limits
+        self._owner = OWNER_PREFIX + table
+        self._epoch = 0
+        self._lake: LakeTable | None = None
+        self._data_commits = 0
+        self._n_compactions = 0
+        self._vacuumed = time.monotonic()
+
+    def run(self) -> Round | None:
+        """One round; None when the lake has everything already.
+
+        Errors: LakeChanged, ProgressConflict (another tierer took over), OffsetOutOfRange (the store dropped rows before they
+        were tiered), WriteFailed. After any of them the next round starts from what store and lake hold.
+        """
+        try:
+            return self._run()
+        except BaseException:
+            self._lake = None
+            raise
+
+    def _run(self) -> Round | None:
+        began = time.monotonic()
+        table = self._store.table(self.table)
+        progress = self._claim(table) if self._epoch == 0 else self._progress(table)
+        lake = self._lake = self._lake or self._open_lake(table, progress)
+        record, progress = self._reconcile(lake, lake.refresh(), progress)
+        start = progress.offsets[self.table]
+        version = self._store.version()
+        latest = table.offsets(at_version=version)
+        if n_rows_between(start, latest) == 0:
+            return None
+        lake.add_columns(table.descriptor)
+        rows_max = self._limits.round_changes_max if table.descriptor.has_primary_key else self._limits.round_rows_max
+        to_version, stop = plan_stop(record.version, start, version, lambda at: table.offsets(at_version=at), rows_max)
+        self._announce(start, stop, progress, to_version)
+        record = self._write(lake, table, record, start, Target(to_version, {**start, **stop}, self._epoch, record.detached))
+        detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
+        detail.pop("error", None)
+        self._commit_progress(record.offsets, start, detail)
+        self._data_commits += 1
+        self._maintain(lake)
+        has_more = n_rows_between(stop, latest) > 0
+        return Round(self.table, n_rows_between(start, stop), record.version, record.delta_version, time.monotonic() - began, has_more)
+
+    # store side
+
+    def note_error(self, text: str) -> None:
+        """Show an error in the store's progress, where status pages find it; the next successful round clears it."""
+        progress = self._store.progress(self._owner).get(self._owner)
+        detail = progress.detail if progress else {}
+        if self._epoch not in (0, detail.get("epoch", 0)) or detail.get("error") == text:
+            return
+        offsets = progress.offsets.get(self.table, {}) if progress else {}
+        self._commit_progress(offsets, offsets, {**detail, "error": text})
+
+    def _progress(self, table: Table) -> Progress:
+        progress = self._store.progress(self._owner).get(self._owner)
+        if progress is None or progress.detail.get("epoch") != self._epoch:
+            theirs = progress.detail.get("epoch") if progress else "none"
+            raise ProgressConflict(
+                f"another tierer took over {self.table} (epoch {theirs}, ours is {self._epoch})",
+                where=self._owner,
+                next_step="Run one tiering worker per store; this one stops.",
+            )
+        self._require_same_table(table, progress)
+        return progress
+
+    def _require_same_table(self, table: Table, progress: Progress) -> None:
+        if progress.detail["table_id"] != table.descriptor.table_id:
+            raise LakeChanged(
+                f"{self.table} was dropped and created again; the lake still holds the rows of the first one",
+                where=str(self.path),
+                next_step="Move that directory away and make the tierer forget the table, or give the new table another name.",
+            )
+
+    def _claim(self, table: Table) -> Progress:
+        """Take the lane over: a new epoch, durable before anything is written."""
+        recorded = self._store.progress(self._owner).get(self._owner)
+        before = recorded.offsets.get(self.table, {}) if recorded else {}
+        if recorded is not None and "lake_id" in recorded.detail:
+            self._require_same_table(table, recorded)
+            detail, offsets = recorded.detail, before
+        else:
+            if LakeTable.exists(self.path):
+                raise LakeChanged(
+                    "there is a Delta table that this store did not write",
+                    where=str(self.path),
+                    next_step="Move it away, or choose another lake root.",
+                )
+            epoch = int(recorded.detail.get("epoch", 0)) if recorded else 0
+            detail = {"lake_id": uuid.uuid4().hex, "table_id": table.descriptor.table_id, "version": 0, "lake_version": -1, "epoch": epoch}
+            offsets = table.offsets("earliest")
+        epoch = int(detail["epoch"]) + 1
+        progress = self._commit_progress(offsets, before, {**detail, "epoch": epoch})
+        self._epoch = epoch
+        return progress
+
+    def _announce(self, start: Offsets, stop: Offsets, progress: Progress, version: int) -> None:
+        """Record the intent: makes every commit up to `version` durable, and names partitions before the lake has rows of them."""
+        new = {bucket: 0 for bucket in stop if bucket not in start}
+        self._commit_progress({**start, **new}, start, {**progress.detail, "intent": version})
+
+    def _commit_progress(self, offsets: Offsets, expected: Offsets, detail: Mapping[str, Any]) -> Progress:
+        progress = Progress(self._owner, {self.table: offsets}, {self.table: expected}, detail)
+        self._store.commit(progress=[progress])
+        return progress
+
+    # lake side
+
+    def _open_lake(self, table: Table, progress: Progress) -> LakeTable:
+        lake_id = progress.detail["lake_id"]
+        if LakeTable.exists(self.path):
+            lake = LakeTable.open(self.path, lake_id)
+        elif progress.detail["version"] > 0:
+            raise LakeChanged(
+                f"the Delta table is gone; the store recorded its version {progress.detail['lake_version']}",
+                where=str(self.path),
+                next_step=f"Put it back, or call forget('{self.table}') on the tierer to tier what the store still holds.",
+            )
+        else:
+            lake = LakeTable.create(self.path, table.descriptor, lake_id, self._epoch)
+        self._data_commits = commits_since_compaction(self.path, lake.delta_version)
+        return lake
+
+    def _reconcile(self, lake: LakeTable, record: LakeRecord, progress: Progress) -> tuple[LakeRecord, Progress]:
+        """Set the store's progress to what the lake covers, after a crash between the two commits; notice dropped partitions.
+
+        A partition that the lake covers and the store's progress does not name was dropped since (the store forgets
+        progress of what is gone). The lake keeps its rows; a new partition of that name starts at offset 0.
+        """
+        recorded = progress.offsets[self.table]
+        live = {bucket.partition for bucket in recorded}
+        covered = {bucket: offset for bucket, offset in record.offsets.items() if bucket.partition in live}
+        gone = {bucket.partition for bucket in record.offsets} - live
+        known = int(progress.detail["version"])
+        if record.version < known or (record.version == known and _without_zeros(covered) != _without_zeros(recorded)):
+            raise LakeChanged(
+                f"the lake covers store version {record.version}, the store recorded {known}: the table was set back",
+                where=str(self.path),
+                next_step="Restore the table with `flashlake rollback`, which tells the tierer, or put the newer commits back.",
+            )
+        if record.version > known:
+            log.info("%s: the lake is at store version %d, progress was at %d: repaired", self.table, record.version, known)
+            offsets = {**dict.fromkeys(recorded, 0), **covered}
+            detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
+            progress = self._commit_progress(offsets, recorded, detail)
+        if gone:
+            detached = tuple(sorted({*record.detached, *gone}))
+            record = lake.note(record, Target(record.version, covered, self._epoch, detached))
+        return record, progress
+
+    def _write(self, lake: LakeTable, table: Table, base: LakeRecord, start: Offsets, to: Target) -> LakeRecord:
+        stop = to.offsets
+        try:
+            if table.descriptor.has_primary_key:
+                changes = table.scan(start=start, stop=stop, metadata=True).read_all()
+                return lake.merge(base, to, table.descriptor, net_changes(changes, table.descriptor.primary_key))
+            schema = lake.write_schema(table.descriptor)
+
+            def rows() -> pa.RecordBatchReader:
+                return pa.RecordBatchReader.from_batches(schema, _lake_batches(table.scan(start=start, stop=stop, metadata=True), schema))
+
+            return lake.append(base, to, rows)
+        except OffsetOutOfRange as error:
+            raise OffsetOutOfRange(
+                f"the store no longer holds rows of {self.table} that were not tiered: {error.what}",
+                where=self._owner,
+                next_step="Keep the log longer than tiering may stand still; what is gone is gone.",
+            ) from error
+
+    def _maintain(self, lake: LakeTable) -> None:
+        if self._data_commits >= self._limits.compact_commits:
+            self._data_commits = 0
+            self._n_compactions += 1
+            is_full = self._n_compactions % self._limits.full_compact_every == 0
+            lake.compact(self._limits.full_compact_bytes if is_full else self._limits.compact_bytes)
+        if time.monotonic() - self._vacuumed > self._limits.vacuum_every_s:
+            self._vacuumed = time.monotonic()
+            lake.vacuum(self._limits.vacuum_hours)
+
+
+def _lake_batches(scan: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for batch in scan:
+        yield from to_lake(batch, schema).to_batches()
+
+
+def _without_zeros(offsets: Offsets) -> Offsets:
+    return {bucket: offset for bucket, offset in offsets.items() if offset}
+
+
+def commits_since_compaction(path: Path, delta_version: int, limit: int = 64) -> int:
+    """Data commits after the newest compaction, looking back at most `limit` commits."""
+    n = 0
+    for entry in entries_back(path, delta_version):
+        if n >= limit or (entry.record is not None and entry.record.kind in ("compact", "create")):
+            break
+        n += entry.changes_data
+    return n
