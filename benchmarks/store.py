@@ -219,7 +219,8 @@ def memory(root: Path, n_rows: int) -> Case:
             peak = server.rss_mb("VmHWM")
     finally:
         server.stop()
-    return Case(f"server memory, {n_rows:,} rows of 145 B, peak", "MB", [peak], "idle server", [idle], "600 MB or less", higher_is_better=False)
+    name = f"server memory, {n_rows:,} rows of 145 B, peak"
+    return Case(name, "MB", [peak], "idle server", [idle], "600 MB or less", higher_is_better=False)
 
 
 def main() -> int:
@@ -243,7 +244,8 @@ def main() -> int:
     print(HEADER)
     for case in cases:
         print(case.row())
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, pyarrow {pa.__version__}, sqlite {sqlite3.sqlite_version}")
+    versions = f"Python {platform.python_version()}, pyarrow {pa.__version__}, sqlite {sqlite3.sqlite_version}"
+    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {versions}")
     return 0
 
 

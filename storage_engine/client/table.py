@@ -68,7 +68,12 @@ class Table:
     # point reads
 
     def lookup(
-        self, keys: Any, columns: Sequence[str] | None = None, *, missing: Literal["skip", "null"] = "skip", insert_if_not_exists: bool = False
+        self,
+        keys: Any,
+        columns: Sequence[str] | None = None,
+        *,
+        missing: Literal["skip", "null"] = "skip",
+        insert_if_not_exists: bool = False,
     ) -> pa.Table:
         """Rows by primary key, in the order of the keys.
 
@@ -214,7 +219,8 @@ class Table:
             return names
         unknown = [name for name in columns if name not in names]
         if unknown:
-            raise SchemaMismatch(f"{self.name} has no column {unknown[0]}", where="columns", next_step=f"Its columns are {', '.join(names)}.")
+            what = f"{self.name} has no column {unknown[0]}"
+            raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(names)}.")
         if where is None:
             return list(columns)
         if not isinstance(where, str):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +66,7 @@ class Buckets:
         self._cache = FrameCache(cache_bytes_max)
         self._table_of = table_of
         self._all: dict[BucketId, Bucket] = {}
+        self._building = Lock()
         self.counters: dict[int, AutoIncrement] = {}
 
     def get(self, bucket_id: BucketId) -> Bucket | None:
@@ -103,11 +105,12 @@ class Buckets:
         schema = table.descriptor.arrow_schema
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
-        staged_from = bucket.staged[0].base_offset if bucket.staged else bucket.frames.end_offset
+        staged = list(bucket.staged)
+        staged_from = staged[0].base_offset if staged else bucket.frames.end_offset
         logged = offsets < staged_from
         if logged.all():
             return self._logged_rows(bucket, table, offsets, schema)
-        sources = [RowSource(s.base_offset, s.batch.num_rows, s.base_offset, _loader(s)) for s in bucket.staged]
+        sources = [RowSource(s.base_offset, s.batch.num_rows, s.base_offset, _loader(s)) for s in staged]
         starts = np.array([source.base_offset for source in sources], np.int64)
         source_of = np.searchsorted(starts, offsets[~logged], side="right") - 1
         staged_rows = fetch_rows(sources, source_of, offsets[~logged], schema, FrameCache(0))
@@ -152,9 +155,10 @@ class Buckets:
 
     def kv_of(self, bucket: Bucket) -> KvBucket:
         """The key index of a bucket, rebuilt from its changelog when this process has not needed it yet."""
-        if bucket.kv is None:
-            bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
-        return bucket.kv
+        with self._building:
+            if bucket.kv is None:
+                bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
+            return bucket.kv
 
     def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""

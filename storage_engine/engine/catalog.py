@@ -25,12 +25,15 @@ def altered(current: TableDescriptor, wanted: TableDescriptor) -> TableDescripto
     n = len(current.columns)
     kept = [(c.name, c.type) for c in checked.columns[:n]]
     if kept != [(c.name, c.type) for c in current.columns]:
-        raise StatementRefused(
-            f"ALTER TABLE {current.name} would drop, rename or retype a column", where="ALTER TABLE", next_step="Only add columns at the end."
-        )
+        what = f"ALTER TABLE {current.name} would drop, rename or retype a column"
+        raise StatementRefused(what, where="ALTER TABLE", next_step="Only add columns at the end.")
     for column in checked.columns[n:]:
         if not column.nullable:
-            raise StatementRefused(f"new column {column.name} is NOT NULL", where=f"ALTER TABLE {current.name}", next_step="Rows that exist have no value for it: make it nullable.")
+            raise StatementRefused(
+                f"new column {column.name} is NOT NULL",
+                where=f"ALTER TABLE {current.name}",
+                next_step="Rows that exist have no value for it: make it nullable.",
+            )
     fixed = ("primary_key", "partition_keys", "bucket_keys", "n_buckets")
     for name in fixed:
         if getattr(checked, name) != getattr(current, name):

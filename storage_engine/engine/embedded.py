@@ -290,7 +290,9 @@ class EmbeddedBackend:
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         with self._readers:
-            return reads.read(self._buckets, self._table(table), columns, partitions, at_version)
+            state = self._table(table)
+            steps = reads.plan_read(self._buckets, state, partitions, at_version)
+        return reads.read(self._buckets, state, steps, columns)
 
     def count(self, table: str) -> int:
         with self._readers:

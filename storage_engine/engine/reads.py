@@ -148,20 +148,26 @@ def prefix_lookup(buckets: Buckets, table: TableState, prefixes: pa.Table, colum
     return stacked.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
 
 
-def read(
-    buckets: Buckets, table: TableState, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None
-) -> pa.Table:
-    """Current rows, or the rows at an older version rebuilt from the changelog."""
-    names = _columns(table.descriptor, columns)
+def plan_read(
+    buckets: Buckets, table: TableState, partitions: Sequence[str] | None, at_version: int | None
+) -> list[tuple[Bucket, np.ndarray]]:
+    """Where the current rows are, per bucket, or the rows at an older version (found by replaying the changelog)."""
     wanted = None if partitions is None else set(partitions)
-    pieces: list[pa.Table] = []
+    steps: list[tuple[Bucket, np.ndarray]] = []
     for bucket in buckets.of_table(table):
         if wanted is not None and bucket.name.partition not in wanted:
             continue
         end = bucket.frames.end_offset
         bound = end if at_version is None else bucket.frames.offset_at_version(at_version)
         kv = buckets.kv_of(bucket) if bound == end else buckets.kv_until(bucket, bound)
-        pieces.append(buckets.rows_at(bucket, np.sort(kv.current_offsets()), names))
+        steps.append((bucket, kv.current_offsets()))
+    return steps
+
+
+def read(buckets: Buckets, table: TableState, steps: list[tuple[Bucket, np.ndarray]], columns: Sequence[str] | None) -> pa.Table:
+    """The rows that plan_read found."""
+    names = _columns(table.descriptor, columns)
+    pieces = [buckets.rows_at(bucket, offsets, names) for bucket, offsets in steps]
     if not pieces:
         return pa.schema([table.descriptor.arrow_schema.field(name) for name in names]).empty_table()
     return pa.concat_tables(pieces)
@@ -177,16 +183,20 @@ def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list
     """Commits with rows, after a version, oldest first; their offset ranges come from the frame indexes."""
     ranges: dict[int, dict[str, dict[TableBucket, tuple[int, int]]]] = {}
     stamps: dict[int, int] = {}
-    for name, table in state.tables.items():
-        for bucket in buckets.of_table(table):
-            entries = bucket.frames.entries
-            first_new = int(np.searchsorted(entries["version"], after, side="right"))
-            for entry in bucket.frames.find(int(entries["base_offset"][first_new]), bucket.frames.end_offset)[:limit] if first_new < len(entries) else []:
+    everything = [(name, bucket, bucket.frames.entries) for name, table in state.tables.items() for bucket in buckets.of_table(table)]
+    news = [(name, bucket, entries[np.searchsorted(entries["version"], after, side="right") :]) for name, bucket, entries in everything]
+    versions = np.unique(np.concatenate([np.empty(0, np.int64), *(entries["version"] for _, _, entries in news)]))[:limit]
+    if len(versions) == 0:
+        return []
+    for name, bucket, entries in news:
+        n = int(np.searchsorted(entries["version"], versions[-1], side="right"))
+        if n:
+            for entry in bucket.frames.find(int(entries["base_offset"][0]), int(entries["end_offset"][n - 1])):
                 by_bucket = ranges.setdefault(entry.version, {}).setdefault(name, {})
                 first, last = by_bucket.get(bucket.name, (entry.base_offset, entry.base_offset))
                 by_bucket[bucket.name] = (min(first, entry.base_offset), max(last, entry.end_offset))
                 stamps[entry.version] = entry.timestamp_ms
-    return [CommitInfo(version, stamps[version], ranges[version]) for version in sorted(ranges)[:limit]]
+    return [CommitInfo(version, stamps[version], ranges[version]) for version in sorted(ranges)]
 
 
 def _bucket(buckets: Buckets, table: TableState, name: TableBucket) -> Bucket | None:
@@ -200,13 +210,15 @@ def _columns(descriptor: TableDescriptor, columns: Sequence[str] | None) -> list
         return list(known)
     for name in columns:
         if name not in known:
-            raise SchemaMismatch(f"{descriptor.name} has no column {name}", where="columns", next_step=f"Its columns are {', '.join(known)}.")
+            what = f"{descriptor.name} has no column {name}"
+            raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(known)}.")
     return list(columns)
 
 
 def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], what: str) -> pa.Table:
     if not descriptor.has_primary_key:
-        raise UserError(f"{descriptor.name} is a log table and has no {what}", where=descriptor.name, next_step="Use scan() to read its log.")
+        problem = f"{descriptor.name} is a log table and has no {what}"
+        raise UserError(problem, where=descriptor.name, next_step="Use scan() to read its log.")
     lacking = [name for name in needed if name not in keys.column_names]
     if lacking:
         raise SchemaMismatch(

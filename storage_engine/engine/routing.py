@@ -21,9 +21,9 @@ from storage_engine.schema.partitions import partition_names
 def column_array(rows: pa.Table, name: str) -> pa.Array:
     """One column as one contiguous array."""
     column = rows[name]
-    if isinstance(column, pa.ChunkedArray):
-        return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    return column
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def key_arrays(rows: pa.Table, names: tuple[str, ...]) -> list[pa.Array]:
@@ -62,4 +62,5 @@ def split(descriptor: TableDescriptor, rows: pa.Table, keyless_bucket: int) -> I
     taken = rows.take(pa.array(order))
     for begin, end in zip(np.r_[0, bounds], np.r_[bounds, len(order)], strict=True):
         code = int(ordered[begin])
-        yield TableBucket(names[code // descriptor.n_buckets], code % descriptor.n_buckets), taken.slice(begin, end - begin), order[begin:end]
+        name = TableBucket(names[code // descriptor.n_buckets], code % descriptor.n_buckets)
+        yield name, taken.slice(begin, end - begin), order[begin:end]
