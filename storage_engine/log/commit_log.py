@@ -114,6 +114,8 @@ class CommitLog:
             if file.start + size != successor.start:
                 _damaged(f"the file holds {size} bytes where {successor.start - file.start} were written", file, size)
         first = files[0].start if files else 0
+        if start is None and first != 0:
+            _damaged("the log begins here, and what came before is not on disk", files[0], 0)
         log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start))
         if start is not None and (not files or not first <= start <= files[-1].start + files[-1].data(1).size):
             raise DamagedFrame(
@@ -378,7 +380,7 @@ class CommitLog:
 
         Errors: DamagedFrame. The checksum is compared at the first read of a frame since the log was opened.
         """
-        file = self._files[bisect_right(self._starts, location.position) - 1]
+        file = self._files[max(0, bisect_right(self._starts, location.position) - 1)]
         header, data = file.frame_at(location.position, location.length)
         if header.length != location.length or header.kind != FrameKind.DATA:
             _damaged("another frame lies here than the index says", file, location.position - file.start)

@@ -223,8 +223,8 @@ def parse_header(data: pa.Buffer, offset: int, position: int, file: str = "") ->
 
     Errors: DamagedFrame naming `file` and `offset`.
     """
-    if offset + HEADER_BYTES > data.size:
-        _damaged("the file ends inside a frame header", file, offset)
+    if offset < 0 or offset + HEADER_BYTES > data.size:
+        _damaged("the file does not reach over a frame header", file, offset)
     raw = data.slice(offset, HEADER_BYTES)
     magic, crc, payload_crc, length, place, kind, flags, padding, _, n_rows, *rest = _HEADER.unpack(raw)
     if magic != MAGIC:
