@@ -83,7 +83,9 @@ def test_arbitrary_bytes_are_damage(data: bytes, is_prefixed: bool) -> None:
 
 
 @settings(max_examples=500)
-@given(compression=st.sampled_from(COMPRESSIONS), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3))
+@given(
+    compression=st.sampled_from(COMPRESSIONS), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3)
+)
 def test_a_message_with_flipped_bytes_is_damage_or_prunes_to_something(compression: str, flips: list[tuple[int, int]]) -> None:
     bad = bytearray(encode_message(BATCH, compression))
     for at, mask in flips:
