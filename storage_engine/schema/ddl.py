@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from storage_engine.errors import StatementRefused
 from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
 from storage_engine.schema.reader import Reader

@@ -32,6 +32,7 @@ _COMPARISONS: dict[type[exp.Expression], Callable[..., pc.Expression]] = {
     exp.GTE: pc.greater_equal,
 }
 _FLIPPED: dict[type[exp.Expression], type[exp.Expression]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+_KNOWN_ARGUMENTS = {"this", "expression", "expressions", "low", "high", "negate", "query", "field"}
 _FALSE, _TRUE = pc.scalar(False), pc.scalar(True)  # noqa: FBT003 - scalars, not flags
 
 
@@ -87,14 +88,14 @@ def matching_partitions(where: str | exp.Expression, schema: pa.Schema, partitio
 def _parsed(where: str | exp.Expression) -> exp.Expression:
     if isinstance(where, exp.Expression):
         return where.this if isinstance(where, exp.Where) else where
+    if not where.strip():
+        raise _refusal("the condition is empty")
     try:
         parsed = sqlglot.parse_one(where, dialect=_PredicateDialect, into=exp.Condition)
     except SqlglotError as error:
         detail = error.errors[0] if getattr(error, "errors", None) else {}
         said = detail.get("description") or str(error).splitlines()[0]
         raise _refusal(f"cannot read the condition {where!r}: {said}") from error
-    if not where.strip() or not isinstance(parsed, exp.Expression):
-        raise _refusal("the condition is empty")
     return parsed
 
 
@@ -103,6 +104,14 @@ def _refusal(what: str) -> StatementRefused:
 
 
 def _condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
+    negate = bool(node.args.get("negate"))
+    modifiers = [name for name, value in node.args.items() if value and name not in _KNOWN_ARGUMENTS]
+    if modifiers:
+        raise _refusal(f"{node.sql()} is not understood ({modifiers[0]})")
+    return ~_plain_condition(node, schema) if negate else _plain_condition(node, schema)
+
+
+def _plain_condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
     match node:
         case exp.Paren():
             return _condition(node.this, schema)
@@ -143,7 +152,7 @@ def _comparison(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
     name, data_type = _column(left, schema)
     if isinstance(right, exp.Column):
         other, other_type = _column(right, schema)
-        if other_type != data_type:
+        if other_type != data_type and not (_is_number(data_type) and _is_number(other_type)):
             raise _refusal(f"{node.sql()} compares {data_type} with {other_type}")
         return _COMPARISONS[kind](pc.field(name), pc.field(other))
     return _COMPARISONS[kind](pc.field(name), _literal(right, name, data_type))
@@ -155,7 +164,8 @@ def _is(node: exp.Is, schema: pa.Schema) -> pc.Expression:
         case exp.Null():
             return pc.field(name).is_null()
         case exp.Boolean() as boolean if pa.types.is_boolean(data_type):
-            return pc.fill_null(pc.equal(pc.field(name), pc.scalar(bool(boolean.this))), _FALSE)
+            matches = pc.equal(pc.field(name), pc.scalar(bool(boolean.this)))
+            return pc.if_else(pc.field(name).is_null(), _FALSE, matches)
     raise _refusal(f"{node.sql()} is not understood")
 
 
@@ -176,6 +186,10 @@ def _like(node: exp.Like, schema: pa.Schema) -> pc.Expression:
     if text.endswith("%") and not set(text[:-1]) & {"%", "_", "\\"}:
         return pc.starts_with(pc.field(name), text[:-1])
     return pc.match_like(pc.field(name), text)
+
+
+def _is_number(data_type: pa.DataType) -> bool:
+    return pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_decimal(data_type)
 
 
 def _unwrapped(node: exp.Expression) -> exp.Expression:
@@ -223,8 +237,7 @@ def _literal_value(node: exp.Expression, name: str, data_type: pa.DataType) -> o
 def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
     """The value of a literal's text; ValueError when it is not one of the type."""
     t = pa.types
-    is_number = t.is_integer(data_type) or t.is_floating(data_type) or t.is_decimal(data_type)
-    if is_text == is_number:
+    if is_text == _is_number(data_type):
         raise ValueError(text)
     if t.is_integer(data_type):
         value: object = int(Decimal(text)) if Decimal(text) == int(Decimal(text)) else int(text)
@@ -254,6 +267,8 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
 
 
 def _named_partitions(node: exp.Expression, column: str) -> set[str] | None:
+    if node.args.get("negate"):
+        return None
     match node:
         case exp.Paren():
             return _named_partitions(node.this, column)

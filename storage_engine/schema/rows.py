@@ -23,16 +23,17 @@ def conform(descriptor: TableDescriptor, rows: Any, columns: Sequence[str] | Non
 
     rows     pa.Table, RecordBatch, RecordBatchReader, dict of lists, list of dicts, or a pandas DataFrame
     columns  None: whole rows; a nullable column that is missing becomes null, and so does an auto-increment column.
-             Otherwise the target columns of a partial write: rows have exactly these.
+             Otherwise the target columns of a partial write, or columns of the key alone: rows have exactly these.
     Shapes:  (n rows) -> (n rows, the columns in table order).
     Errors:  SchemaMismatch for a column that is unknown, missing, named twice or of another type, a value that does not fit,
              or a null in a key or NOT NULL column; it names the column and the first row (from 0).
     """
-    is_key_only = columns is not None and set(columns) == set(descriptor.primary_key)
     if columns is None:
         names: tuple[str, ...] = descriptor.column_names
+    elif columns and set(columns) <= set(descriptor.primary_key):
+        names = tuple(columns)
     else:
-        names = descriptor.primary_key if is_key_only else check_targets(descriptor, columns)
+        names = check_targets(descriptor, columns)
     wanted = {column.name: column.arrow for column in descriptor.columns if column.name in names}
     where = f"table {descriptor.name}"
     table = as_table(rows, wanted, where=where)
@@ -80,7 +81,7 @@ def as_table(rows: Any, fields: Mapping[str, pa.Field], *, where: str) -> pa.Tab
     if isinstance(rows, pa.RecordBatchReader):
         return rows.read_all()
     if isinstance(rows, Mapping):
-        return _from_columns(rows, fields, where)
+        return _from_columns(rows, fields, where) if rows else _from_records([], fields, where)
     if hasattr(rows, "__arrow_c_stream__"):
         return _without_pandas_index(pa.table(rows))
     if isinstance(rows, Sequence) and not isinstance(rows, str | bytes):
@@ -103,7 +104,7 @@ def _is_plain_column(keys: Any) -> bool:
 
 def _from_records(records: Sequence[Any], fields: Mapping[str, pa.Field], where: str) -> pa.Table:
     if not records:
-        return pa.schema([field.with_nullable(True) for field in fields.values()]).empty_table()
+        return pa.schema([field.with_nullable(nullable=True) for field in fields.values()]).empty_table()
     if all(isinstance(record, pa.RecordBatch) for record in records):
         return pa.Table.from_batches(records)
     for position, record in enumerate(records):
