@@ -9,5 +9,20 @@ from storage_engine.lake.freshness import TierLag, tier_lag
 from storage_engine.lake.lane import Round, table_path
 from storage_engine.lake.planning import Limits
 from storage_engine.lake.tiering import Tierer
+from storage_engine.lake.union import LakeSnapshot, Union, find_snapshot, open_union, union_read
 
-__all__ = ["Limits", "Round", "TierLag", "Tierer", "connect_delta", "load_delta", "table_path", "tier_lag"]
+__all__ = [
+    "LakeSnapshot",
+    "Limits",
+    "Round",
+    "TierLag",
+    "Tierer",
+    "Union",
+    "connect_delta",
+    "find_snapshot",
+    "load_delta",
+    "open_union",
+    "table_path",
+    "tier_lag",
+    "union_read",
+]

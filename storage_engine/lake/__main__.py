@@ -11,13 +11,14 @@ import signal
 import sys
 import threading
 
-from storage_engine.connection import connect
 from storage_engine.errors import FlashlakeError
 from storage_engine.lake.tiering import Tierer
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the worker until SIGTERM or SIGINT."""
+    from storage_engine.connection import connect  # a process wires rooms together; the room itself does not depend on it
+
     parser = argparse.ArgumentParser(
         prog="python -m storage_engine.lake",
         description="Tier the store's tables to Delta Lake, within each table's 'table.datalake.freshness'.",

@@ -92,7 +92,7 @@ def from_lake(rows: pa.Table, store_types: Mapping[str, pa.DataType]) -> pa.Tabl
 def _cast(values: pa.Array | pa.ChunkedArray, wanted: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if values.type == wanted:
         return values
-    if pa.types.is_time(wanted) or pa.types.is_time(values.type):
+    if pa.types.is_time(wanted) != pa.types.is_time(values.type):  # the lake's INT, milliseconds of the day
         return pc.cast(values.cast(pa.int32()), wanted)
     return pc.cast(values, wanted)
 

@@ -72,7 +72,7 @@ class LakeTable:
     @classmethod
     def create(cls, path: Path, descriptor: TableDescriptor, lake_id: str, epoch: int) -> LakeTable:
         """Make an empty table with the descriptor's columns, recording that it covers nothing."""
-        record = LakeRecord(lake_id, 0, {}, epoch, "create")
+        record = LakeRecord(lake_id, 0, {}, epoch, "create", len(descriptor.columns))
         path.parent.mkdir(parents=True, exist_ok=True)
         table = DeltaTable.create(
             str(path),
@@ -218,7 +218,7 @@ class LakeTable:
         def write(record: LakeRecord) -> None:
             self._table.alter.add_columns(fields, commit_properties=record.commit_properties())
 
-        self._commit(self._record, replace(self._record, kind="columns"), write)
+        self._commit(self._record, replace(self._record, kind="columns", n_columns=len(descriptor.columns)), write)
         return True
 
     def compact(self, target_bytes: int) -> CompactionResult:
@@ -281,7 +281,7 @@ class LakeTable:
             )
         if current.epoch > epoch or (current.version, current.offsets) != (base.version, base.offsets):
             raise ProgressConflict(
-                f"the lake is at store version {current.version}, epoch {current.epoch}; this worker planned from {base.version}, epoch {epoch}",
+                f"the lake is at store version {current.version} (epoch {current.epoch}), the plan began at {base.version} (epoch {epoch})",
                 where=str(self.path),
                 next_step="Run one tiering worker per store; this one stops.",
             )

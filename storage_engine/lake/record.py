@@ -24,6 +24,7 @@ _VERSION = "flashlake.version"
 _EPOCH = "flashlake.epoch"
 _OFFSETS = "flashlake.offsets"
 _KIND = "flashlake.kind"
+_COLUMNS = "flashlake.columns"
 _DETACHED = "flashlake.detached"
 
 
@@ -33,6 +34,7 @@ class LakeRecord:
 
     version  store version that the table's content equals
     offsets  next offset per bucket: everything below is in the table
+    n_columns  columns of the store's table that the lake has: the first n, columns are only added at the end
     epoch    of the tierer that wrote it; an older epoch may not write any more
     kind     create, append, merge, note, compact, columns, vacuum or restore
     detached partitions that the store dropped after they were tiered: the lake keeps those rows, no changelog describes them
@@ -44,6 +46,7 @@ class LakeRecord:
     offsets: Offsets
     epoch: int
     kind: str
+    n_columns: int
     delta_version: int = -1
     detached: tuple[str, ...] = ()
 
@@ -59,6 +62,7 @@ class LakeRecord:
             _EPOCH: str(self.epoch),
             _OFFSETS: encode_offsets(self.offsets),
             _KIND: self.kind,
+            _COLUMNS: str(self.n_columns),
         }
         if self.detached:
             metadata[_DETACHED] = json.dumps(self.detached)
@@ -122,6 +126,7 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
             offsets=decode_offsets(info[_OFFSETS]),
             epoch=int(info[_EPOCH]),
             kind=info[_KIND],
+            n_columns=int(info[_COLUMNS]),
             delta_version=delta_version,
             detached=tuple(json.loads(info.get(_DETACHED, "[]"))),
         )
