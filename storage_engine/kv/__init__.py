@@ -1,1 +1,22 @@
-"""kv: see docs/architecture.md."""
+"""kv: primary-key buckets over a changelog. Key index, merge engines, changelog rows, prefix lookups, auto-increment."""
+
+from storage_engine.kv.auto_increment import AutoIncrement
+from storage_engine.kv.batch import combine
+from storage_engine.kv.bucket import KvBucket, KvChange, KvSnapshot
+from storage_engine.kv.key_index import KeyIndex
+from storage_engine.kv.merge import ChangePlan, checked_bitmaps, plan_delete, plan_upsert
+from storage_engine.kv.prefix_index import PrefixIndex
+
+__all__ = [
+    "AutoIncrement",
+    "ChangePlan",
+    "KeyIndex",
+    "KvBucket",
+    "KvChange",
+    "KvSnapshot",
+    "PrefixIndex",
+    "checked_bitmaps",
+    "combine",
+    "plan_delete",
+    "plan_upsert",
+]

@@ -1,0 +1,404 @@
+"""KvBucket: one bucket of a primary-key table. The changelog holds the rows, this holds where the current ones are.
+
+Owner: the engine, one writer at a time; lookups may run beside it and see what was committed.
+State: key index, prefix index and the keys whose hash another key has taken: all derived, from changelog frames or a snapshot.
+Holds: upsert() and delete() change nothing here. stage() shows a change to later calls of the same transaction, commit() to
+       readers, rollback() to nobody.
+Never: writes the log, gives out offsets, decides what is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.errors import SchemaMismatch
+from storage_engine.kv.auto_increment import AutoIncrement
+from storage_engine.kv.batch import combine, group_keys
+from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
+from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex
+from storage_engine.kv.merge import ChangePlan, plan_delete, plan_upsert
+from storage_engine.kv.prefix_index import PrefixIndex
+from storage_engine.kv.replay import settled_changes
+from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.keys import encode_keys, hash64
+
+FetchRows = Callable[[Int64s], pa.Table]
+HashKeys = Callable[[pa.Array], Hashes]
+
+_REMOVED: Final = np.iinfo(np.int64).max  # in the staged index: the key is gone in this transaction
+
+
+@dataclass(frozen=True)
+class KvChange:
+    """What an operation changes: the rows to append to the bucket's changelog, and what stage() needs to follow.
+
+    Shapes: rows (k,) one chunk in the table's schema, change_types (k,) codes of log/frame.py, hashes (k,) of the rows' keys.
+    homeless  row -> encoded key, for keys whose hash belongs to another key in the index
+    """
+
+    rows: pa.Table
+    change_types: npt.NDArray[np.uint8]
+    hashes: Hashes
+    homeless: dict[int, bytes] = field(default_factory=dict)
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.change_types)
+
+    @property
+    def batch(self) -> pa.RecordBatch:
+        """The rows as one record batch, for the frame."""
+        return pa.RecordBatch.from_arrays([contiguous(self.rows, name) for name in self.rows.column_names], schema=self.rows.schema)
+
+
+@dataclass(frozen=True)
+class KvSnapshot:
+    """All that a bucket derives, as arrays: (n,) hashes with offsets, (p,) prefix entries, and homeless keys with offsets."""
+
+    hashes: Hashes
+    offsets: Int64s
+    prefixes: Hashes
+    prefix_keys: Hashes
+    homeless: dict[bytes, int]
+
+
+class _Located:
+    """Where the keys of a batch are: offsets (n,), `homeless` (n,): the key's hash belongs to another key."""
+
+    def __init__(self, found: Bools, current: pa.Table, homeless: Bools) -> None:
+        self.found = found
+        self.current = current
+        self.homeless = homeless
+
+
+class KvBucket:
+    """Keys of one bucket.
+
+    fetch_rows  offsets (m,) -> the rows stored there, in that order, in the descriptor's schema. It must also serve offsets that
+                were staged in the transaction under way.
+    ids         gives auto-increment ids; required when the descriptor has such a column and rows are upserted.
+    hash_keys   64-bit hash of encoded keys; equal hashes of different keys are told apart by the stored rows.
+    """
+
+    def __init__(
+        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: AutoIncrement | None = None, hash_keys: HashKeys = hash64
+    ) -> None:
+        self.descriptor = descriptor
+        self._fetch_rows = fetch_rows
+        self._ids = ids
+        self._hash_keys = hash_keys
+        self._index = KeyIndex()
+        self._homeless: dict[bytes, int] = {}
+        self._homeless_hashes: Hashes = np.empty(0, np.uint64)
+        self._prefixes = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
+        self._n_gone = 0
+        self._staged: list[tuple[KvChange, int]] = []
+        self._staged_index = KeyIndex()
+        self._staged_homeless: dict[bytes, int] = {}
+
+    @property
+    def n_keys(self) -> int:
+        return self._index.n_keys + len(self._homeless)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of memory held by the indexes."""
+        return self._index.n_bytes + (self._prefixes.n_bytes if self._prefixes else 0)
+
+    def alter(self, descriptor: TableDescriptor) -> None:
+        """The table got columns at its end; fetch_rows answers in the new schema from now on."""
+        self.descriptor = descriptor
+
+    # reads
+
+    def get(self, keys: pa.Table) -> tuple[pa.Table, Bools]:
+        """Current rows by key, as committed.
+
+        Shapes: keys (n,) with the key columns, repeats allowed -> rows (n,), all null where not found; found (n,).
+        """
+        names = self.descriptor.physical_primary_key
+        encoded = encode_keys(key_columns(keys, names))
+        located = self._locate(keys, encoded, self._hash_keys(encoded), is_writer=False)
+        found = located.found
+        if found.all():
+            return located.current, found
+        return located.current.take(pa.array(np.cumsum(found) - 1, mask=~found)), found
+
+    def prefix_get(self, prefixes: pa.Table, limit: int | None = None) -> tuple[pa.Table, Int64s]:
+        """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
+
+        Shapes: prefixes (n,) with the bucket-key columns -> rows (m,), position (m,) of each row's prefix; at most `limit` rows of each.
+        """
+        assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
+        names = self.descriptor.bucket_keys
+        wanted = encode_keys(key_columns(prefixes, names))
+        position, hashes = self._prefixes.find(self._hash_keys(wanted))
+        offsets = self._index.get(hashes)
+        present = offsets >= 0
+        position, offsets = position[present], offsets[present]
+        if self._homeless:
+            extra = np.fromiter(list(self._homeless.values()), np.int64)
+            position = np.r_[position, np.repeat(np.arange(len(wanted)), len(extra))]
+            offsets = np.r_[offsets, np.tile(extra, len(wanted))]
+        if len(offsets) == 0:
+            return self.descriptor.arrow_schema.empty_table(), position
+        rows = self._fetch_rows(offsets)
+        matches = ~_keys_differ(rows, prefixes.take(pa.array(position)), names)
+        if not matches.all():
+            rows, position = rows.filter(pa.array(matches)), position[matches]
+        encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
+        order = pc.sort_indices(pa.table({"p": position, "k": encoded}), sort_keys=[("p", "ascending"), ("k", "ascending")]).to_numpy()
+        if limit is not None:
+            sorted_position = position[order]
+            rank = np.arange(len(order)) - np.searchsorted(sorted_position, sorted_position, side="left")
+            order = order[rank < limit]
+        return rows.take(pa.array(order)), position[order]
+
+    def current_offsets(self) -> Int64s:
+        """Offsets of all current rows, ascending: what a read of the whole bucket fetches."""
+        offsets = self._index.offsets()
+        if self._homeless:
+            offsets = np.r_[offsets, np.fromiter(list(self._homeless.values()), np.int64)]
+        return np.sort(offsets)
+
+    # writes
+
+    def upsert(self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None) -> KvChange:
+        """What upserting these rows changes, in this transaction's sight.
+
+        Shapes: rows (n,) conformed to the table, keys may repeat; `columns` are the target columns of a partial update; `keys` (n,)
+                are the encoded keys, where the caller has them.
+        Errors: SchemaMismatch when the auto-increment column is written, a sum leaves its type, or a value is no bitmap.
+        """
+        descriptor = self.descriptor
+        targets = self._targets(rows, columns)
+        if keys is None:
+            keys = encode_keys(key_columns(rows, descriptor.physical_primary_key))
+        incoming, chosen = combine(descriptor, rows, targets, keys=keys)
+        if chosen is not None:
+            keys = take(keys, chosen)
+        hashes = self._hash_keys(keys)
+        located = self._locate(incoming, keys, hashes, is_writer=True)
+        new_ids = None
+        n_new = len(hashes) - located.current.num_rows
+        if self._ids is not None and n_new:
+            new_ids = self._ids.take(n_new)
+        plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids)
+        return self._change(plan, keys, hashes, located)
+
+    def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
+        """What deleting these keys changes; with `columns`, what setting these columns to null changes.
+
+        Errors: StatementRefused where the table disables deletes; SchemaMismatch when a target column is NOT NULL.
+        """
+        encoded = encode_keys(key_columns(keys, self.descriptor.physical_primary_key))
+        groups = group_keys(encoded)
+        if groups is not None:
+            keys, encoded = keys.take(pa.array(groups.first)), take(encoded, groups.first)
+        hashes = self._hash_keys(encoded)
+        located = self._locate(keys, encoded, hashes, is_writer=True)
+        return self._change(plan_delete(self.descriptor, located.current, located.found, columns), encoded, hashes, located)
+
+    def stage(self, change: KvChange, base_offset: int) -> None:
+        """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""
+        if change.n_rows:
+            self._staged.append((change, base_offset))
+            is_live, is_gone = _outcome(change)
+            offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
+            indexed = is_live | is_gone
+            for row, key in change.homeless.items():
+                if indexed[row]:
+                    self._staged_homeless[key] = int(offsets[row])
+                    indexed[row] = False
+            self._staged_index.put(change.hashes[indexed], offsets[indexed])
+
+    def commit(self) -> None:
+        """The transaction is in the log: what was staged becomes current."""
+        staged = self._staged
+        self.rollback()
+        for change, base_offset in staged:
+            self._settle(change, base_offset)
+
+    def rollback(self) -> None:
+        """The transaction failed: forget what was staged."""
+        if self._staged:
+            self._staged = []
+            self._staged_index = KeyIndex()
+            self._staged_homeless = {}
+
+    def apply(self, change: KvChange, base_offset: int) -> None:
+        """stage() and commit() of a transaction with one operation on this bucket."""
+        assert not self._staged, "a transaction is under way in this bucket"
+        self._settle(change, base_offset)
+
+    # recovery
+
+    def rebuild(self, frames: Iterable[tuple[int, npt.NDArray[np.uint8] | None, pa.Table]]) -> None:
+        """Follow the changelog from where this bucket stands: of each frame, in order, its base_offset, change types and rows.
+
+        Shapes: change types (n,), rows (n,) with at least the key columns.
+        """
+        names = self.descriptor.physical_primary_key
+        for base_offset, change_types, rows in frames:
+            assert change_types is not None, f"a changelog frame of {self.descriptor.name} has no change types"
+            keys = encode_keys(key_columns(rows, names))
+            hashes = self._hash_keys(keys)
+            types = np.asarray(change_types, np.uint8)
+            homeless = settled_changes(types, keys, hashes, self._index.get(hashes), self._homeless, self._homeless_hashes)
+            self._settle(KvChange(rows, types, hashes, homeless), base_offset)
+
+    def snapshot(self) -> KvSnapshot:
+        """What rebuild() would find from the first frame on, as arrays to store in a checkpoint."""
+        assert not self._staged, "a transaction is under way in this bucket"
+        prefixes, prefix_keys = self._prefixes.entries() if self._prefixes else (np.empty(0, np.uint64), np.empty(0, np.uint64))
+        return KvSnapshot(*self._index.items(), prefixes, prefix_keys, dict(self._homeless))
+
+    def restore(self, snapshot: KvSnapshot) -> None:
+        """Stand where snapshot() was taken."""
+        self._index = KeyIndex.from_items(snapshot.hashes, snapshot.offsets)
+        self._set_homeless(dict(snapshot.homeless))
+        if self._prefixes is not None:
+            self._prefixes = PrefixIndex()
+            self._prefixes.add(snapshot.prefixes, snapshot.prefix_keys)
+
+    # inside
+
+    def _targets(self, rows: pa.Table, columns: Sequence[str] | None) -> Sequence[str] | None:
+        """The columns to write; without explicit ones, an auto-increment column is left to the store."""
+        serial = self.descriptor.auto_increment_column
+        if serial is None:
+            return columns
+        assert self._ids is not None, f"{self.descriptor.name} has an auto-increment column and the bucket got no ids"
+        if (columns is not None and serial in columns) or (
+            columns is None and serial in rows.column_names and rows[serial].null_count < rows.num_rows
+        ):
+            raise SchemaMismatch(
+                f"column {serial} is filled by the store",
+                where=f"table {self.descriptor.name}",
+                next_step="Leave it out of the rows and the target columns.",
+            )
+        return [name for name in (columns or self.descriptor.column_names) if name != serial]
+
+    def _locate(self, rows: pa.Table, keys: pa.Array, hashes: Hashes, *, is_writer: bool) -> _Located:
+        """Find rows (n,) with encoded keys: which exist, their stored rows, and which keys have lost their hash to another key.
+
+        A writer also sees what is staged; its keys are distinct.
+        """
+        offsets = self._index.get(hashes)
+        staged = is_writer and bool(self._staged)
+        if staged:
+            pending = self._staged_index.get(hashes)
+            offsets = np.where(pending == MISSING, offsets, np.where(pending == _REMOVED, MISSING, pending))
+        homeless = np.zeros(len(hashes), np.bool_)
+        if self._homeless or (staged and self._staged_homeless):
+            self._locate_homeless(keys, hashes, offsets, homeless, staged=staged)
+        found = offsets >= 0
+        at = np.flatnonzero(found)
+        current = self._fetch_rows(offsets[at]) if len(at) else self.descriptor.arrow_schema.empty_table()
+        if len(at):
+            strangers = _keys_differ(
+                current, rows if len(at) == len(hashes) else rows.take(pa.array(at)), self.descriptor.physical_primary_key
+            )
+            if strangers.any():
+                homeless[at[strangers]] = True
+                found[at[strangers]] = False
+                current = current.filter(pa.array(~strangers))
+        if is_writer:
+            _mark_twins(hashes, found, homeless)
+        return _Located(found, current, homeless)
+
+    def _locate_homeless(self, keys: pa.Array, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
+        suspects = np.isin(hashes, self._homeless_hashes)
+        if staged and self._staged_homeless:
+            suspects |= np.isin(hashes, self._hashes_of(self._staged_homeless))
+        for row in np.flatnonzero(suspects):
+            key = keys[int(row)].as_py()
+            offset = self._staged_homeless.get(key) if staged else None
+            if offset is None:
+                offset = self._homeless.get(key)
+            if offset is not None and offset != _REMOVED:
+                offsets[row], homeless[row] = offset, True
+
+    def _change(self, plan: ChangePlan, keys: pa.Array, hashes: Hashes, located: _Located) -> KvChange:
+        homeless: dict[int, bytes] = {}
+        if located.homeless.any():
+            homeless = {int(row): keys[int(plan.source[row])].as_py() for row in np.flatnonzero(located.homeless[plan.source])}
+        return KvChange(plan.rows, plan.change_types, hashes[plan.source], homeless)
+
+    def _settle(self, change: KvChange, base_offset: int) -> None:
+        """Make a change current."""
+        if change.n_rows == 0:
+            return
+        is_live, is_gone = _outcome(change)
+        if self._prefixes is not None:
+            self._enter_prefixes(change)
+        if change.homeless:
+            homeless = dict(self._homeless)
+            for row, key in change.homeless.items():
+                if is_live[row]:
+                    homeless[key] = base_offset + row
+                elif is_gone[row]:
+                    homeless.pop(key, None)
+                is_live[row] = is_gone[row] = False
+            self._set_homeless(homeless)
+        live = np.flatnonzero(is_live)
+        self._index.put(change.hashes[live], base_offset + live)
+        if is_gone.any():
+            self._index.remove(change.hashes[is_gone])
+            self._drop_gone_prefixes(int(np.count_nonzero(is_gone)))
+
+    def _set_homeless(self, homeless: dict[bytes, int]) -> None:
+        self._homeless_hashes = self._hashes_of(homeless)
+        self._homeless = homeless
+
+    def _hashes_of(self, homeless: dict[bytes, int]) -> Hashes:
+        return self._hash_keys(pa.array(list(homeless), pa.binary())) if homeless else np.empty(0, np.uint64)
+
+    def _enter_prefixes(self, change: KvChange) -> None:
+        assert self._prefixes is not None
+        inserted = np.flatnonzero(change.change_types == INSERT)
+        if len(inserted):
+            encoded = encode_keys([take(contiguous(change.rows, name), inserted) for name in self.descriptor.bucket_keys])
+            self._prefixes.add(self._hash_keys(encoded), change.hashes[inserted])
+
+    def _drop_gone_prefixes(self, n_gone: int) -> None:
+        """Entries of gone keys do no harm; once they are the majority, one pass drops them."""
+        if self._prefixes is None:
+            return
+        self._n_gone += n_gone
+        if self._n_gone > 1024 and 2 * self._n_gone > self._prefixes.n_entries:
+            self._prefixes.keep(self._index.get(self._prefixes.entries()[1]) >= 0)
+            self._n_gone = 0
+
+
+def _outcome(change: KvChange) -> tuple[Bools, Bools]:
+    """Rows that are current from now on, and rows whose key is gone."""
+    types = change.change_types
+    return (types == INSERT) | (types == UPDATE_AFTER), types == DELETE
+
+
+def _keys_differ(left: pa.Table, right: pa.Table, names: Sequence[str]) -> Bools:
+    differ = np.zeros(left.num_rows, np.bool_)
+    for name in names:
+        differ |= columns_differ(contiguous(left, name), contiguous(right, name))
+    return differ
+
+
+def _mark_twins(hashes: Hashes, found: Bools, homeless: Bools) -> None:
+    """Of new keys that share a hash, all but the first are homeless."""
+    new = np.flatnonzero(~found & ~homeless)
+    if len(new) < 2:
+        return
+    order = np.argsort(hashes[new], kind="stable")
+    ordered = hashes[new][order]
+    repeats = ordered[1:] == ordered[:-1]
+    if repeats.any():
+        homeless[new[order[1:][repeats]]] = True

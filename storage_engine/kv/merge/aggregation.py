@@ -1,0 +1,95 @@
+"""Aggregation: one function per column merges the stored value with the incoming one.
+
+Null is no value to sum, max, min, rbm32 and the *_ignore_nulls functions; last_value takes it. first_value keeps a stored null
+only until a value comes: as in Fluss, a column nobody has written yet cannot be told from one written as null.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.errors import SchemaMismatch
+from storage_engine.kv.merge.bitmaps import unite
+
+
+def merge_column(function: str, stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
+    """The merged column, in the type of `stored`.
+
+    Shapes: (n,), (n,) -> (n,); a row that is not stored yet is null in `stored`. A sum may come in a wider type (see batch.py).
+    Errors: SchemaMismatch when a sum leaves the column's type, or a value is no bitmap; `where` names table and column.
+    """
+    return _FUNCTIONS[function](stored, incoming, where)
+
+
+def narrowed(column: pa.Array, data_type: pa.DataType, where: str) -> pa.Array:
+    """A sum in its column's type. Errors: SchemaMismatch when a value does not fit."""
+    try:
+        return column.cast(data_type)
+    except pa.ArrowInvalid as error:
+        raise _overflow(data_type, where) from error
+
+
+def _sum(stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
+    data_type = stored.type
+    wide = _wider(data_type, incoming.type)
+    left, right = stored.cast(wide), incoming.cast(wide)
+    try:
+        total = pc.add_checked(left, right)
+    except pa.ArrowInvalid as error:
+        raise _overflow(data_type, where) from error
+    if total.null_count:
+        total = pc.coalesce(total, left.cast(total.type), right.cast(total.type))
+    return narrowed(total, data_type, where)
+
+
+def _wider(stored: pa.DataType, incoming: pa.DataType) -> pa.DataType:
+    """A type in which both can be added: decimals of 38 digits go through 256 bits."""
+    if not pa.types.is_decimal(incoming):
+        return incoming
+    scale = incoming.scale
+    return pa.decimal256(39, scale) if incoming.precision >= 38 or not pa.types.is_decimal(stored) else incoming
+
+
+def _larger(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return _pick(pc.max_element_wise, stored, incoming)
+
+
+def _smaller(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return _pick(pc.min_element_wise, stored, incoming)
+
+
+def _pick(choose: Callable[[pa.Array, pa.Array], pa.Array], stored: pa.Array, incoming: pa.Array) -> pa.Array:
+    if pa.types.is_timestamp(stored.type):  # no kernel for instants with a zone; their order is that of the numbers
+        return choose(stored.view(pa.int64()), incoming.view(pa.int64())).view(stored.type)
+    return choose(stored, incoming).cast(stored.type)
+
+
+def _last(_stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return incoming
+
+
+def _last_not_null(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return pc.coalesce(incoming, stored) if incoming.null_count else incoming
+
+
+def _first(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return pc.coalesce(stored, incoming) if stored.null_count else stored
+
+
+def _overflow(data_type: pa.DataType, where: str) -> SchemaMismatch:
+    return SchemaMismatch(f"a sum does not fit {data_type}", where=where, next_step="Declare the column wider in a new table.")
+
+
+_FUNCTIONS: dict[str, Callable[[pa.Array, pa.Array, str], pa.Array]] = {
+    "sum": _sum,
+    "max": _larger,
+    "min": _smaller,
+    "last_value": _last,
+    "last_value_ignore_nulls": _last_not_null,
+    "first_value": _first,
+    "first_value_ignore_nulls": _first,
+    "rbm32": unite,
+}

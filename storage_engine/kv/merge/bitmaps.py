@@ -1,0 +1,75 @@
+"""Bitmaps: rbm32 columns, 32-bit Roaring bitmaps in the portable format (RoaringFormatSpec).
+
+The only place of the store that walks over rows: each step holds bitmaps, whose merge costs more than the step.
+Holds: a bitmap that gains no member keeps its bytes, so that a merge which changes nothing changes no byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from pyroaring import BitMap
+
+from storage_engine.errors import SchemaMismatch
+from storage_engine.kv.key_index import Int64s
+
+
+def checked_bitmaps(values: pa.Array, where: str) -> pa.Array:
+    """The same values. Errors: SchemaMismatch naming the first row that is no bitmap."""
+    for row, value in enumerate(values.to_pylist()):
+        if value is not None:
+            _bitmap(value, row, where)
+    return values
+
+
+def unite(stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
+    """Row by row the union of two bitmaps; null counts as nothing. Shapes: (n,), (n,) -> (n,).
+
+    Errors: SchemaMismatch naming the incoming row that is no bitmap.
+    """
+    out: list[bytes | None] = []
+    for row, (old, new) in enumerate(zip(stored.to_pylist(), incoming.to_pylist(), strict=True)):
+        if new is None:
+            out.append(old)
+        elif old is None:
+            _bitmap(new, row, where)
+            out.append(new)
+        else:
+            held = BitMap.deserialize(old)
+            before = len(held)
+            held |= _bitmap(new, row, where)
+            out.append(old if len(held) == before else _bytes_of(held))
+    return pa.array(out, incoming.type)
+
+
+def unite_groups(values: pa.Array, group: Int64s, n_groups: int, where: str) -> pa.Array:
+    """The union of the bitmaps of each group. Shapes: values (n,), group (n,) in 0..n_groups -> (n_groups,).
+
+    A group of one bitmap keeps its bytes; a group of nulls is null.
+    """
+    valid = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
+    order = valid[np.argsort(group[valid], kind="stable")]
+    ordered = group[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else np.empty(0, np.int64)
+    out: list[bytes | None] = [None] * n_groups
+    data = values.take(pa.array(order)).to_pylist()
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+        members = [_bitmap(data[at], int(order[at]), where) for at in range(start, stop)]
+        out[int(ordered[start])] = data[start] if len(members) == 1 else _bytes_of(BitMap.union(*members))
+    return pa.array(out, values.type)
+
+
+def _bytes_of(bitmap: BitMap) -> bytes:
+    bitmap.run_optimize()
+    return bitmap.serialize()
+
+
+def _bitmap(value: bytes, row: int, where: str) -> BitMap:
+    try:
+        return BitMap.deserialize(value)
+    except (ValueError, IndexError) as error:
+        raise SchemaMismatch(
+            f"row {row} is not a 32-bit Roaring bitmap in the portable format",
+            where=where,
+            next_step="Build it with bitmap_build_agg or pyroaring.",
+        ) from error

@@ -1,0 +1,122 @@
+"""Plan: what a batch of upserts or deletes changes in a bucket. Decides only: no index, no log, no clock.
+
+Each incoming key occurs once (kv/batch.py sees to that), and `current` holds the rows stored under the keys that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.errors import SchemaMismatch, StatementRefused
+from storage_engine.kv.columns import aligned, columns_differ, contiguous, take
+from storage_engine.kv.key_index import Bools
+from storage_engine.kv.merge.aggregation import merge_column, narrowed
+from storage_engine.kv.merge.bitmaps import checked_bitmaps
+from storage_engine.kv.merge.changelog import ChangePlan, change_rows, nothing, removal_rows
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.options import delete_behavior
+
+
+def plan_upsert(
+    descriptor: TableDescriptor,
+    incoming: pa.Table,
+    current: pa.Table,
+    found: Bools,
+    targets: Sequence[str] | None = None,
+    new_ids: pa.Array | None = None,
+) -> ChangePlan:
+    """Merge n incoming rows with the rows stored under their keys; a row that does not change is not written.
+
+    Shapes: incoming (n,), each key once; found (n,); current (m,) full rows of the found keys, in order.
+    Meaning: `targets` None writes every column; else only these (key columns may be among them), the others keep their values
+             and are null in a new row. `new_ids` (n - m,) go into the auto-increment column of the new rows.
+    Errors: SchemaMismatch when a sum leaves its type or a value is no bitmap.
+    """
+    schema = descriptor.arrow_schema
+    if len(found) == 0:
+        return nothing(schema)
+    keys = set(descriptor.primary_key)
+    written = set(descriptor.column_names if targets is None else targets) - keys
+    serial = descriptor.auto_increment_column
+    written.discard(serial or "")
+    is_aggregation = descriptor.merge_engine == "aggregation"
+    found_at = np.flatnonzero(found)
+    changed = np.zeros(len(found_at), np.bool_)
+    stored_columns: list[pa.Array] = []
+    final_columns: list[pa.Array] = []
+    for field in schema:
+        name = field.name
+        stored = contiguous(current, name)
+        if name in keys:
+            final = contiguous(incoming, name)
+        elif name == serial and new_ids is not None:
+            final = _with_ids(stored, found, new_ids)
+        elif name not in written:
+            final = aligned(stored, found)
+        else:
+            final = contiguous(incoming, name)
+            if is_aggregation:
+                final = _aggregated(descriptor, field, stored, final, found)
+            if len(found_at) and not changed.all():
+                after = final if len(found_at) == len(found) else take(final, found_at)
+                changed |= columns_differ(stored, after)
+        stored_columns.append(stored)
+        final_columns.append(final)
+    return change_rows(schema, stored_columns, final_columns, found, changed)
+
+
+def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, targets: Sequence[str] | None = None) -> ChangePlan:
+    """Remove the found rows, or with `targets` null these columns and remove the rows that hold nothing else.
+
+    Shapes: as in plan_upsert; keys that are not there change nothing.
+    Meaning: 'table.delete.behavior' = ignore changes nothing; aggregation tables ignore by default.
+    Errors: StatementRefused where deletes are disabled; SchemaMismatch when a target is NOT NULL.
+    """
+    schema = descriptor.arrow_schema
+    where = f"table {descriptor.name}"
+    behavior = delete_behavior(descriptor.options)
+    if behavior == "disable":
+        raise StatementRefused("deletes are disabled", where=where, next_step="Create the table with 'table.delete.behavior' = 'allow'.")
+    source = np.flatnonzero(found)
+    if behavior == "ignore" or len(source) == 0:
+        return nothing(schema)
+    current_columns = [contiguous(current, name) for name in schema.names]
+    m = len(source)
+    keys = set(descriptor.primary_key)
+    cleared = set(descriptor.column_names if targets is None else targets) - keys
+    if targets is None:
+        return removal_rows(schema, current_columns, current_columns, source, np.ones(m, np.bool_), np.zeros(m, np.bool_))
+    removed, changed = np.ones(m, np.bool_), np.zeros(m, np.bool_)
+    final_columns: list[pa.Array] = []
+    for field, column in zip(schema, current_columns, strict=True):
+        final = column
+        if field.name in cleared:
+            if not field.nullable:
+                raise SchemaMismatch(
+                    f"column {field.name} is NOT NULL", where=where, next_step="Delete whole rows, or leave the column out."
+                )
+            changed |= column.is_valid().to_numpy(zero_copy_only=False)
+            final = pa.nulls(m, field.type)
+        elif field.name not in keys:
+            removed &= column.is_null().to_numpy(zero_copy_only=False)
+        final_columns.append(final)
+    return removal_rows(schema, current_columns, final_columns, source, removed, changed)
+
+
+def _aggregated(descriptor: TableDescriptor, field: pa.Field, stored: pa.Array, incoming: pa.Array, found: Bools) -> pa.Array:
+    function = descriptor.aggregate_function(field.name)
+    where = f"table {descriptor.name}, column {field.name}"
+    if len(stored):
+        return merge_column(function, aligned(stored, found), incoming, where)
+    if function == "rbm32":
+        return checked_bitmaps(incoming, where)
+    return narrowed(incoming, field.type, where) if function == "sum" else incoming
+
+
+def _with_ids(stored: pa.Array, found: Bools, new_ids: pa.Array) -> pa.Array:
+    """Stored ids where found, new ones elsewhere, in order."""
+    position = np.where(found, np.cumsum(found) - 1, len(stored) + np.cumsum(~found) - 1)
+    return take(pa.concat_arrays([stored, new_ids.cast(stored.type)]), position)

@@ -1,0 +1,92 @@
+"""PrefixIndex: hash of a key's prefix -> hashes of the keys that begin with it; a few sorted runs of numpy arrays.
+
+Owner: kv.KvBucket, which adds an entry when a key appears. Readers may call find() from other threads without a lock.
+State: derived; rebuilt with the key index.
+Holds: find() answers at least the keys of a prefix. It may also answer keys that are gone or that share a hash:
+       whoever fetches the rows compares the prefix. Updates of a row never touch this index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from storage_engine.kv.key_index import Bools, Hashes, Int64s
+
+
+class _Run(NamedTuple):
+    """Entries sorted by prefix hash."""
+
+    prefixes: Hashes
+    keys: Hashes
+
+
+class PrefixIndex:
+    """A multimap kept as sorted runs, each at least twice as long as the next: log2(n) binary searches per batch."""
+
+    def __init__(self) -> None:
+        self._runs: tuple[_Run, ...] = ()
+
+    @property
+    def n_entries(self) -> int:
+        return sum(len(run.prefixes) for run in self._runs)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(run.prefixes.nbytes + run.keys.nbytes for run in self._runs)
+
+    def add(self, prefixes: Hashes, keys: Hashes) -> None:
+        """Enter keys (n,) under their prefixes (n,)."""
+        if len(prefixes) == 0:
+            return
+        runs = [*self._runs, _sorted_run(prefixes, keys)]
+        while len(runs) > 1 and len(runs[-2].prefixes) < 2 * len(runs[-1].prefixes):
+            last, before = runs.pop(), runs.pop()
+            runs.append(_sorted_run(np.concatenate([before.prefixes, last.prefixes]), np.concatenate([before.keys, last.keys])))
+        self._runs = tuple(runs)
+
+    def find(self, prefixes: Hashes) -> tuple[Int64s, Hashes]:
+        """Keys under each prefix.
+
+        Shapes: prefixes (n,) -> position (m,), keys (m,): keys[j] was entered under prefixes[position[j]]; each pair once, sorted.
+        """
+        positions: list[Int64s] = []
+        keys: list[Hashes] = []
+        for run in self._runs:
+            start = np.searchsorted(run.prefixes, prefixes, side="left")
+            count = np.searchsorted(run.prefixes, prefixes, side="right") - start
+            total = int(count.sum())
+            if total:
+                first = np.repeat(start - (np.cumsum(count) - count), count)
+                keys.append(run.keys[first + np.arange(total)])
+                positions.append(np.repeat(np.arange(len(prefixes)), count))
+        if not keys:
+            return np.empty(0, np.int64), np.empty(0, np.uint64)
+        position, key = np.concatenate(positions), np.concatenate(keys)
+        order = np.lexsort((key, position))
+        position, key = position[order], key[order]
+        is_first = np.ones(len(key), np.bool_)
+        is_first[1:] = (key[1:] != key[:-1]) | (position[1:] != position[:-1])
+        return position[is_first], key[is_first]
+
+    def keep(self, is_live: Bools) -> None:
+        """Drop entries: `is_live` (n_entries,) is aligned to entries()[1]. One run is left, without repeated pairs."""
+        prefixes, keys = self.entries()
+        prefixes, keys = prefixes[is_live], keys[is_live]
+        order = np.lexsort((keys, prefixes))
+        prefixes, keys = prefixes[order], keys[order]
+        is_first = np.ones(len(keys), np.bool_)
+        is_first[1:] = (keys[1:] != keys[:-1]) | (prefixes[1:] != prefixes[:-1])
+        self._runs = (_Run(prefixes[is_first], keys[is_first]),) if len(keys) else ()
+
+    def entries(self) -> tuple[Hashes, Hashes]:
+        """All entries: prefixes and keys."""
+        if not self._runs:
+            return np.empty(0, np.uint64), np.empty(0, np.uint64)
+        return np.concatenate([run.prefixes for run in self._runs]), np.concatenate([run.keys for run in self._runs])
+
+
+def _sorted_run(prefixes: Hashes, keys: Hashes) -> _Run:
+    order = np.argsort(prefixes, kind="stable")
+    return _Run(prefixes[order], keys[order])

@@ -1,0 +1,188 @@
+"""A naive primary-key table, row by row on Python dicts: what the vectorised bucket is held against."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyroaring import BitMap
+
+from storage_engine.kv import KvChange
+from storage_engine.log.frame import CHANGE_TYPE_NAMES
+from storage_engine.schema.descriptor import Column, TableDescriptor
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+
+
+class RowLog:
+    """The changelog of one bucket in memory: appends changes, serves rows by offset, forgets what is cut off."""
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self.schema = schema
+        self.frames: list[tuple[int, np.ndarray, pa.Table]] = []
+        self.end_offset = 0
+
+    def append(self, change: KvChange) -> int:
+        base = self.end_offset
+        if change.n_rows:
+            assert change.batch.schema == self.schema
+            self.frames.append((base, change.change_types, change.rows))
+        self.end_offset = base + change.n_rows
+        return base
+
+    def cut(self, end_offset: int) -> None:
+        self.frames = [frame for frame in self.frames if frame[0] < end_offset]
+        self.end_offset = end_offset
+
+    def fetch(self, offsets: np.ndarray) -> pa.Table:
+        assert len(offsets)
+        assert offsets.min() >= 0
+        assert offsets.max() < self.end_offset
+        return pa.concat_tables([rows for _, _, rows in self.frames]).take(pa.array(offsets))
+
+
+class NaiveTable:
+    """Current rows by key. Each write applies its rows one after the other and answers the net changes, one entry per key."""
+
+    def __init__(self, descriptor: TableDescriptor) -> None:
+        self.descriptor = descriptor
+        self.rows: dict[Key, Row] = {}
+        self.last_id = 0
+
+    def key_of(self, row: Row) -> Key:
+        return tuple(row[name] for name in self.descriptor.physical_primary_key)
+
+    def upsert(self, rows: list[Row], targets: list[str] | None) -> dict[Key, list[tuple[str, Row]]]:
+        before = dict(self.rows)
+        touched = []
+        for row in rows:
+            touched.append(self.key_of(row))
+            self._upsert_row(row, targets)
+        return self._net(before, touched)
+
+    def delete(self, rows: list[Row], targets: list[str] | None) -> dict[Key, list[tuple[str, Row]]]:
+        before = dict(self.rows)
+        touched = []
+        for row in rows:
+            key = self.key_of(row)
+            touched.append(key)
+            self._delete_row(key, targets)
+        return self._net(before, touched)
+
+    def _upsert_row(self, row: Row, targets: list[str] | None) -> None:
+        descriptor, key = self.descriptor, self.key_of(row)
+        old = self.rows.get(key)
+        new: Row = {}
+        for column in descriptor.columns:
+            name = column.name
+            stored = None if old is None else old[name]
+            if name in descriptor.primary_key:
+                new[name] = row[name]
+            elif name == descriptor.auto_increment_column:
+                if old is None:
+                    self.last_id += 1
+                    stored = self.last_id
+                new[name] = stored
+            elif targets is not None and name not in targets:
+                new[name] = stored
+            elif old is None or descriptor.merge_engine != "aggregation":
+                new[name] = row[name]
+            else:
+                new[name] = merge(descriptor.aggregate_function(name), stored, row[name])
+        self.rows[key] = new
+
+    def _delete_row(self, key: Key, targets: list[str] | None) -> None:
+        descriptor = self.descriptor
+        if descriptor.merge_engine == "aggregation" and descriptor.options.get("table.delete.behavior") != "allow":
+            return
+        row = self.rows.get(key)
+        if row is None:
+            return
+        others = [name for name in descriptor.column_names if name not in descriptor.primary_key and targets is not None and name not in targets]
+        if all(row[name] is None for name in others):
+            del self.rows[key]
+        else:
+            self.rows[key] = {name: value if name in others or name in descriptor.primary_key else None for name, value in row.items()}
+
+    def _net(self, before: dict[Key, Row], touched: list[Key]) -> dict[Key, list[tuple[str, Row]]]:
+        changes: dict[Key, list[tuple[str, Row]]] = {}
+        for key in dict.fromkeys(touched):
+            old, new = before.get(key), self.rows.get(key)
+            if old is None and new is not None:
+                changes[key] = [("+I", new)]
+            elif old is not None and new is None:
+                changes[key] = [("-D", old)]
+            elif old is not None and new is not None and comparable(old) != comparable(new):
+                changes[key] = [("-U", old), ("+U", new)]
+        return changes
+
+
+def merge(function: str, stored: Any, incoming: Any) -> Any:
+    if function == "last_value":
+        return incoming
+    if incoming is None:
+        return stored
+    if stored is None:
+        return incoming
+    match function:
+        case "sum":
+            return stored + incoming
+        case "max":
+            return max(stored, incoming)
+        case "min":
+            return min(stored, incoming)
+        case "last_value_ignore_nulls":
+            return incoming
+        case "first_value" | "first_value_ignore_nulls":
+            return stored
+        case "rbm32":
+            return (BitMap.deserialize(stored) | BitMap.deserialize(incoming)).serialize()
+    raise AssertionError(function)
+
+
+def comparable(row: Row) -> Row:
+    """Bitmaps by their members: one set has several encodings, all of them right."""
+    return {name: frozenset(BitMap.deserialize(value)) if name.startswith("rb") and value is not None else value for name, value in row.items()}
+
+
+def changes_of(change: KvChange, key_names: tuple[str, ...]) -> dict[Key, list[tuple[str, Row]]]:
+    """The changes by key, in their order."""
+    out: dict[Key, list[tuple[str, Row]]] = {}
+    names = [CHANGE_TYPE_NAMES[code] for code in change.change_types]
+    for at, (name, row) in enumerate(zip(names, change.rows.to_pylist(), strict=True)):
+        key = tuple(row[part] for part in key_names)
+        if name == "+U":
+            assert names[at - 1] == "-U", "a +U follows its -U"
+        out.setdefault(key, []).append((name, comparable(row)))
+    return out
+
+
+def bitmap(*members: int) -> bytes:
+    return BitMap(members).serialize()
+
+
+def table(engine: str, **options: str) -> TableDescriptor:
+    """The tables of these tests: a two-column key with a prefix, and one column per kind of value."""
+    columns = [Column("k1", "INT", nullable=False), Column("k2", "STRING", nullable=False)]
+    if engine == "last_row":
+        columns += [Column("a", "BIGINT"), Column("s", "STRING"), Column("d", "DECIMAL(12, 2)"), Column("f", "DOUBLE"), Column("b", "BOOLEAN")]
+    elif engine == "auto_increment":
+        columns += [Column("uid", "INT"), Column("a", "BIGINT")]
+        options = {**options, "auto-increment.fields": "uid"}
+    else:
+        functions = {
+            "total": ("BIGINT", "sum"), "money": ("DECIMAL(12, 2)", "sum"), "small": ("INT", "sum"), "ratio": ("DOUBLE", "sum"),
+            "high": ("BIGINT", "max"), "late": ("TIMESTAMP_LTZ(3)", "max"), "low": ("STRING", "min"), "day": ("DATE", "min"),
+            "last": ("STRING", "last_value"), "last_set": ("BIGINT", "last_value_ignore_nulls"),
+            "first": ("STRING", "first_value"), "first_set": ("BIGINT", "first_value_ignore_nulls"), "rb": ("BYTES", "rbm32"),
+        }  # fmt: skip
+        columns += [Column(name, sql_type) for name, (sql_type, _) in functions.items()]
+        options = {**options, "table.merge-engine": "aggregation", **{f"fields.{name}.agg": f for name, (_, f) in functions.items()}}
+    return TableDescriptor("t.t", tuple(columns), primary_key=("k1", "k2"), bucket_keys=("k1",), options=options)
+
+
+def money(cents: int) -> Decimal:
+    return Decimal(cents).scaleb(-2)

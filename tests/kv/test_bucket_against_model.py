@@ -1,0 +1,173 @@
+"""A bucket, under any sequence of operations, transactions, roll-backs and restarts, equals the naive row-by-row table."""
+
+from __future__ import annotations
+
+import copy
+from datetime import UTC, date, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.schema.keys import hash64
+from tests.kv.model import NaiveTable, RowLog, bitmap, changes_of, comparable, money, table
+
+VALUES = {
+    "k1": st.integers(0, 2),
+    "k2": st.sampled_from(["", "a", "ab", "é"]),
+    "BIGINT": st.integers(-3, 3),
+    "INT": st.integers(-3, 3),
+    "STRING": st.sampled_from(["", "x", "y", "yy"]),
+    "DECIMAL(12, 2)": st.integers(-500, 500).map(money),
+    "DOUBLE": st.sampled_from([0.0, 0.5, -1.25, 8.0]),
+    "BOOLEAN": st.booleans(),
+    "DATE": st.integers(1, 5).map(lambda day: date(2017, 1, day)),
+    "TIMESTAMP_LTZ(3)": st.integers(1, 5).map(lambda hour: datetime(2017, 1, 1, hour, tzinfo=UTC)),
+    "BYTES": st.frozensets(st.integers(0, 8) | st.just(2**32 - 1), max_size=4).map(lambda members: bitmap(*members)),
+}
+
+
+def weak_hash(keys: pa.Array) -> np.ndarray:
+    """Two values for all keys, one of them the index's mark for an empty slot."""
+    return hash64(keys) & np.uint64(1)
+
+
+class BucketMachine(RuleBasedStateMachine):
+    """Operations between begin and end of a transaction are staged; the model follows on a copy that end() keeps or drops."""
+
+    engine = "last_row"
+    options: dict[str, str] = {}  # noqa: RUF012 - replaced by subclasses
+    hash_keys = staticmethod(hash64)
+
+    @initialize()
+    def create(self):
+        self.descriptor = table(self.engine, **self.options)
+        self.log = RowLog(self.descriptor.arrow_schema)
+        self.committed = NaiveTable(self.descriptor)
+        self.model = copy.deepcopy(self.committed)
+        self.ids = AutoIncrement(self.descriptor) if self.descriptor.auto_increment_column else None
+        self.bucket = self.fresh_bucket()
+        self.committed_end = 0
+
+    def fresh_bucket(self) -> KvBucket:
+        return KvBucket(self.descriptor, self.log.fetch, ids=self.ids, hash_keys=self.hash_keys)
+
+    def draw_rows(self, data: st.DataObject) -> tuple[pa.Table, list[dict]]:
+        rows = data.draw(
+            st.lists(
+                st.fixed_dictionaries(
+                    {
+                        column.name: st.none() if column.name == self.descriptor.auto_increment_column
+                        else VALUES[column.name] if column.name in self.descriptor.primary_key else st.none() | VALUES[column.type]
+                        for column in self.descriptor.columns
+                    }
+                ),
+                max_size=12,
+            )
+        )  # fmt: skip
+        return pa.Table.from_pylist(rows, schema=self.descriptor.arrow_schema), rows
+
+    def draw_targets(self, data: st.DataObject) -> list[str]:
+        others = [name for name in self.descriptor.column_names if name not in self.descriptor.primary_key]
+        return [*self.descriptor.primary_key, *data.draw(st.lists(st.sampled_from(others), unique=True))]
+
+    def follow(self, change, expected):
+        assert changes_of(change, ("k1", "k2")) == {
+            key: [(kind, comparable(row)) for kind, row in changes] for key, changes in expected.items()
+        }
+        self.bucket.stage(change, self.log.append(change))
+
+    @rule(data=st.data())
+    def upsert(self, data):
+        rows, plain = self.draw_rows(data)
+        self.follow(self.bucket.upsert(rows), self.model.upsert(plain, None))
+
+    @rule(data=st.data())
+    def partial_upsert(self, data):
+        rows, plain = self.draw_rows(data)
+        targets = [name for name in self.draw_targets(data) if name != self.descriptor.auto_increment_column]
+        self.follow(self.bucket.upsert(rows.select(targets), targets), self.model.upsert(plain, targets))
+
+    @rule(data=st.data())
+    def delete(self, data):
+        rows, plain = self.draw_rows(data)
+        self.follow(self.bucket.delete(rows.select(["k1", "k2"])), self.model.delete(plain, None))
+
+    @rule(data=st.data())
+    def partial_delete(self, data):
+        rows, plain = self.draw_rows(data)
+        targets = self.draw_targets(data)
+        self.follow(self.bucket.delete(rows.select(["k1", "k2"]), targets), self.model.delete(plain, targets))
+
+    @rule()
+    def commit(self):
+        self.bucket.commit()
+        if self.ids is not None:
+            self.ids.commit()
+        self.committed, self.committed_end = copy.deepcopy(self.model), self.log.end_offset
+
+    @rule()
+    def fail(self):
+        self.bucket.rollback()
+        if self.ids is not None:
+            self.ids.rollback()
+        self.log.cut(self.committed_end)
+        self.model = copy.deepcopy(self.committed)
+
+    @rule(replay_from=st.integers(0, 10))
+    def restart(self, replay_from):
+        """Recover from a snapshot taken after some frames, and the changelog behind it."""
+        self.fail()
+        frames = self.log.frames
+        early = self.fresh_bucket()
+        early.rebuild(frames[:replay_from])
+        self.bucket = self.fresh_bucket()
+        self.bucket.restore(early.snapshot())
+        self.bucket.rebuild(frames[replay_from:])
+
+    @invariant()
+    def readers_see_what_is_committed(self):
+        if not hasattr(self, "bucket"):
+            return
+        model = self.committed
+        keys = [(k1, k2) for k1 in range(4) for k2 in ("", "a", "ab", "é", "none")] * 2
+        asked = pa.table({"k1": pa.array([k for k, _ in keys], pa.int32()), "k2": [k for _, k in keys]})
+        rows, found = self.bucket.get(asked)
+        assert found.tolist() == [key in model.rows for key in keys]
+        assert [comparable(row) for row in rows.to_pylist()] == [
+            comparable(model.rows.get(key, dict.fromkeys(self.descriptor.column_names))) for key in keys
+        ]
+        assert self.bucket.n_keys == len(model.rows) == len(self.bucket.current_offsets())
+        if model.rows:
+            scanned = self.log.fetch(self.bucket.current_offsets()).to_pylist()
+            assert {model.key_of(row): comparable(row) for row in scanned} == {key: comparable(row) for key, row in model.rows.items()}
+
+    @invariant()
+    def prefix_lookup_finds_exactly_the_rows_of_each_prefix(self):
+        if not hasattr(self, "bucket"):
+            return
+        prefixes = pa.table({"k1": pa.array([2, 0, 7, 2], pa.int32())})
+        for limit in (None, 2):
+            rows, position = self.bucket.prefix_get(prefixes, limit)
+            expected = []
+            for at, prefix in enumerate([2, 0, 7, 2]):
+                names = sorted((k2.encode() for k1, k2 in self.committed.rows if k1 == prefix), key=lambda text: (len(text), text))
+                expected += [(at, prefix, name.decode()) for name in names[:limit]]
+            assert list(zip(position.tolist(), rows["k1"].to_pylist(), rows["k2"].to_pylist(), strict=True)) == expected
+
+
+@pytest.mark.parametrize("hash_keys", [hash64, weak_hash], ids=["hash64", "colliding"])
+@pytest.mark.parametrize(
+    ("engine", "options"),
+    [("last_row", {}), ("auto_increment", {}), ("aggregation", {}), ("aggregation", {"table.delete.behavior": "allow"})],
+    ids=["last_row", "auto_increment", "aggregation", "aggregation_with_deletes"],
+)
+def test_a_bucket_equals_the_naive_table_after_every_step(engine, options, hash_keys):
+    machine = type("Machine", (BucketMachine,), {"engine": engine, "options": options, "hash_keys": staticmethod(hash_keys)})
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    )
