@@ -7,6 +7,7 @@ Never: retries (flight.py does), waits for a broken server to come back.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ from storage_engine.client.backend import WriteId
 from storage_engine.client.wire import CELL_SCHEMA, Assembler, Call, Message, Reply, decode_chunk, decode_reply, encode_call, encode_chunk
 
 LANE = b"lane"
+
+logger = logging.getLogger(__name__)
 
 
 class LaneBroken(Exception):
@@ -55,7 +58,15 @@ class Lane:
         return decode_reply(*done)
 
     def close(self) -> None:
-        self._reader.cancel()
+        """Say goodbye, or break off when a call is unfinished."""
+        try:
+            if self.is_usable:
+                self._writer.done_writing()
+            else:
+                self._reader.cancel()
+            self._writer.close()
+        except (pa.ArrowException, OSError):
+            logger.debug("lane closed on a broken connection", exc_info=True)
 
 
 class Writer:

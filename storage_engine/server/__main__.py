@@ -1,19 +1,19 @@
 """The store server's process: opens the directory, listens, says that it is ready, and stops on SIGTERM or SIGINT.
 
 Standard output carries one line, when calls are accepted: `ready flashlake://HOST:PORT ...`. Everything else goes to standard error.
-Exit status: 0 stopped as asked, 1 refused (one line says why), 2 wrong usage.
+SIGUSR1 writes every thread's stack there. Exit status: 0 stopped as asked, 1 refused (one line says why), 2 wrong usage.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
 
 import pyarrow as pa
 
@@ -27,6 +27,7 @@ logger = logging.getLogger("storage_engine.server")
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    faulthandler.register(signal.SIGUSR1)  # all threads' stacks to standard error, for a server that does not answer
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         return _serve(options)
@@ -50,9 +51,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = _StopSignal()
     require_loopback(options.host)
     require_free_port(options.host, options.port)
     backend = EmbeddedBackend.open(options.dir, sync=options.sync)
@@ -72,6 +71,23 @@ def _serve(options: argparse.Namespace) -> int:
     logging.shutdown()
     # Flight's shutdown waits until the last client closes its last stream; a process that has closed its store need not.
     os._exit(0)
+
+
+class _StopSignal:
+    """SIGTERM or SIGINT, whichever of the process's threads the kernel gives it to: the handler writes a byte that wait() reads.
+
+    An Event that a handler sets does not do: handlers run in the main thread, which sleeps in wait() when another thread got the signal.
+    """
+
+    def __init__(self) -> None:
+        self._reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+
+    def wait(self) -> None:
+        os.read(self._reader, 1)
 
 
 def require_loopback(host: str) -> None:

@@ -41,8 +41,16 @@ class ServerProcess:
         return self
 
     def stop(self, timeout_s: float = 30.0) -> int:
-        """Ask it to stop (SIGTERM) and wait; its exit status."""
-        return self._end(signal.SIGTERM, timeout_s)
+        """Ask it to stop (SIGTERM) and wait; its exit status.
+
+        Errors: StoreUnavailable with the stacks of its threads when it does not stop in time; it is killed then.
+        """
+        try:
+            return self._end(signal.SIGTERM, timeout_s)
+        except subprocess.TimeoutExpired as error:
+            stacks = self._stacks()
+            self.kill()
+            raise StoreUnavailable(f"the server does not stop: {stacks}", where=self._where, next_step="Its threads are above.") from error
 
     def kill(self) -> None:
         """SIGKILL: nothing of it runs after this returns."""
@@ -52,6 +60,15 @@ class ServerProcess:
         """What it wrote to standard error."""
         self._log.seek(0)
         return self._log.read().decode(errors="replace").strip()
+
+    def _stacks(self) -> str:
+        assert self._child is not None, "it runs"
+        n_before = len(self.log())
+        self._child.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 2.0
+        while len(self.log()) == n_before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.log()
 
     def _end(self, number: signal.Signals, timeout_s: float) -> int:
         if self._child is None:
