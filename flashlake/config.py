@@ -35,9 +35,7 @@ class StoreSection(Section):
     dir: Path = Field(Path("data/store"), description="folder of the store; one process opens it at a time")
     host: str = Field("127.0.0.1", description="address the server listens on; other than loopback needs authentication")
     port: Port = Field(9650, description="port the server listens on (Arrow Flight)")
-    url: str = Field(
-        "", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
-    )
+    url: str = Field("", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder')
 
 
 class LakeSection(Section):
@@ -100,9 +98,7 @@ class Config(Section):
     query: QuerySection = QuerySection()
     services: ServicesSection = ServicesSection()
     demo: DemoSection = DemoSection()
-    functions: dict[str, str] = Field(
-        default_factory=dict, description="name in CREATE FUNCTION ... AS 'name' to 'python.module.function'"
-    )
+    functions: dict[str, str] = Field(default_factory=dict, description="name in CREATE FUNCTION ... AS 'name' to 'python.module.function'")
     project: Path = Field(Path("."), exclude=True)
 
     @property

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-import duckdb
 import pyarrow as pa
 
 from flashlake.completejourney import FIRST_DAY, LAST_DAY, data_file
@@ -153,6 +152,8 @@ def missing_batches(rows: pa.Table, reached_of: Callable[[str], int], batch_rows
 
 def read_source(name: str, query: str, *, start: date | None = None, stop: date | None = None) -> pa.Table:
     """Rows of one of the package's Parquet files by a query over `source`, with $start and $stop bound when given."""
+    import duckdb
+
     with duckdb.connect() as connection:
         connection.execute("SET threads = 2")
         connection.execute(f"CREATE VIEW source AS SELECT * FROM read_parquet({_literal(str(data_file(name)))})")

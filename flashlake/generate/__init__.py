@@ -10,7 +10,7 @@ sink.py      into a table of a store, each event of a series once; or into nothi
 from flashlake.generate.baskets import Baskets, load_baskets
 from flashlake.generate.events import KINDS, EventBatch
 from flashlake.generate.series import BasketSeries, Disorder, RateSeries, Series
-from flashlake.generate.sink import GenerateReport, write_series
+from flashlake.generate.sink import GenerateReport, measure_series, write_parquet, write_series
 
 __all__ = [
     "KINDS",
@@ -22,5 +22,7 @@ __all__ = [
     "RateSeries",
     "Series",
     "load_baskets",
+    "measure_series",
+    "write_parquet",
     "write_series",
 ]

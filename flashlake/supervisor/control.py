@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from flashlake.config import Config
 from flashlake.supervisor.probes import port_is_free
 from flashlake.supervisor.process import ProcessId, spawn, stop_group
 from flashlake.supervisor.records import RunDir, ServiceRecord
-from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, services
+from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, prepare_dagster_home, services
+from flashlake.supervisor.supervise import supervise
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
 
 POLL_SECONDS = 0.1
@@ -20,8 +21,12 @@ FAILED_STARTS_MAX = 3
 Say = Callable[[str], None]
 
 
-def start_services(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> list[ServiceRecord]:
+def start_services(
+    config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None, await_names: Sequence[str] | None = None
+) -> list[ServiceRecord]:
     """Start the named services (none: all) and return once each is healthy; those that run already are left alone.
+
+    await_names  wait for these only; None: for all of them
 
     Errors: InvalidConfiguration for an unknown name; StoreUnavailable naming a port in use and its key, or a service
     that does not become healthy, with the end of its log. What this call started is then stopped again.
@@ -32,15 +37,40 @@ def start_services(config: Config, names: Iterable[str] = (), *, say: Say = lamb
     fresh = [name for name in chosen if run_dir.service(name).state in ("stopped", "waiting")]
     for name in fresh:
         check_port(known[name])
+    if {"webserver", "daemon"} & set(fresh):
+        prepare_dagster_home(config)
     for name in chosen:
         run_dir.want(name)
     ensure_supervisor(config, run_dir)
     try:
-        await_healthy(config, run_dir, chosen, say=say)
+        await_healthy(config, run_dir, chosen if await_names is None else list(await_names), say=say)
     except BaseException:
         stop_services(config, fresh)
         raise
     return [run_dir.service(name) for name in chosen]
+
+
+def run_in_foreground(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> None:
+    """Supervise the named services (none: all) in this process until it is interrupted or terminated; then stop them.
+
+    Errors: StoreUnavailable for a port in use, or when a supervisor runs already.
+    """
+    known = services(config)
+    chosen = check_names(names, known) or list(known)
+    run_dir = RunDir(config.services.run_dir)
+    if run_dir.supervisor() is not None:
+        raise StoreUnavailable("services run already", where=str(run_dir.path), next_step="Use them, or end them with `flashlake down`.")
+    if {"webserver", "daemon"} & set(chosen):
+        prepare_dagster_home(config)
+    for name in chosen:
+        check_port(known[name])
+        run_dir.want(name)
+    say(f"supervising {', '.join(chosen)}; logs in {config.services.log_dir}; interrupt to stop")
+    try:
+        supervise(config)
+    finally:
+        for name in chosen:
+            run_dir.unwant(name)
 
 
 def stop_services(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> list[str]:
@@ -112,7 +142,7 @@ def ensure_supervisor(config: Config, run_dir: RunDir) -> ProcessId:
     return found
 
 
-def await_healthy(config: Config, run_dir: RunDir, names: list[str], *, say: Say) -> None:
+def await_healthy(config: Config, run_dir: RunDir, names: Sequence[str], *, say: Say = lambda _: None) -> None:
     """Wait until every named service is healthy; the first that cannot become so ends the wait with an error."""
     deadline = time.monotonic() + config.services.start_seconds_max
     pending = list(names)

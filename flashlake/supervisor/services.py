@@ -97,8 +97,7 @@ def base_environment(config: Config) -> dict[str, str]:
 
 
 def dagster_environment(config: Config) -> dict[str, str]:
-    """For Dagster's processes and what they launch: DAGSTER_HOME (made when missing), the Java that Spark runs on."""
-    prepare_dagster_home(config)
+    """For Dagster's processes and what they launch: DAGSTER_HOME, and the Java that Spark runs on."""
     try:
         spark = spark_environment(find_java())
     except InvalidConfiguration:
@@ -110,14 +109,10 @@ def dagster_environment(config: Config) -> dict[str, str]:
 
 
 def prepare_dagster_home(config: Config) -> None:
-    """Make DAGSTER_HOME with the project's dagster.yaml (its instance settings); what stands there is replaced when it differs."""
-    home = config.dagster.home
-    home.mkdir(parents=True, exist_ok=True)
-    source = config.project / "dagster.yaml"
-    text = source.read_text() if source.exists() else "telemetry:\n  enabled: false\n"
-    target = home / "dagster.yaml"
-    if not target.exists() or target.read_text() != text:
-        target.write_text(text)
+    """Make DAGSTER_HOME with its instance settings. Run by the command line, not by the supervisor: it imports Dagster."""
+    from flashlake.orchestration.dagster_yaml import write_dagster_yaml
+
+    write_dagster_yaml(config.dagster.home)
 
 
 def _store_of(config: Config) -> tuple[str, ...]:

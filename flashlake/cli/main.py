@@ -1,0 +1,45 @@
+"""Main: finds the command, runs it, turns its errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from flashlake import __version__
+from flashlake.cli import commands
+from flashlake.cli.output import say
+from storage_engine.errors import FlashlakeError
+
+DONE, REFUSED = 0, 1
+DESCRIPTION = "A streaming lakehouse on one machine: one .sql file per table is the stream job, the backfill, the asset and the proof."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status. Wrong usage ends in argparse with status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except FlashlakeError as error:
+        say(f"flashlake: {error}")
+        return REFUSED
+    except KeyboardInterrupt:
+        say("flashlake: interrupted")
+        return REFUSED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; nothing is left to flush to
+        return REFUSED
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="flashlake", description=DESCRIPTION, epilog="flashlake COMMAND --help explains a command and shows an example."
+    )
+    parser.add_argument("--version", action="version", version=f"flashlake {__version__}")
+    found = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for module in commands.ALL:
+        module.add_to(found)
+    return parser
