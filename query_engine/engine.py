@@ -1,0 +1,141 @@
+"""Engine: answers queries over store, lake and both as one, in DuckDB.
+
+Owner of one DuckDB database in memory; every query runs on a cursor of its own with its own temporary views.
+Holds: a relation named twice in a query is read once, so the query sees one state of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from query_engine.relations import Needs, Relations
+from query_engine.translate import Columns, translate
+from storage_engine import Store
+from storage_engine.errors import StatementRefused
+from storage_engine.lake import load_delta
+from storage_engine.stream.dialect import parse_select, table_name, text_of
+from storage_engine.stream.functions import open_connection
+
+_VIEWS_DEEP_MAX = 16
+
+
+class QueryEngine:
+    """SQL over one store and its lake.
+
+    spill_dir  where DuckDB puts what does not fit `memory_limit`
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lake_root: str | Path,
+        spill_dir: str | Path | None = None,
+        *,
+        n_threads: int = 2,
+        memory_limit: str = "2GB",
+    ) -> None:
+        self.store = store
+        self.lake_root = Path(lake_root).absolute()
+        self._relations = Relations(store, self.lake_root)
+        self._con = open_connection(n_threads=n_threads, memory_limit=memory_limit, spill_dir=str(spill_dir) if spill_dir else None)
+        self._con.execute("RESET disabled_optimizers")
+        load_delta(self._con)
+
+    def query(self, sql: str, *, at: int | None = None, default_database: str = "default") -> pa.Table:
+        """The rows of a SELECT in Flink's dialect. `at`: answer as of a version of the store (tables of the store only).
+
+        Errors: StatementRefused, UnknownTable; what DuckDB refuses is said in its words with the statement named.
+        """
+        tree = self._with_views(parse_select(sql, where="query"), default_database, 0)
+        names = _relation_names(tree, default_database)
+        con = self._con.cursor()
+        try:
+            tables: dict[str, Columns] = {}
+            for index, (name, nodes) in enumerate(names.items()):
+                view = f"r{index}"
+                columns = self._relations.columns(name)
+                self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), at)
+                tables[view] = columns if columns is not None else {}
+                for node in nodes:
+                    if not node.alias:
+                        node.set("alias", exp.TableAlias(this=exp.to_identifier(node.name, quoted=True)))
+                    node.set("this", exp.to_identifier(view, quoted=True))
+                    node.set("db", None)
+                    node.set("catalog", None)
+            translated = translate(tree, tables)
+            try:
+                return con.execute(translated).to_arrow_table()
+            except duckdb.Error as error:
+                raise StatementRefused(_one_line(str(error)), where="query", next_step="Correct the statement.") from error
+        finally:
+            con.close()
+
+    def close(self) -> None:
+        self._con.close()
+
+    def _with_views(self, tree: exp.Query, default_database: str, depth: int) -> exp.Query:
+        """The query with every view replaced by its own query."""
+        if depth > _VIEWS_DEEP_MAX:
+            raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
+        for node in _tables(tree):
+            sql = self._relations.view(table_name(node, default_database))
+            if sql is None:
+                continue
+            inner = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
+            alias = exp.TableAlias(this=exp.to_identifier(node.alias or node.name, quoted=True))
+            node.replace(exp.Subquery(this=inner, alias=alias))
+        return tree
+
+    def _needs(self, tree: exp.Query, nodes: list[exp.Table], name: str, columns: Columns | None) -> Needs:
+        if columns is None:
+            return Needs(None, None)
+        used = {column.name for column in tree.find_all(exp.Column)}
+        stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
+        wanted = None if stars else tuple(column for column in columns if column in used)
+        return Needs(wanted, self._partition_condition(nodes, name))
+
+    def _partition_condition(self, nodes: list[exp.Table], name: str) -> str | None:
+        """A condition on the partition column that every use of the relation implies; None when there is none."""
+        column = self._relations.partition_column(name)
+        if column is None or len(nodes) != 1:
+            return None
+        select = nodes[0].find_ancestor(exp.Select)
+        where = select.args.get("where") if select is not None else None
+        if where is None or (select is not None and select.args.get("joins")):
+            return None
+        conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
+        kept = [text_of(part) for part in conjuncts if _is_about(part, column)]
+        return " AND ".join(kept) or None
+
+
+def _is_about(node: exp.Expression, column: str) -> bool:
+    """True for a comparison of the column with string literals, which the store's predicates understand."""
+    if not isinstance(node, exp.EQ | exp.GT | exp.GTE | exp.LT | exp.LTE | exp.In | exp.Between):
+        return False
+    operands = exp.Column | exp.Literal | exp.Anonymous | exp.Query | exp.Func
+    parts = [part for part in node.find_all(exp.Expression) if isinstance(part, operands)]
+    columns = [part for part in parts if isinstance(part, exp.Column)]
+    others = [part for part in parts if not isinstance(part, exp.Column)]
+    is_plain = all(isinstance(part, exp.Literal) and part.is_string for part in others)
+    return len(columns) == 1 and columns[0].name == column and not columns[0].table and is_plain and bool(others)
+
+
+def _tables(tree: exp.Query) -> list[exp.Table]:
+    """The tables that FROM and JOIN name, common table expressions left out."""
+    ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
+    return [node for node in tree.find_all(exp.Table) if node.db or node.name not in ctes]
+
+
+def _relation_names(tree: exp.Query, default_database: str) -> dict[str, list[exp.Table]]:
+    found: dict[str, list[exp.Table]] = {}
+    for node in _tables(tree):
+        found.setdefault(table_name(node, default_database), []).append(node)
+    return found
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split("\n\nLINE")[0].split())

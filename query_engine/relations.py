@@ -1,0 +1,126 @@
+"""Relations: what a name in FROM stands for, and how its rows get into DuckDB.
+
+    db.t             the current rows of a primary-key table, all rows of a log: from the store, or lake and log as one (tiered)
+    db.t$changelog   the log or changelog with _change_type, _log_offset, _commit_timestamp
+    db.t$lake        the lake's side only
+    a view           its query
+    a lake-only table, a Delta table under the lake's root that the store does not know
+Never: parses expressions; filters beyond partitions (DuckDB does).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from storage_engine import Store, TableDescriptor
+from storage_engine.errors import StatementRefused, UnknownTable
+from storage_engine.lake import find_snapshot, open_union, table_path
+from storage_engine.stream.sqltypes import BIGINT, STRING, SqlType, parse_type
+
+CHANGELOG, LAKE = "$changelog", "$lake"
+_METADATA = {"_change_type": STRING, "_log_offset": BIGINT, "_commit_timestamp": parse_type("TIMESTAMP_LTZ(3)")}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a query needs of a relation: columns (None: all), and a condition on the partition column that all its rows meet."""
+
+    columns: tuple[str, ...] | None
+    where: str | None
+
+
+class Relations:
+    """Resolves names against one store and one lake."""
+
+    def __init__(self, store: Store, lake_root: Path) -> None:
+        self._store = store
+        self._lake_root = lake_root
+
+    def view(self, name: str) -> str | None:
+        """The text of a view, None if there is no view of that name."""
+        found = self._store.objects("view").get(name)
+        return None if found is None else str(found["sql"])
+
+    def columns(self, name: str) -> dict[str, SqlType] | None:
+        """Column types of a table of the store; None for a lake-only table, whose types DuckDB knows.
+
+        Errors: UnknownTable.
+        """
+        base, suffix = split_suffix(name)
+        descriptor = self._descriptor(base)
+        if descriptor is None:
+            if table_path(self._lake_root, base).joinpath("_delta_log").is_dir():
+                return None
+            names = [*self._store.tables(), *self._store.objects("view"), *self._lake_names()]
+            alike = difflib.get_close_matches(name, names, n=3)
+            hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
+            raise UnknownTable(f"there is no table or view {name}", where="query", next_step=hint)
+        typed = {column.name: parse_type(column.type) for column in descriptor.columns}
+        return {**_METADATA, **typed} if suffix == CHANGELOG else typed
+
+    def partition_column(self, name: str) -> str | None:
+        descriptor = self._descriptor(split_suffix(name)[0])
+        return descriptor.partition_keys[0] if descriptor is not None and descriptor.partition_keys else None
+
+    def register(self, con: duckdb.DuckDBPyConnection, view: str, name: str, needs: Needs, at: int | None) -> None:
+        """Make the relation a temporary view of `con`. `at`: a version of the store, None: now."""
+        base, suffix = split_suffix(name)
+        descriptor = self._descriptor(base)
+        if descriptor is None:
+            self._delta(con, view, table_path(self._lake_root, base))
+            return
+        columns = self._known(descriptor, needs.columns)
+        table = self._store.table(base)
+        if suffix == LAKE:
+            snapshot = find_snapshot(self._store, self._lake_root, descriptor, at)
+            if snapshot is None:
+                raise StatementRefused(f"{base} has nothing in the lake yet", where=name, next_step="Tier it: 'table.datalake.enabled'.")
+            con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}" AS SELECT * FROM {snapshot.scan_sql}')
+        elif suffix == CHANGELOG:
+            stop = table.offsets(at_version=at)
+            rows = table.scan(columns, needs.where, stop=stop, metadata=True).read_all()
+            _rows(con, view, rows.drop_columns(["_partition", "_bucket"]))
+        elif descriptor.is_tiered:
+            open_union(self._store, self._lake_root, base, columns, where=needs.where, at=at).register(con, view)
+        elif descriptor.has_primary_key:
+            _rows(con, view, table.read(columns, needs.where, at=at))
+        else:
+            _rows(con, view, table.scan(columns, needs.where, stop=table.offsets(at_version=at)).read_all())
+
+    @staticmethod
+    def _delta(con: duckdb.DuckDBPyConnection, view: str, path: Path) -> None:
+        quoted = str(path).replace("'", "''")
+        con.execute(f"CREATE OR REPLACE TEMPORARY VIEW \"{view}\" AS SELECT * FROM delta_scan('{quoted}')")
+
+    @staticmethod
+    def _known(descriptor: TableDescriptor, columns: Sequence[str] | None) -> list[str] | None:
+        if columns is None:
+            return None
+        chosen = [name for name in descriptor.column_names if name in columns]
+        return chosen or [descriptor.column_names[0]]
+
+    def _descriptor(self, name: str) -> TableDescriptor | None:
+        return next((descriptor for descriptor in self._store.backend.tables() if descriptor.name == name), None)
+
+    def _lake_names(self) -> list[str]:
+        return [f"{log.parent.parent.name}.{log.parent.name}" for log in self._lake_root.glob("*/*/_delta_log")]
+
+
+def _rows(con: duckdb.DuckDBPyConnection, view: str, rows: pa.Table) -> None:
+    """A view over Arrow rows. A registered table named directly fails inside DuckDB 1.5.5 in a correlated EXISTS with a filter."""
+    con.register(f"{view}$rows", rows)
+    con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}" AS SELECT * FROM "{view}$rows"')
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """A name and its virtual-table suffix, "" for a plain table."""
+    for suffix in (CHANGELOG, LAKE):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), suffix
+    return name, ""

@@ -1,0 +1,228 @@
+"""Translate: a query in Flink's dialect into DuckDB's, with Flink's meaning.
+
+The expression binder of the stream planner does the work, lenient here: what it does not know goes through unchanged.
+Types of columns come from the tables, so that integer division, SUM and AVG mean the same in a query, a stream and its proof.
+Never: runs anything, or knows where a table's rows are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from sqlglot import exp
+
+from storage_engine.errors import StatementRefused
+from storage_engine.stream import sqltypes as types
+from storage_engine.stream.aggregates import NAMES, CallBuilder
+from storage_engine.stream.builtins import Value
+from storage_engine.stream.dialect import alias_of, text_of
+from storage_engine.stream.expressions import ExpressionBinder
+from storage_engine.stream.sqltypes import SqlType
+
+Columns = Mapping[str, SqlType]
+"""Column name -> type of one relation; a column that is not in it has an unknown type."""
+
+
+def translate(query: exp.Query, tables: Mapping[str, Columns]) -> str:
+    """DuckDB SQL for a parsed query. `tables` are the columns of each relation by the name that FROM uses.
+
+    Errors: StatementRefused naming what has no meaning here.
+    """
+    tree, _ = _query(query.copy(), dict(tables), None)
+    return tree.sql(dialect="duckdb")
+
+
+class _Scope:
+    """The relations that a SELECT can name, and the scope around it."""
+
+    def __init__(self, outer: _Scope | None, aliases: set[str]) -> None:
+        self.sources: dict[str, Columns] = {}
+        self.outer = outer
+        self._aliases = aliases
+
+    def resolve(self, node: exp.Column) -> Value:
+        made = node.copy()
+        made.set("db", None)
+        made.set("catalog", None)
+        scope: _Scope | None = self
+        while scope is not None:
+            for alias, columns in scope.sources.items():
+                if (not node.table or node.table == alias) and node.name in columns:
+                    return Value(made, columns[node.name])
+            scope = scope.outer
+        self._require_possible(node)
+        return Value(made, types.UNKNOWN)
+
+    def _require_possible(self, node: exp.Column) -> None:
+        """Refuse a column that no relation has, where the columns of all of them are known."""
+        scope: _Scope | None = self
+        names: list[str] = []
+        while scope is not None:
+            if node.name in scope._aliases or not all(scope.sources.values()):
+                return
+            names += [name for columns in scope.sources.values() for name in columns]
+            scope = scope.outer
+        alike = difflib.get_close_matches(node.name, names, n=3)
+        hint = f"Did you mean {' or '.join(alike)}?" if alike else f"The columns are {', '.join(dict.fromkeys(names))}."
+        raise StatementRefused(f"there is no column {text_of(node)}", where="query", next_step=hint)
+
+
+def _query(query: exp.Expression, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expression, dict[str, SqlType]]:
+    known = dict(tables)
+    with_ = query.args.get("with_") or query.args.get("with")
+    if with_ is not None:
+        for cte in with_.expressions:
+            made, columns = _query(cte.this, known, outer)
+            cte.set("this", made)
+            names = cte.alias_column_names
+            known[cte.alias] = dict(zip(names, columns.values(), strict=True)) if names else columns
+    if isinstance(query, exp.SetOperation):
+        left, columns = _query(query.this, known, outer)
+        right, _ = _query(query.expression, known, outer)
+        query.set("this", left)
+        query.set("expression", right)
+        return query, columns
+    if isinstance(query, exp.Subquery):
+        inner, columns = _query(query.this, known, outer)
+        query.set("this", inner)
+        return query, columns
+    if not isinstance(query, exp.Select):
+        return query, {}
+    return _select(query, known, outer)
+
+
+def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expression, dict[str, SqlType]]:
+    scope = _Scope(outer, {item.alias for item in select.expressions if item.alias})
+    from_ = select.args.get("from_") or select.args.get("from")
+    joins = select.args.get("joins") or []
+    for source in ([from_.this] if from_ is not None else []) + [join.this for join in joins]:
+        _add_source(source, tables, scope)
+    select.set("hint", None)
+    binder = _Binder(scope, tables)
+    for join in joins:
+        if join.args.get("on") is not None:
+            join.set("on", binder.rows(join.args["on"]))
+    where = select.args.get("where")
+    if where is not None:
+        where.set("this", binder.rows(where.this))
+    outputs: dict[str, SqlType] = {}
+    projections: list[exp.Expression] = []
+    for index, item in enumerate(select.expressions):
+        if isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star)):
+            projections.append(item)
+            for alias, columns in scope.sources.items():
+                if isinstance(item, exp.Star) or item.table == alias:
+                    outputs.update(columns)
+            continue
+        inner = item.this if isinstance(item, exp.Alias) else item
+        name = item.alias if isinstance(item, exp.Alias) else inner.name if isinstance(inner, exp.Column) else f"EXPR${index}"
+        value = binder.value(inner)
+        projections.append(exp.alias_(value.ast, name, quoted=True))
+        outputs[name] = value.type
+    select.set("expressions", projections)
+    group = select.args.get("group")
+    if group is not None:
+        group.set("expressions", [item if _is_position(item) else binder.rows(item) for item in group.expressions])
+    for clause in ("having", "qualify"):
+        node = select.args.get(clause)
+        if node is not None:
+            node.set("this", binder.value(node.this).ast)
+    order = select.args.get("order")
+    if order is not None:
+        for ordered in order.expressions:
+            if not _is_position(ordered.this):
+                ordered.set("this", binder.value(ordered.this).ast)
+    return select, outputs
+
+
+def _is_position(node: exp.Expression) -> bool:
+    return isinstance(node, exp.Literal) and not node.is_string
+
+
+def _add_source(source: exp.Expression, tables: dict[str, Columns], scope: _Scope) -> None:
+    if isinstance(source, exp.Table):
+        if source.args.get("version") is not None:
+            raise StatementRefused(
+                "FOR SYSTEM_TIME AS OF is for stream jobs", where=text_of(source), next_step="In a query, join the table itself."
+            )
+        scope.sources[alias_of(source)] = tables.get(source.name, {})
+    elif isinstance(source, exp.Subquery):
+        _, columns = _query(source, tables, scope.outer)
+        scope.sources[source.alias] = columns
+    else:
+        scope.sources[alias_of(source)] = {}
+
+
+class _Binder:
+    """Binds expressions of one SELECT: rows (no aggregates) or values (aggregates become DuckDB's)."""
+
+    def __init__(self, scope: _Scope, tables: dict[str, Columns]) -> None:
+        self._scope = scope
+        self._tables = tables
+        self._rows = ExpressionBinder(scope.resolve, where="query", intercept=self._nested, strict=False)
+        self._values = ExpressionBinder(scope.resolve, where="query", intercept=self._aggregate, strict=False)
+
+    def rows(self, node: exp.Expression) -> exp.Expression:
+        return self._rows.bind(node).ast
+
+    def value(self, node: exp.Expression) -> Value:
+        return self._values.bind(node)
+
+    def _nested(self, node: exp.Expression) -> Value | None:
+        """A query inside an expression: EXISTS, IN (SELECT ...), or a scalar subquery."""
+        if isinstance(node, exp.Subquery) or (isinstance(node, exp.Exists) and isinstance(node.this, exp.Query)):
+            made = node.copy()
+            inner, columns = _query(made.this, self._tables, self._scope)
+            made.set("this", inner)
+            return Value(made, next(iter(columns.values()), types.UNKNOWN) if isinstance(node, exp.Subquery) else types.BOOLEAN)
+        if isinstance(node, exp.In) and node.args.get("query") is not None:
+            made = node.copy()
+            made.set("this", self.value(node.this).ast)
+            inner, _ = _query(made.args["query"], self._tables, self._scope)
+            made.set("query", inner)
+            return Value(made, types.BOOLEAN)
+        return None
+
+    def _aggregate(self, node: exp.Expression) -> Value | None:
+        nested = self._nested(node)
+        if nested is not None:
+            return nested
+        if isinstance(node, exp.Window):
+            return self._window(node)
+        condition = None
+        call = node
+        if isinstance(node, exp.Filter):
+            call, condition = node.this, self.rows(node.expression.this)
+        name = str(call.this).upper() if isinstance(call, exp.Anonymous) else type(call).__name__.upper()
+        if name not in NAMES:
+            return None
+        arguments = call.expressions if isinstance(call, exp.Anonymous) else [call.this]
+        distinct = bool(arguments) and isinstance(arguments[0], exp.Distinct)
+        if distinct:
+            arguments = arguments[0].expressions
+        is_star = not arguments or isinstance(arguments[0], exp.Star)
+        argument = None if is_star else self._rows.bind(arguments[0])
+        bound = CallBuilder(retracting=False, where="query").call(
+            name, argument, distinct=distinct, condition=condition, text=text_of(node)
+        )
+        totals = {accumulator.name: accumulator.total() for accumulator in bound.needs}
+
+        def total(part: exp.Expression) -> exp.Expression:
+            return totals[part.name].copy() if isinstance(part, exp.Column) and part.name in totals else part
+
+        made = bound.finish.transform(total)
+        return Value(exp.Paren(this=made), bound.type, bound.nullable)
+
+    def _window(self, node: exp.Window) -> Value:
+        made = node.copy()
+        made.set("partition_by", [self.value(item).ast for item in node.args.get("partition_by") or []])
+        order = made.args.get("order")
+        if order is not None:
+            for ordered in order.expressions:
+                ordered.set("this", self.value(ordered.this).ast)
+        function = made.this
+        if isinstance(function, exp.Anonymous):
+            bound = [item if isinstance(item, exp.Star) else self._rows.bind(item).ast for item in function.expressions]
+            function.set("expressions", bound)
+        return Value(made, types.UNKNOWN)
