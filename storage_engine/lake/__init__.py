@@ -5,6 +5,7 @@ Delta table (delta.py, record.py); union.py reads lake and log as one; files.py 
 """
 
 from storage_engine.lake.duck import connect_delta, load_delta
+from storage_engine.lake.files import LakeWrite, parquet_reader, write_lake_table
 from storage_engine.lake.freshness import TierLag, tier_lag
 from storage_engine.lake.lane import Round, table_path
 from storage_engine.lake.planning import Limits
@@ -13,6 +14,7 @@ from storage_engine.lake.union import LakeSnapshot, Union, find_snapshot, open_u
 
 __all__ = [
     "LakeSnapshot",
+    "LakeWrite",
     "Limits",
     "Round",
     "TierLag",
@@ -22,7 +24,9 @@ __all__ = [
     "find_snapshot",
     "load_delta",
     "open_union",
+    "parquet_reader",
     "table_path",
     "tier_lag",
     "union_read",
+    "write_lake_table",
 ]

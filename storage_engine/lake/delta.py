@@ -85,7 +85,7 @@ class LakeTable:
             commit_properties=record.commit_properties(),
             raise_if_key_not_exists=False,
         )
-        _sync_commit(path, 0, ())
+        sync_commit(path, 0, ())
         return cls(path, table, replace(record, delta_version=0))
 
     @classmethod
@@ -291,7 +291,7 @@ class LakeTable:
         for number in range(before + 1, self._table.version() + 1):
             entry = read_entry(self.path, number)
             if entry is not None:
-                _sync_commit(self.path, number, entry.added)
+                sync_commit(self.path, number, entry.added)
 
     def write_schema(self, descriptor: TableDescriptor) -> pa.Schema:
         """The Arrow schema that append() expects of its rows, in the table's own order: columns added later come last."""
@@ -352,7 +352,7 @@ def _literal(value: object) -> str:
     return f"'{text}'"
 
 
-def _sync_commit(path: Path, delta_version: int, added: tuple[str, ...]) -> None:
+def sync_commit(path: Path, delta_version: int, added: tuple[str, ...]) -> None:
     """Make a commit survive power loss: its files, then its log entry, then the directories that name them."""
     files = [path / unquote(name) for name in added]
     entry = path / "_delta_log" / f"{delta_version:020d}.json"

@@ -74,6 +74,7 @@ class LogEntry:
     """One commit of the Delta log, as far as tiering cares.
 
     record    what the tierer recorded in it, None for a commit of somebody else
+    n_rows_added  rows in the files it added, as far as their statistics say
     changes_data  it adds or removes rows (a compaction does not)
     """
 
@@ -81,6 +82,7 @@ class LogEntry:
     record: LakeRecord | None
     changes_data: bool
     added: tuple[str, ...] = ()
+    n_rows_added: int = 0
     written_by: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
@@ -108,6 +110,7 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
     info: dict[str, Any] = {}
     changes_data = False
     added: list[str] = []
+    n_rows_added = 0
     for line in text.splitlines():
         action = json.loads(line)
         info = action.get("commitInfo", info)
@@ -118,6 +121,7 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
             changes_data = changes_data or bool(file.get("dataChange", True))
             if name == "add":
                 added.append(file["path"])
+                n_rows_added += int(json.loads(file.get("stats") or "{}").get("numRecords", 0))
     record = None
     if LAKE_ID in info:
         record = LakeRecord(
@@ -131,7 +135,7 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
             detached=tuple(json.loads(info.get(_DETACHED, "[]"))),
         )
     written_by = f"{info.get('operation', 'unknown operation')} by {info.get('engineInfo', 'an unknown engine')}"
-    return LogEntry(delta_version, record, changes_data, tuple(added), written_by, info)
+    return LogEntry(delta_version, record, changes_data, tuple(added), n_rows_added, written_by, info)
 
 
 def entries_back(table_path: Path, delta_version: int) -> Iterator[LogEntry]:
