@@ -25,7 +25,9 @@ class Lake(dg.ConfigurableResource):
         """The folder of a table: ROOT/database/name."""
         return self.root.joinpath(*table.split("."))
 
-    def replace(self, table: str, schema: "pa.Schema", batches: "Iterator[pa.RecordBatch]", *, partition_by: str, where: str | None = None) -> int:
+    def replace(
+        self, table: str, schema: "pa.Schema", batches: "Iterator[pa.RecordBatch]", *, partition_by: str, where: str | None = None
+    ) -> int:
         """Replace the rows that satisfy `where` (None: all rows) in one commit; the new version of the table.
 
         Rows outside `where` are refused by Delta. `schema` is the schema of the batches.

@@ -1,6 +1,7 @@
 """dws.promotion_line: each transaction line with the placement and mailer of its product, store and week. A Spark job; lake only."""
 
 import dagster as dg
+from pydantic import Field
 
 from resources import Lake, Spark
 
@@ -21,7 +22,7 @@ COLUMNS = {
 class PromotionLineConfig(dg.Config):
     """weeks: the weeks to join; empty: every week that ods.transactions has in the lake. report: also measure skew and task times."""
 
-    weeks: list[int] = []
+    weeks: list[int] = Field(default_factory=list)
     report: bool = True
 
 

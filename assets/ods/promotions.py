@@ -4,6 +4,7 @@ Partitioned by week, so that a job reads the weeks it needs and no task scans th
 """
 
 import dagster as dg
+from pydantic import Field
 
 from resources import Lake
 
@@ -20,7 +21,7 @@ BATCH_ROWS = 131_072
 class PromotionsConfig(dg.Config):
     """weeks: the weeks to load (replacing what the lake has of them); empty: all 53."""
 
-    weeks: list[int] = []
+    weeks: list[int] = Field(default_factory=list)
 
 
 @dg.asset(
@@ -40,7 +41,13 @@ def promotions(context: dg.AssetExecutionContext, config: PromotionsConfig, lake
     from flashlake.completejourney import data_file
 
     schema = pa.schema(
-        [("product_id", pa.int64()), ("store_id", pa.int64()), ("display_location", pa.string()), ("mailer_location", pa.string()), ("week", pa.int32())]
+        [
+            ("product_id", pa.int64()),
+            ("store_id", pa.int64()),
+            ("display_location", pa.string()),
+            ("mailer_location", pa.string()),
+            ("week", pa.int32()),
+        ]
     )
     where = pc.field("week").isin(config.weeks) if config.weeks else None
     scanner = ds.dataset(data_file("promotions")).scanner(columns=schema.names, filter=where, batch_size=BATCH_ROWS)
@@ -57,5 +64,10 @@ def promotions(context: dg.AssetExecutionContext, config: PromotionsConfig, lake
     version = lake.replace("ods.promotions", schema, batches(), partition_by="week", where=predicate)
     context.log.info(f"{n_rows} rows in version {version}")
     return dg.MaterializeResult(
-        metadata={"dagster/row_count": n_rows, "delta_version": version, "weeks": len(config.weeks) or 53, "dagster/uri": str(lake.path("ods.promotions"))}
+        metadata={
+            "dagster/row_count": n_rows,
+            "delta_version": version,
+            "weeks": len(config.weeks) or 53,
+            "dagster/uri": str(lake.path("ods.promotions")),
+        }
     )

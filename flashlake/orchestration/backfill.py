@@ -63,7 +63,7 @@ def backfill(
     *,
     chunk: int | None = None,
     timeout_s: float = 3600.0,
-    on_state: Callable[[BackfillState], None] = lambda state: None,
+    on_state: Callable[[BackfillState], None] = lambda _: None,
 ) -> BackfillState:
     """Recompute days of a table and wait for the end.
 

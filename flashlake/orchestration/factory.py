@@ -64,7 +64,7 @@ def derived_asset(definition: TableDefinition, spec: dg.AssetSpec) -> dg.AssetsD
     check = dg.AssetCheckSpec(
         CHECK_NAME,
         asset=spec.key,
-        description="The SQL recomputed by batch over the recorded input offsets equals, row by row, what the stream wrote at the same version.",
+        description="The SQL, recomputed by batch over the recorded input offsets, equals row by row what the stream wrote.",
     )
     per_run = definition.policy.partitions_per_run
     with warnings.catch_warnings():
@@ -172,10 +172,8 @@ def _kinds(definition: TableDefinition) -> set[str]:
 
 
 def _description(definition: TableDefinition) -> str:
-    parts = [definition.comment or definition.name]
-    for pipeline in definition.pipelines:
-        parts.append(f"Pipeline `{pipeline.name}`:\n\n```sql\n{pipeline.select_sql.strip()}\n```")
-    return "\n\n".join(parts)
+    pipelines = (f"Pipeline `{pipeline.name}`:\n\n```sql\n{pipeline.select_sql.strip()}\n```" for pipeline in definition.pipelines)
+    return "\n\n".join([definition.comment or definition.name, *pipelines])
 
 
 def _static_metadata(definition: TableDefinition, schemas: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:

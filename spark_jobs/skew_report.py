@@ -1,0 +1,147 @@
+"""Skew report: runs the measurements of skew.py and says in words what the numbers mean. The words follow from the numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spark_jobs.skew import BYTES_MIN, FULL_KEY, JoinRun, KeySkew, key_skew, measure_join, pair_skew
+from spark_jobs.task_times import Spread, Task, stage_tasks, widest_shuffle_read
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+TASK_MS_MEANINGFUL = 100.0
+"""Below this median a task's time is start-up and garbage collection; its spread says little about the data."""
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run of one plan, with adaptive skew handling on or off, and the spread of the join stage's tasks."""
+
+    plan: str
+    skew_handling: bool
+    skew_bytes: int | None
+    run: JoinRun
+    run_ms: Spread
+    shuffle_rows: Spread
+    shuffle_bytes: Spread
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan,
+            "skew_handling": self.skew_handling,
+            "skew_bytes": self.skew_bytes,
+            "n_rows": self.run.n_rows,
+            "checksum": str(self.run.checksum),
+            "skew_markers": list(self.run.skew_markers),
+            "task_ms": self.run_ms.to_json(),
+            "task_rows": self.shuffle_rows.to_json(),
+            "task_bytes": self.shuffle_bytes.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class SkewReport:
+    """Keys: how uneven the inputs are. Runs: what that did to the tasks, with and without adaptive skew handling."""
+
+    n_partitions: int
+    keys: tuple[KeySkew, ...]
+    runs: tuple[MeasuredRun, ...]
+
+    def run(self, plan: str, *, skew_handling: bool) -> MeasuredRun | None:
+        return next((run for run in self.runs if run.plan == plan and run.skew_handling == skew_handling), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "n_partitions": self.n_partitions,
+            "finding": finding(self),
+            "keys": [keys.to_json() for keys in self.keys],
+            "runs": [run.to_json() for run in self.runs],
+            "plan_text": {f"{run.plan}, skew handling {'on' if run.skew_handling else 'off'}": run.run.plan_text for run in self.runs},
+        }
+
+
+def measure(session: SparkSession, lines: DataFrame, promotions: DataFrame, *, event_log: Path, n_partitions: int) -> SkewReport:
+    """Count keys, then run each plan with adaptive skew handling off and on; results of all runs must be equal.
+
+    lines, promotions  small enough to cache, or cached by the caller
+    event_log          folder of the session's event log
+    """
+    keys = (
+        key_skew(lines, "lines", FULL_KEY),
+        key_skew(promotions, "promotions", FULL_KEY),
+        key_skew(lines, "lines", ("product_id",)),
+        key_skew(promotions, "promotions", ("product_id",)),
+        pair_skew(lines, promotions),
+    )
+    n_lines = keys[0].n_rows
+    # The first join of a session pays for class loading and compilation; it is not counted.
+    measure_join(session, lines, promotions, "by_product", group="warm-up", n_partitions=max(2, n_partitions // 8), skew_bytes=None)
+    runs = []
+    for plan in ("full_key", "by_product"):
+        off = _measured(session, lines, promotions, plan, None, event_log, n_partitions)
+        on = _measured(session, lines, promotions, plan, scaled_threshold(off, n_lines), event_log, n_partitions)
+        assert (off.run.n_rows, off.run.checksum) == (on.run.n_rows, on.run.checksum), f"{plan}: skew handling changed the result"
+        runs += [off, on]
+    assert len({(run.run.n_rows, run.run.checksum) for run in runs}) == 1, "the two plans disagree"
+    return SkewReport(n_partitions, keys, tuple(runs))
+
+
+def scaled_threshold(off: MeasuredRun, n_lines: int) -> int:
+    """The size above which a partition of lines counts as large: the mean of that side, estimated by its share of the rows.
+
+    Spark's own threshold of 256 MB never fires on data of this size; threshold and target size are scaled down together.
+    """
+    bytes_per_row = off.shuffle_bytes.total / max(off.shuffle_rows.total, 1.0)
+    return max(BYTES_MIN, int(bytes_per_row * n_lines / max(off.run_ms.n_tasks, 1)))
+
+
+def finding(report: SkewReport) -> str:
+    """What the numbers say, in a few sentences."""
+    by_side: Mapping[tuple[str, tuple[str, ...]], KeySkew] = {(keys.side, keys.keys): keys for keys in report.keys}
+    full, product, pairs = by_side[("lines", FULL_KEY)], by_side[("lines", ("product_id",))], by_side[("pairs", ("product_id",))]
+    sentences = [
+        f"By product, store and week the heaviest of {full.n_keys} keys has {full.max} of {full.n_rows} lines: the key is not skewed.",
+        f"By product alone the heaviest of {product.n_keys} has {product.max} lines ({product.share:.2%}), "
+        f"and {pairs.max} of {pairs.n_rows} pairs ({pairs.share:.2%}).",
+    ]
+    for plan, words in (("full_key", "Shuffled by the full key"), ("by_product", "Shuffled by product")):
+        off, on = report.run(plan, skew_handling=False), report.run(plan, skew_handling=True)
+        if off is None or on is None:
+            continue
+        split = on.run_ms.n_tasks - off.run_ms.n_tasks
+        did = f"split partitions into {split} more tasks" if split > 0 else "changed nothing"
+        sentences.append(
+            f"{words}, the slowest of {off.run_ms.n_tasks} tasks takes {off.run_ms.ratio:g} times the median "
+            f"({off.run_ms.max:g} ms to {off.run_ms.median:g} ms), and the largest reads {off.shuffle_rows.ratio:g} times the median's rows; "
+            f"adaptive skew handling {did}: {on.run_ms.ratio:g} times ({on.run_ms.max:g} ms to {on.run_ms.median:g} ms)."
+        )
+        if off.run_ms.median < TASK_MS_MEANINGFUL:
+            sentences.append(f"Tasks of {off.run_ms.median:g} ms are mostly start-up: read the rows per task here, not the times.")
+    return " ".join(sentences)
+
+
+def _measured(
+    session: SparkSession, lines: DataFrame, promotions: DataFrame, plan: str, skew_bytes: int | None, event_log: Path, n_partitions: int
+) -> MeasuredRun:
+    group = f"{plan}-{'off' if skew_bytes is None else 'on'}"
+    run = measure_join(session, lines, promotions, plan, group=group, n_partitions=n_partitions, skew_bytes=skew_bytes)
+    tasks = widest_shuffle_read(stage_tasks(_log_file(session, event_log), group))
+    return MeasuredRun(plan, skew_bytes is not None, skew_bytes, run, *_spreads(tasks))
+
+
+def _spreads(tasks: list[Task]) -> tuple[Spread, Spread, Spread]:
+    return (
+        Spread.of(task.run_ms for task in tasks),
+        Spread.of(task.shuffle_rows for task in tasks),
+        Spread.of(task.shuffle_bytes for task in tasks),
+    )
+
+
+def _log_file(session: SparkSession, folder: Path) -> Path:
+    """The event log of this application. Task ends are in it as soon as the job has ended."""
+    name = session.sparkContext.applicationId
+    return next(path for path in folder.iterdir() if path.name.startswith(name))
