@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from storage_engine.errors import InvalidPartition, LakeChanged, SchemaMismatch, UserError
-from storage_engine.lake import write_lake_table
+from storage_engine.lake import parquet_reader, write_lake_table
 from storage_engine.lake.delta import LakeTable
 from storage_engine.schema.descriptor import Column, TableDescriptor
 
@@ -115,7 +115,7 @@ def test_writing_480_mb_of_rows_takes_less_than_half_of_that_as_memory(tmp_path)
     script = """
 import resource, sys
 import pyarrow as pa
-from storage_engine.lake import write_lake_table
+from storage_engine.lake import parquet_reader, write_lake_table
 batch = pa.record_batch({"week": [i % 50 for i in range(100_000)], "x": range(100_000), "y": ["same"] * 100_000})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 rows = pa.RecordBatchReader.from_batches(batch.schema, (batch for _ in range(200)))
