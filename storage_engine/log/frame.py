@@ -36,6 +36,9 @@ CHANGE_TYPE_NAMES: Final = ("+A", "+I", "-U", "+U", "-D")
 APPEND, INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(5)
 
 FLAG_CHANGE_TYPES: Final = 1
+COMPRESSED_BYTES_MIN: Final = 4096
+_THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
+_CODECS: Final = {"lz4": "lz4_frame", "zstd": "zstd"}
 _HEADER = struct.Struct("<4sIIIQBBBBIiiiiqq")
 _AFTER_CRC = struct.Struct("<IIQBBBBIiiiiqq")
 _MAGIC_AND_CRC = struct.Struct("<4sI")
@@ -115,15 +118,19 @@ class EncodedFrame:
 # encoding
 
 
-def encode_message(batch: pa.RecordBatch, compression: str = "none", level: int | None = None) -> pa.Buffer:
+def encode_message(
+    batch: pa.RecordBatch, compression: str = "none", level: int | None = None, *, bytes_min: int = COMPRESSED_BYTES_MIN
+) -> pa.Buffer:
     """One encapsulated Arrow IPC record-batch message, without its schema. `compression`: none, lz4 or zstd (with level).
 
+    A batch below `bytes_min` is left as it is: compressing ten rows takes 40 times as long as writing them and saves nothing.
     Errors: InvalidOption for another compression.
     """
-    if compression == "none":
+    n_bytes = 0 if compression == "none" else batch.nbytes
+    if compression == "none" or (n_bytes < bytes_min and compression in _CODECS):
         return batch.serialize()
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema, options=_write_options(compression, level)) as writer:
+    with pa.ipc.new_stream(sink, batch.schema, options=_write_options(compression, level, n_bytes >= _THREADED_BYTES_MIN)) as writer:
         writer.write_batch(batch)
     stream = sink.getvalue()
     # the stream is: schema message (no body), batch message, 8 bytes end of stream
@@ -208,11 +215,11 @@ def _frame(kind: FrameKind, flags: int, buffers: list[Any], fields: tuple[int, .
 
 
 @lru_cache(maxsize=64)
-def _write_options(compression: str, level: int | None) -> pa.ipc.IpcWriteOptions:
-    if compression not in ("lz4", "zstd"):
+def _write_options(compression: str, level: int | None, use_threads: bool) -> pa.ipc.IpcWriteOptions:  # noqa: FBT001 - a cache key
+    if compression not in _CODECS:
         raise InvalidOption(f"compression {compression!r} is unknown", where="log format", next_step="Use none, lz4 or zstd.")
-    codec = pa.Codec("lz4_frame" if compression == "lz4" else compression, compression_level=level if compression == "zstd" else None)
-    return pa.ipc.IpcWriteOptions(compression=codec)
+    codec = pa.Codec(_CODECS[compression], compression_level=level if compression == "zstd" else None)
+    return pa.ipc.IpcWriteOptions(compression=codec, use_threads=use_threads)
 
 
 # decoding

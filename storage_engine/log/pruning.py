@@ -137,7 +137,9 @@ class MessagePruner:
         if found is None:
             # one row: Arrow leaves fields out that are 0, and they could not be patched
             batch = pa.record_batch([pa.nulls(1, field.type) for field in self.schema], schema=self.schema)
-            message = memoryview(encode_message(batch, codec) if self._columns else _message_without_columns(codec))
+            if not self._columns:  # the constructor would make it a batch of no rows
+                batch = pa.record_batch([pa.nulls(1)], names=["none"]).select([])
+            message = memoryview(encode_message(batch, codec, bytes_min=0))
             layout = _layout(message)
             found = self._templates[codec] = (bytes(message[: layout.body_at]), layout)
         return found
@@ -155,12 +157,6 @@ def prune_message(message: pa.Buffer, schema: pa.Schema, columns: Sequence[int])
 def pruner_of(schema: pa.Schema, columns: tuple[int, ...]) -> MessagePruner:
     """The pruner of a schema and columns; made once."""
     return MessagePruner(schema, columns)
-
-
-def _message_without_columns(codec: str) -> pa.Buffer:
-    """A message of one row and no columns; Arrow's Python constructor would make it zero rows."""
-    batch = pa.record_batch([pa.nulls(1)], names=["none"]).select([])
-    return encode_message(batch, codec)
 
 
 def _counts(kind: pa.DataType, name: str) -> tuple[int, int]:

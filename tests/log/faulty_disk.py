@@ -163,7 +163,7 @@ class FaultyDisk(Disk):
             return live
         if unsynced == "lost":
             return synced
-        size = self._random.randint(*sorted((len(synced), len(live))))
+        size = len(live) if self._random.random() < 0.5 else self._random.randint(*sorted((len(synced), len(live))))
         out = bytearray(size)
         for at in range(0, size, SECTOR_BYTES):
             old, new = synced[at : at + SECTOR_BYTES], live[at : at + SECTOR_BYTES]

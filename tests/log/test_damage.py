@@ -150,7 +150,8 @@ def test_a_missing_last_file_is_damage_when_a_checkpoint_knows_of_it(tmp_path: P
 
 
 def test_a_log_shorter_than_the_checkpoint_says_is_damage(tmp_path: Path) -> None:
-    log, _ = open_log(Disk(), tmp_path)
+    log = CommitLog.open(Disk(), tmp_path)  # one file
+    list(log.recover())
     ends = [log.append(encoded(value), value.record).end for value in COMMITS[:3]]
     log.close()
     path = tmp_path / "log" / "00000000000000000000.log"

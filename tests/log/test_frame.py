@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from storage_engine.errors import BatchTooLarge, DamagedFrame, InvalidOption
 from storage_engine.log import frame as frames
 from storage_engine.log.frame import (
+    COMPRESSED_BYTES_MIN,
     HEADER_BYTES,
     EncodedFrame,
     FrameKind,
@@ -30,14 +31,15 @@ from storage_engine.log.frame import (
 from storage_engine.log.log_file import check_file_header, frames_after
 from tests.log.batches import COMPRESSIONS, batches
 
+PLACE: dict[str, Any] = {"table_id": 7, "partition_id": 3, "bucket": 2, "schema_id": 5, "base_offset": 10**12, "timestamp_ms": 10**12}
+
 
 def bytes_of(frame: EncodedFrame, position: int = 0) -> bytes:
     return frame.header.encode(position) + b"".join(bytes(memoryview(buffer)) for buffer in frame.buffers)
 
 
 def frame_of(batch: pa.RecordBatch, compression: str = "none", change_types: np.ndarray | None = None, **changes: int) -> EncodedFrame:
-    values: dict[str, Any] = {"table_id": 7, "partition_id": 3, "bucket": 2, "schema_id": 5, "base_offset": 10**12, "timestamp_ms": 10**12}
-    return encode_data_frame(**(values | changes), batch=batch, change_types=change_types, compression=compression)
+    return encode_data_frame(**(PLACE | changes), batch=batch, change_types=change_types, compression=compression)
 
 
 @given(batch=batches(), compression=st.sampled_from(COMPRESSIONS), data=st.data(), position=st.integers(0, 2**50).map(lambda n: n * 64))
@@ -45,7 +47,9 @@ def test_a_frame_gives_back_its_header_change_types_and_rows(batch: pa.RecordBat
     codes = data.draw(st.none() | st.lists(st.integers(0, 4), min_size=batch.num_rows, max_size=batch.num_rows))
     change_types = None if codes is None else np.array(codes, np.uint8)
 
-    frame = frame_of(batch, compression, change_types)
+    message = encode_message(batch, compression, bytes_min=0)
+    frame = frame_of_message(message, batch.num_rows, **PLACE, change_types=change_types)
+    assert frame_of(batch, compression, change_types).header[5:] == frame.header[5:] or batch.nbytes < COMPRESSED_BYTES_MIN
     stored = pa.py_buffer(bytes(64) + bytes_of(frame, position))
     header = parse_header(stored, 64, position)
     verify_payload(stored, 64, header)
@@ -79,7 +83,7 @@ def test_a_sliced_batch_stores_its_own_rows_only() -> None:
     batch = pa.record_batch({"s": [f"row {i}" for i in range(10000)]}).slice(5000, 3)
 
     for compression in COMPRESSIONS:
-        message = encode_message(batch, compression)
+        message = encode_message(batch, compression, bytes_min=0)
         assert message.size < 1000
         assert decode_batch(message, batch.schema).equals(batch)
 
@@ -97,6 +101,15 @@ def test_a_commit_frame_carries_its_record_the_number_of_frames_and_the_durable_
 
     assert (header.kind, header.n_rows, header.base_offset) == (FrameKind.COMMIT, 4, 2**40)
     assert stored.slice(HEADER_BYTES, header.payload_stop - HEADER_BYTES).to_pybytes() == b'{"version": 3}'
+
+
+@pytest.mark.parametrize("compression", ["lz4", "zstd"])
+def test_only_batches_worth_it_are_compressed(compression: str) -> None:
+    small, large = pa.record_batch({"a": [0] * 10}), pa.record_batch({"a": [0] * 10_000})
+
+    assert encode_message(small, compression) == encode_message(small, "none")
+    assert encode_message(large, compression).size < encode_message(large, "none").size / 10
+    assert decode_batch(encode_message(large, compression, 1 if compression == "zstd" else None), large.schema).equals(large)
 
 
 def test_an_unknown_compression_is_refused_by_name() -> None:
@@ -129,7 +142,7 @@ def test_every_type_a_table_may_have_round_trips() -> None:
     }  # fmt: skip
     batch = pa.record_batch(columns)
     for compression in COMPRESSIONS:
-        assert decode_batch(encode_message(batch, compression), batch.schema, untrusted=True).equals(batch)
+        assert decode_batch(encode_message(batch, compression, bytes_min=0), batch.schema, untrusted=True).equals(batch)
 
 
 # arbitrary bytes
@@ -178,7 +191,7 @@ def test_arbitrary_bytes_are_no_batch(data: bytes) -> None:
 )
 def test_a_message_with_flipped_bytes_is_damage_or_a_valid_batch(compression: str, flips: list[tuple[int, int]]) -> None:
     batch = pa.record_batch({"a": [1, None, 3], "s": ["x", "yy", None], "l": [[1], None, [2, 3]]})
-    bad = bytearray(encode_message(batch, compression))
+    bad = bytearray(encode_message(batch, compression, bytes_min=0))
     for at, mask in flips:
         bad[at % len(bad)] ^= mask
     try:

@@ -24,8 +24,7 @@ def commit_until_power_loss(disk: FaultyDisk, directory: Path, commits: list[Com
     return n_acked
 
 
-@pytest.mark.parametrize("unsynced", FATES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("unsynced", "seed"), [("whole", 0), ("lost", 0), *(("torn", seed) for seed in range(10))])
 def test_power_loss_at_any_sync_keeps_each_commit_whole_or_not_at_all(tmp_path: Path, unsynced: Fate, seed: int) -> None:
     for nth in itertools.count(1):
         root = tmp_path / f"{nth}"

@@ -20,7 +20,7 @@ from tests.log.batches import COMPRESSIONS, batches
 @given(batch=batches(), compression=st.sampled_from(COMPRESSIONS), data=st.data())
 def test_decoding_a_pruned_message_equals_selecting_from_the_decoded_one(batch: pa.RecordBatch, compression: str, data: Any) -> None:
     columns = data.draw(st.lists(st.integers(0, batch.num_columns - 1), max_size=batch.num_columns, unique=True))
-    message = encode_message(batch, compression)
+    message = encode_message(batch, compression, bytes_min=0)
     pruner = MessagePruner(batch.schema, columns)
 
     pruned = pruner.prune(message)
@@ -46,7 +46,7 @@ def test_a_hundred_columns_pruned_to_three_send_their_share_of_bytes() -> None:
 
 def test_all_columns_in_order_are_the_message_itself() -> None:
     batch = pa.record_batch({"a": [1], "b": [2]})
-    message = encode_message(batch, "lz4")
+    message = encode_message(batch, "lz4", bytes_min=0)
 
     assert prune_message(message, batch.schema, [0, 1]) is message
 
@@ -54,7 +54,7 @@ def test_all_columns_in_order_are_the_message_itself() -> None:
 def test_no_columns_keep_the_number_of_rows() -> None:
     batch = pa.record_batch({"a": [1, 2, 3]})
     for compression in COMPRESSIONS:
-        pruned = prune_message(encode_message(batch, compression), batch.schema, [])
+        pruned = prune_message(encode_message(batch, compression, bytes_min=0), batch.schema, [])
         assert decode_batch(pruned, pa.schema([])).num_rows == 3
 
 
@@ -87,7 +87,7 @@ def test_arbitrary_bytes_are_damage(data: bytes, is_prefixed: bool) -> None:
     compression=st.sampled_from(COMPRESSIONS), flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=3)
 )
 def test_a_message_with_flipped_bytes_is_damage_or_prunes_to_something(compression: str, flips: list[tuple[int, int]]) -> None:
-    bad = bytearray(encode_message(BATCH, compression))
+    bad = bytearray(encode_message(BATCH, compression, bytes_min=0))
     for at, mask in flips:
         bad[at % len(bad)] ^= mask
     pruner = MessagePruner(SCHEMA, [2, 0])
@@ -101,7 +101,7 @@ def test_a_message_with_flipped_bytes_is_damage_or_prunes_to_something(compressi
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_message_cut_anywhere_is_damage(compression: str) -> None:
-    message = encode_message(BATCH, compression).to_pybytes()
+    message = encode_message(BATCH, compression, bytes_min=0).to_pybytes()
     pruner = MessagePruner(SCHEMA, [1])
     for size in range(len(message) - 8):
         with pytest.raises(DamagedFrame):
