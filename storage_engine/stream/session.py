@@ -1,22 +1,47 @@
-"""Session: SQL text against one store. Tables are made and altered here; jobs, views and queries join as the planner grows.
+"""Session: SQL text against one store: tables, views, settings, jobs. Queries are answered by who was injected for them.
 
-(The STREAM owner extends this file: SET, views, INSERT INTO jobs, SHOW/DESCRIBE/STOP JOB.)
+Holds: statements run one after another, the first that fails ends the run; settings and temporary views live as long as the
+       session, everything else is in the store.
 """
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from storage_engine.errors import StatementRefused
+from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, UnknownTable
 from storage_engine.schema import statements as st
-from storage_engine.schema.ddl import parse_statements
+from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
 from storage_engine.schema.validate import add_columns, set_options
+from storage_engine.stream import reports
+from storage_engine.stream.bind import ViewDefinition
+from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.job import load_job, set_state
+from storage_engine.stream.lookup_binding import NDU_OPTION
+from storage_engine.stream.once import insert_once, insert_values
+from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_view
+from storage_engine.stream.runner import JobRunner
+from storage_engine.stream.submit import submit
 
 if TYPE_CHECKING:
     from storage_engine.client.store import Store
+
+SETTINGS: dict[str, tuple[str, ...] | None] = {
+    "pipeline.name": None,
+    "execution.runtime-mode": ("streaming", "batch"),
+    ENFORCER_OPTION: ("ERROR", "DROP"),
+    NDU_OPTION: ("TRY_RESOLVE", "IGNORE"),
+}
+"""Settings with an effect, and their values (None: any text)."""
+
+INERT_SETTINGS = ("table.exec.mini-batch.", "parallelism.default", "execution.checkpointing.", "state.", "table.exec.async-lookup.", "table.exec.state.ttl",
+                  "table.optimizer.", "table.exec.sink.upsert-materialize", "sql-client.", "table.local-time-zone", "restart-strategy")  # fmt: skip
+"""Settings of a Flink cluster that are accepted, with a notice that they do nothing here."""
 
 
 @dataclass(frozen=True)
@@ -28,37 +53,236 @@ class Result:
 
 
 class SqlSession:
-    """Runs statements one after another; the first that fails ends the run."""
+    """Runs statements against a store.
 
-    def __init__(self, store: Store) -> None:
+    query   answers SELECT (the query engine); without it a SELECT is refused by name
+    """
+
+    def __init__(self, store: Store, query: Callable[[str], object] | None = None) -> None:
         self._store = store
+        self._query = query
+        self._database = DEFAULT_DATABASE
+        self._settings: dict[str, str] = {}
+        self._views: dict[str, ViewDefinition] = {}
 
     def execute(self, text: str) -> list[Result]:
-        return [self._run(statement) for statement in parse_statements(text)]
+        """Run a text of statements. Errors: what the failing statement raises; those before it have taken effect."""
+        return [self._run(statement) for statement in parse_statements(text, self._database)]
 
     def _run(self, statement: st.Statement) -> Result:
-        backend = self._store.backend
-        match statement:
-            case st.CreateTable(descriptor, if_not_exists):
-                backend.create_table(descriptor, if_not_exists=if_not_exists)
-                return Result(f"table {descriptor.name}")
-            case st.DropTable(name, if_exists):
-                backend.drop_table(name, if_exists=if_exists)
-                return Result(f"dropped {name}")
-            case st.AlterTableAddColumn(name, columns):
-                backend.alter_table(add_columns(self._store.describe(name), columns))
-                return Result(f"altered {name}")
-            case st.AlterTableSet(name, options):
-                backend.alter_table(set_options(self._store.describe(name), dict(options)))
-                return Result(f"altered {name}")
-            case st.DropPartition(name, partition, if_exists):
-                backend.drop_partition(name, next(iter(partition.values())), if_exists=if_exists)
-                return Result(f"dropped partition of {name}")
-            case st.CreateDatabase(name) | st.Use(name):
-                return Result(f"database {name}")
-            case st.ShowTables():
-                return Result("tables", pa.table({"table": pa.array(self._store.tables(), pa.string())}))
-            case _:
-                raise StatementRefused(
-                    f"{type(statement).__name__} is not run here yet", where=f"line {statement.line}", next_step="Use a table statement."
-                )
+        handler = _HANDLERS.get(type(statement))
+        if handler is None:
+            raise StatementRefused(
+                f"{type(statement).__name__} is not supported", where=f"line {statement.line}", next_step="Leave it out."
+            )
+        return handler(self, statement)
+
+    # tables
+
+    def _create_table(self, statement: st.CreateTable) -> Result:
+        self._store.backend.create_table(statement.descriptor, if_not_exists=statement.if_not_exists)
+        return Result(f"table {statement.descriptor.name}")
+
+    def _drop_table(self, statement: st.DropTable) -> Result:
+        self._store.backend.drop_table(statement.name, if_exists=statement.if_exists)
+        return Result(f"dropped {statement.name}")
+
+    def _add_columns(self, statement: st.AlterTableAddColumn) -> Result:
+        self._store.backend.alter_table(add_columns(self._store.describe(statement.name), statement.columns))
+        return Result(f"altered {statement.name}")
+
+    def _set_table_options(self, statement: st.AlterTableSet) -> Result:
+        self._store.backend.alter_table(set_options(self._store.describe(statement.name), dict(statement.options)))
+        return Result(f"altered {statement.name}")
+
+    def _drop_partition(self, statement: st.DropPartition) -> Result:
+        name = next(iter(statement.partition.values()))
+        self._store.backend.drop_partition(statement.name, name, if_exists=statement.if_exists)
+        return Result(f"dropped partition {name} of {statement.name}")
+
+    def _create_database(self, statement: st.CreateDatabase) -> Result:
+        return Result(f"database {statement.name}")
+
+    def _use(self, statement: st.Use) -> Result:
+        if statement.is_catalog:
+            return Result(f"catalog {statement.name}: there is one catalog here")
+        self._database = statement.name
+        return Result(f"database {statement.name}")
+
+    def _set(self, statement: st.SetOption) -> Result:
+        key, value = statement.key, statement.value
+        if key in SETTINGS:
+            allowed = SETTINGS[key]
+            if allowed is not None and value.upper() not in (item.upper() for item in allowed):
+                raise InvalidOption(f"'{key}' = '{value}'", where=f"line {statement.line}", next_step=f"Use {' or '.join(allowed)}.")
+            self._settings[key] = value
+            return Result(f"set {key}")
+        if key.startswith(INERT_SETTINGS):
+            return Result(f"'{key}' has no effect here")
+        alike = difflib.get_close_matches(key, list(SETTINGS), n=1)
+        hint = f"Did you mean '{alike[0]}'?" if alike else f"Known are {', '.join(SETTINGS)}."
+        raise InvalidOption(f"setting '{key}' is not known", where=f"line {statement.line}", next_step=hint)
+
+    # views
+
+    def _create_view(self, statement: st.CreateView) -> Result:
+        known = self._views if statement.temporary else self._store.objects("view")
+        if statement.name in known and not statement.temporary:
+            if statement.if_not_exists or view_from_json(self._store.objects("view")[statement.name]).sql == statement.sql:
+                return Result(f"view {statement.name} exists")
+            raise AlreadyExists(f"view {statement.name} exists", where=f"line {statement.line}", next_step="DROP VIEW first.")
+        view = ViewDefinition(statement.sql, statement.database, statement.columns)
+        if statement.temporary:
+            self._views[statement.name] = view
+        else:
+            self._store.put_object("view", statement.name, {**view_to_json(view), "comment": statement.comment})
+        return Result(f"view {statement.name}")
+
+    def _drop_view(self, statement: st.DropView) -> Result:
+        name = statement.name
+        if statement.materialized:
+            return self._drop_materialized(statement)
+        if self._views.pop(name, None) is not None:
+            return Result(f"dropped view {name}")
+        if name not in self._store.objects("view"):
+            if statement.if_exists:
+                return Result(f"there is no view {name}")
+            raise UnknownTable(f"there is no view {name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them.")
+        self._store.drop_object("view", name)
+        return Result(f"dropped view {name}")
+
+    def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
+        name = statement.name
+        catalog = StoreCatalog(self._store, self._views)
+        existing = self._store.objects("materialized_view")
+        if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
+            return Result(f"materialized view {name} exists")
+        if name in existing or (catalog.table(name) is not None and name not in existing):
+            raise AlreadyExists(
+                f"{name} exists", where=f"line {statement.line}", next_step="DROP MATERIALIZED VIEW first, or choose another name."
+            )
+        backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=self._settings)
+        plan = plan_insert(
+            catalog,
+            backing,
+            backing.column_names,
+            statement.sql,
+            job=_job_of_view(name),
+            default_database=statement.database,
+            settings=self._settings,
+        )
+        self._store.create_table(backing)
+        submit(
+            self._store, name=name, sink=name, columns=plan.targets, select=statement.sql, text=statement.text, database=statement.database,
+            settings=self._settings, views=self._views, kind="view", refresh_s=statement.refresh,
+        )  # fmt: skip
+        self._store.put_object(
+            "materialized_view", name,
+            {"sql": statement.sql, "refresh_s": statement.refresh, "partition_by": list(statement.partition_by), "properties": dict(statement.properties),
+             "comment": statement.comment, "job": name, "table": name},
+        )  # fmt: skip
+        return Result(f"materialized view {name}")
+
+    def _drop_materialized(self, statement: st.DropView) -> Result:
+        name = statement.name
+        view = self._store.objects("materialized_view").get(name)
+        if view is None:
+            if statement.if_exists:
+                return Result(f"there is no materialized view {name}")
+            raise UnknownTable(f"there is no materialized view {name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them.")
+        job = load_job(self._store, view["job"])
+        set_state(self._store, job.name, "STOPPED")
+        self._store.drop_object("materialized_view", name)
+        return Result(f"dropped materialized view {name}; its rows stay in table {name}")
+
+    def _refresh(self, statement: st.RefreshMaterializedView) -> Result:
+        view = self._store.objects("materialized_view").get(statement.name)
+        if view is None:
+            raise UnknownTable(
+                f"there is no materialized view {statement.name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them."
+            )
+        runner = JobRunner(self._store, load_job(self._store, view["job"]))
+        try:
+            n_rows = 0
+            while taken := runner.step():
+                n_rows += taken
+        finally:
+            runner.close()
+        return Result(f"refreshed {statement.name}: {n_rows} rows read")
+
+    # jobs and inserts
+
+    def _insert(self, statement: st.InsertInto) -> Result:
+        if statement.is_values:
+            return Result(insert_values(self._store, statement))
+        if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
+            return Result(insert_once(self._store, statement, self._settings, self._views))
+        name = self._settings.get("pipeline.name") or default_job_name(statement)
+        _, message = submit(
+            self._store, name=name, sink=statement.table, columns=statement.columns, select=statement.select_sql, text=statement.text,
+            database=statement.database, settings=self._settings, views=self._views,
+        )  # fmt: skip
+        return Result(message)
+
+    def _stop_job(self, statement: st.StopJob) -> Result:
+        job = load_job(self._store, statement.name)
+        if job.state != "RUNNING":
+            return Result(f"job {job.name} is {job.state}")
+        set_state(self._store, job.name, "STOPPED")
+        return Result(f"stopped job {job.name}")
+
+    # answers
+
+    def _select(self, statement: st.Query) -> Result:
+        if self._query is None:
+            raise StatementRefused("SELECT is answered by the query engine", where=f"line {statement.line}",
+                                   next_step="Use `flashlake sql`, or SqlSession(store, query=QueryEngine(...).query).")  # fmt: skip
+        rows = self._query(statement.text)
+        assert isinstance(rows, pa.Table), "a query function returns a pa.Table"
+        return Result(f"{rows.num_rows} rows", rows)
+
+    def _show_tables(self, statement: st.ShowTables) -> Result:
+        return Result("tables", reports.tables(self._store, statement.of_database))
+
+    def _show_databases(self, _statement: st.ShowDatabases) -> Result:
+        names = sorted({name.partition(".")[0] for name in self._store.tables()})
+        return Result("databases", pa.table({"database": pa.array(names, pa.string())}))
+
+    def _show_views(self, _statement: st.ShowViews) -> Result:
+        return Result("views", reports.views(self._store, self._views))
+
+    def _show_jobs(self, _statement: st.ShowJobs) -> Result:
+        return Result("jobs", reports.jobs(self._store))
+
+    def _show_create(self, statement: st.ShowCreateTable) -> Result:
+        return Result("table", pa.table({"sql": [render_create_table(self._store.describe(statement.name))]}))
+
+    def _show_partitions(self, statement: st.ShowPartitions) -> Result:
+        return Result("partitions", pa.table({"partition": pa.array(self._store.table(statement.name).partitions(), pa.string())}))
+
+    def _describe_table(self, statement: st.DescribeTable) -> Result:
+        return Result("columns", reports.columns(self._store.describe(statement.name)))
+
+    def _describe_job(self, statement: st.DescribeJob) -> Result:
+        return Result("job", reports.job(self._store, load_job(self._store, statement.name)))
+
+
+def default_job_name(statement: st.InsertInto) -> str:
+    """The name of a job that was not named: its table, and its columns if the statement lists them."""
+    name = f"insert-into_{statement.table}"
+    return f"{name}({','.join(statement.columns)})" if statement.columns else name
+
+
+def _job_of_view(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+_HANDLERS: dict[type, Callable[..., Result]] = {
+    st.CreateTable: SqlSession._create_table, st.DropTable: SqlSession._drop_table, st.AlterTableAddColumn: SqlSession._add_columns,
+    st.AlterTableSet: SqlSession._set_table_options, st.DropPartition: SqlSession._drop_partition, st.CreateDatabase: SqlSession._create_database,
+    st.Use: SqlSession._use, st.SetOption: SqlSession._set, st.CreateView: SqlSession._create_view, st.DropView: SqlSession._drop_view,
+    st.CreateMaterializedView: SqlSession._create_materialized, st.RefreshMaterializedView: SqlSession._refresh, st.InsertInto: SqlSession._insert,
+    st.StopJob: SqlSession._stop_job, st.Query: SqlSession._select, st.ShowTables: SqlSession._show_tables, st.ShowDatabases: SqlSession._show_databases,
+    st.ShowViews: SqlSession._show_views, st.ShowJobs: SqlSession._show_jobs, st.ShowCreateTable: SqlSession._show_create,
+    st.ShowPartitions: SqlSession._show_partitions, st.DescribeTable: SqlSession._describe_table, st.DescribeJob: SqlSession._describe_job,
+}  # fmt: skip

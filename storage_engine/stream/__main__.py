@@ -1,0 +1,39 @@
+"""The stream worker as a process: python -m storage_engine.stream --store URL."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import threading
+
+from storage_engine.connection import connect
+from storage_engine.errors import FlashlakeError
+from storage_engine.stream.runner import N_ROWS_MAX
+from storage_engine.stream.worker import Worker
+
+
+def main() -> int:
+    """Run jobs until SIGTERM or SIGINT; 0 when stopped, 1 when the store cannot be opened."""
+    parser = argparse.ArgumentParser(prog="python -m storage_engine.stream", description="Run the stream jobs of a store.")
+    parser.add_argument("--store", required=True, metavar="URL", help="file:///path or flashlake://host:port")
+    parser.add_argument("--rows-max", type=int, default=N_ROWS_MAX, metavar="N", help="input rows per micro-batch (default %(default)s)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with connect(arguments.store) as store:
+            sys.stderr.write(f"stream worker ready, store {store.url}\n")
+            sys.stderr.flush()
+            Worker(store, n_rows_max=arguments.rows_max).run_forever(stop)
+    except FlashlakeError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Aggregates: how each aggregate function is kept while its input grows and shrinks.
+
+A call (SUM(x)) is a small expression over accumulators; an accumulator is one column of state with three forms:
+    delta   an aggregate over one micro-batch            sum(x), or sum(x * w) when rows can be taken back
+    merge   old state and delta into new state           old + delta
+    total   the same over all input, for recomputation   sum(x)
+Holds: merge(delta(a), delta(b)) = delta(a and b), so how input is cut into micro-batches cannot matter.
+Never: knows where state is kept (placement.py) or how it is read (execute.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlglot import exp
+
+from storage_engine.errors import StatementRefused
+from storage_engine.stream import sqltypes as types
+from storage_engine.stream.builtins import Value
+from storage_engine.stream.render import cast, column, render, sql
+from storage_engine.stream.sqltypes import SqlType
+
+WEIGHT = "__w"
+"""The column of a retracting relation that says how often a row counts: 1 inserted, -1 taken back."""
+
+Kind = Literal["rows", "count", "sum", "min", "max", "bitmap_build", "bitmap_or"]
+
+_ADDITIVE = ("rows", "count", "sum")
+_SINK_FUNCTIONS = {"rows": "sum", "count": "sum", "sum": "sum", "min": "min", "max": "max", "bitmap_build": "rbm32", "bitmap_or": "rbm32"}
+
+NAMES = frozenset({
+    "COUNT", "SUM", "SUM0", "MIN", "MAX", "AVG", "APPROX_COUNT_DISTINCT",
+    "BITMAP_BUILD_AGG", "RB_BUILD_AGG", "BITMAP_OR_AGG", "RB_OR_AGG", "BITMAP_UNION", "BITMAP_UNION_COUNT",
+    "BITMAP_BUILD_CARDINALITY_AGG", "RB_BUILD_CARDINALITY_AGG", "BITMAP_OR_CARDINALITY_AGG", "RB_OR_CARDINALITY_AGG",
+})  # fmt: skip
+NOT_MAINTAINED = {
+    "LISTAGG": "its value depends on the order in which rows arrive", "STRING_AGG": "its value depends on the order in which rows arrive",
+    "ARRAY_AGG": "its value grows without bound", "COLLECT": "its value grows without bound",
+    "FIRST_VALUE": "its value depends on the order in which rows arrive", "LAST_VALUE": "its value depends on the order in which rows arrive",
+    "STDDEV_POP": "it is not kept incrementally", "STDDEV_SAMP": "it is not kept incrementally", "VAR_POP": "it is not kept incrementally",
+    "VAR_SAMP": "it is not kept incrementally", "STDDEV": "it is not kept incrementally", "VARIANCE": "it is not kept incrementally",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """One column of state. `argument` and `condition` are over the fields of the aggregate's input; "rows" has no argument.
+
+    distinct: the argument counts once per group and value; which values were seen is in a state table of its own.
+    """
+
+    name: str
+    kind: Kind
+    argument: exp.Expression | None
+    argument_type: SqlType
+    condition: exp.Expression | None
+    type: SqlType
+    distinct: bool = False
+
+    @property
+    def identity(self) -> str:
+        """Equal for two accumulators that hold the same value."""
+        return "|".join(
+            (self.kind, sql(self.argument) if self.argument else "", sql(self.condition) if self.condition else "", str(self.distinct))
+        )
+
+    @property
+    def sink_function(self) -> str:
+        """The aggregate function of a table column that merges this accumulator's deltas."""
+        return _SINK_FUNCTIONS[self.kind]
+
+    @property
+    def is_retractable(self) -> bool:
+        return self.kind in _ADDITIVE
+
+    def delta(self, *, retracting: bool) -> exp.Expression:
+        """The aggregate over one micro-batch; with `retracting`, rows count WEIGHT times."""
+        return self._cast(self._filtered(self._aggregate(retracting)))
+
+    def total(self) -> exp.Expression:
+        """The aggregate over a whole input without weights."""
+        if self.distinct:
+            assert self.argument is not None
+            call = {"count": "count(DISTINCT _0)", "sum": "sum(DISTINCT _0)"}[self.kind]
+            return self._cast(self._filtered(render(call, self.argument)))
+        return self.delta(retracting=False)
+
+    def merge(self, old: exp.Expression, delta: exp.Expression) -> exp.Expression:
+        """New state; `old` is NULL where the group is new."""
+        if self.kind in ("rows", "count"):
+            return cast(render("COALESCE(_0, 0) + COALESCE(_1, 0)", old, delta), self.type.duckdb)
+        if self.kind == "sum":
+            return cast(render("CASE WHEN _0 IS NULL THEN _1 WHEN _1 IS NULL THEN _0 ELSE _0 + _1 END", old, delta), self.type.duckdb)
+        if self.kind in ("min", "max"):
+            return render("least(_0, _1)" if self.kind == "min" else "greatest(_0, _1)", old, delta)
+        return render("CASE WHEN _0 IS NULL THEN _1 WHEN _1 IS NULL THEN _0 ELSE rb_or(_0, _1) END", old, delta)
+
+    def _aggregate(self, retracting: bool) -> exp.Expression:
+        weight = column(WEIGHT)
+        if self.kind == "rows":
+            return render("sum(_0)", weight) if retracting else render("count(*)")
+        assert self.argument is not None
+        if self.kind == "count":
+            return (
+                render("sum(CASE WHEN _0 IS NULL THEN 0 ELSE _1 END)", self.argument, weight)
+                if retracting
+                else render("count(_0)", self.argument)
+            )
+        if self.kind == "sum":
+            return render("sum(_0 * _1)", self.argument, weight) if retracting else render("sum(_0)", self.argument)
+        if self.kind == "bitmap_build":
+            return render("rb_build(list(CAST(_0 AS UINTEGER)))", self.argument)
+        if self.kind == "bitmap_or":
+            return render("rb_or_all(list(_0))", self.argument)
+        return render(f"{self.kind}(_0)", self.argument)
+
+    def _filtered(self, aggregate: exp.Expression) -> exp.Expression:
+        if self.condition is None:
+            return aggregate
+        if self.kind in ("bitmap_build", "bitmap_or"):
+            inner = next(aggregate.find_all(exp.ArrayAgg), None)
+            assert inner is not None, "a bitmap is built from a list"
+            inner.replace(exp.Filter(this=inner.copy(), expression=exp.Where(this=self.condition)))
+            return aggregate
+        return exp.Filter(this=aggregate, expression=exp.Where(this=self.condition))
+
+    def _cast(self, aggregate: exp.Expression) -> exp.Expression:
+        return cast(aggregate, self.type.duckdb) if self.kind in _ADDITIVE else aggregate
+
+
+@dataclass(frozen=True)
+class Call:
+    """An aggregate call of the statement: `finish` computes it from the accumulators' columns, `needs` names them.
+
+    stored: the accumulator whose value is the call's value, so that the result column itself can be the state; None if there is none.
+    """
+
+    text: str
+    finish: exp.Expression
+    type: SqlType
+    nullable: bool
+    needs: tuple[Accumulator, ...]
+    stored: Accumulator | None = None
+
+
+class CallBuilder:
+    """Collects the calls of one GROUP BY and shares accumulators between them."""
+
+    def __init__(self, *, retracting: bool, where: str) -> None:
+        self.retracting = retracting
+        self.accumulators: list[Accumulator] = []
+        self._where = where
+
+    def rows(self) -> Accumulator:
+        """The number of input rows of the group."""
+        return self._accumulator("rows", None, types.BIGINT, None, types.BIGINT)
+
+    def call(self, name: str, argument: Value | None, *, distinct: bool, condition: exp.Expression | None, text: str) -> Call:
+        """Bind one call. `argument` is None for COUNT(*).
+
+        Errors: StatementRefused for a function that cannot be kept over this input.
+        """
+        if name == "APPROX_COUNT_DISTINCT":
+            name, distinct = "COUNT", True
+        if name == "COUNT" and argument is None:
+            counted = (
+                self.rows() if condition is None else self._accumulator("count", exp.Literal.number(1), types.INT, condition, types.BIGINT)
+            )
+            return Call(
+                text, render("COALESCE(_0, 0)", column(counted.name)), types.BIGINT, nullable=False, needs=(counted,), stored=counted
+            )
+        if argument is None:
+            raise StatementRefused(f"{text} lacks an argument", where=self._where, next_step="Only COUNT takes *.")
+        distinct = distinct and name not in ("MIN", "MAX") and not name.startswith(("BITMAP", "RB"))
+        if name == "COUNT":
+            counted = self._count(argument, condition, distinct)
+            return Call(
+                text, render("COALESCE(_0, 0)", column(counted.name)), types.BIGINT, nullable=False, needs=(counted,), stored=counted
+            )
+        if name in ("SUM", "SUM0"):
+            return self._sum(name, argument, condition, distinct, text)
+        if name == "AVG":
+            return self._avg(argument, condition, distinct, text)
+        if name in ("MIN", "MAX"):
+            kept = self._insert_only(name.lower(), argument, condition, argument.type, text)
+            return Call(text, column(kept.name), argument.type, nullable=True, needs=(kept,), stored=kept)
+        return self._bitmap(name, argument, condition, text)
+
+    def _count(self, argument: Value, condition: exp.Expression | None, distinct: bool) -> Accumulator:
+        if not argument.nullable and condition is None and not distinct:
+            return self.rows()
+        return self._accumulator("count", argument.ast, argument.type, condition, types.BIGINT, distinct)
+
+    def _sum(self, name: str, argument: Value, condition: exp.Expression | None, distinct: bool, text: str) -> Call:
+        of = argument.type
+        if not of.is_numeric and of.is_known:
+            raise StatementRefused(f"{text}: {of} cannot be added up", where=self._where, next_step="SUM takes numbers; CAST the argument.")
+        result = types.decimal(38, of.scale or 0) if of.name == "DECIMAL" else of
+        total = self._accumulator("sum", argument.ast, of, condition, result, distinct)
+        if name == "SUM0":
+            return Call(text, render("COALESCE(_0, 0)", column(total.name)), result, nullable=False, needs=(total,))
+        if not self.retracting:
+            return Call(text, column(total.name), result, nullable=argument.nullable or condition is not None, needs=(total,), stored=total)
+        counted = self._count(argument, condition, distinct)
+        finish = render("CASE WHEN _1 > 0 THEN _0 END", column(total.name), column(counted.name))
+        if counted.kind == "rows":  # a group that exists has rows, and each has a value: the sum is never NULL
+            finish = column(total.name)
+        return Call(
+            text, finish, result, nullable=counted.kind != "rows", needs=(total, counted), stored=total if counted.kind == "rows" else None
+        )
+
+    def _avg(self, argument: Value, condition: exp.Expression | None, distinct: bool, text: str) -> Call:
+        of = argument.type
+        total = self._sum("SUM", argument, condition, distinct, text).needs[0]
+        counted = self._count(argument, condition, distinct)
+        result = types.arithmetic("/", types.decimal(38, of.scale or 0), types.BIGINT) if of.name == "DECIMAL" else of
+        template = "_0 // _1" if of.is_integer else "_0 / _1"
+        quotient = cast(render(template, column(total.name), column(counted.name)), result.duckdb)
+        finish = render("CASE WHEN _1 > 0 THEN _0 END", quotient, column(counted.name))
+        return Call(text, finish, result, nullable=True, needs=(total, counted))
+
+    def _bitmap(self, name: str, argument: Value, condition: exp.Expression | None, text: str) -> Call:
+        builds = "BUILD" in name
+        if builds and argument.type.is_known and not argument.type.is_integer:
+            raise StatementRefused(
+                f"{text}: a bitmap holds integers, not {argument.type}", where=self._where, next_step="CAST the argument AS INT."
+            )
+        if not builds and argument.type not in (types.BYTES, types.UNKNOWN):
+            raise StatementRefused(
+                f"{text}: takes bitmaps (BYTES), not {argument.type}", where=self._where, next_step="Use BITMAP_BUILD_AGG for integers."
+            )
+        kept = self._insert_only("bitmap_build" if builds else "bitmap_or", argument, condition, types.BYTES, text)
+        if "CARDINALITY" in name or name == "BITMAP_UNION_COUNT":
+            return Call(text, render("COALESCE(rb_cardinality(_0), 0)", column(kept.name)), types.BIGINT, nullable=False, needs=(kept,))
+        return Call(text, column(kept.name), types.BYTES, nullable=True, needs=(kept,), stored=kept)
+
+    def _insert_only(self, kind: str, argument: Value, condition: exp.Expression | None, result: SqlType, text: str) -> Accumulator:
+        if self.retracting:
+            raise StatementRefused(
+                f"{text} over an input whose rows can change or go: what leaves cannot be taken out of it",
+                where=self._where,
+                next_step="Read a log table, or use SUM and COUNT.",
+            )
+        return self._accumulator(kind, argument.ast, argument.type, condition, result)  # type: ignore[arg-type]
+
+    def _accumulator(
+        self,
+        kind: Kind,
+        argument: exp.Expression | None,
+        argument_type: SqlType,
+        condition: exp.Expression | None,
+        result: SqlType,
+        distinct: bool = False,
+    ) -> Accumulator:
+        made = Accumulator(f"a{len(self.accumulators)}", kind, argument, argument_type, condition, result, distinct)
+        for known in self.accumulators:
+            if known.identity == made.identity:
+                return known
+        self.accumulators.append(made)
+        return made

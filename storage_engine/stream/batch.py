@@ -1,0 +1,107 @@
+"""Batch: the same statement computed at once over bounded inputs: what a job's output must equal.
+
+Inputs are the sources up to given offsets (a job's recorded ones), read from the log: log tables as they are, primary-key
+tables as the last change per key leaves them. Aggregates run over everything; no state, no deltas, no micro-batches.
+Lookup joins see the tables as they are now, or at a version; EXPLAIN says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import duckdb
+import pyarrow as pa
+
+from storage_engine.client.store import Store
+from storage_engine.schema.descriptor import Offsets
+from storage_engine.stream.compile import lookup_name, quoted, relation, source_name
+from storage_engine.stream.execute import Outcome, enforce_not_null
+from storage_engine.stream.functions import open_connection
+from storage_engine.stream.job import JobDescriptor, plan_job
+from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
+from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.sqltypes import parse_type
+
+ORDER = "__order"
+
+
+def batch_select(
+    store: Store,
+    job: JobDescriptor | JobPlan,
+    *,
+    offsets: Mapping[str, Offsets] | None = None,
+    at_version: int | None = None,
+    con: duckdb.DuckDBPyConnection | None = None,
+) -> pa.Table:
+    """The rows a job's sink must hold, in the sink's target columns and types.
+
+    offsets     next offset per bucket of each source; None: those of `at_version`, else the job's recorded ones, else the newest
+    at_version  a version of the store; primary-key tables of lookup joins are read at it
+    Errors: OffsetOutOfRange when the log no longer reaches back to the start.
+    """
+    plan = job if isinstance(job, JobPlan) else plan_job(store, job)
+    if offsets is None and at_version is None and isinstance(job, JobDescriptor):
+        recorded = store.progress(job.owner).get(job.owner)
+        offsets = recorded.offsets if recorded else {}
+    bounds = offsets if offsets is not None else {name: store.backend.offsets(name, "latest", at_version) for name in plan.source_tables}
+    own = con is None
+    connection = con or open_connection()
+    names: list[str] = []
+    try:
+        for scan in scans(plan.root):
+            _register_scan(connection, store, scan, bounds.get(scan.table.name, {}), ordered=_is_last_row(plan))
+            names.append(source_name(scan))
+        for join in lookups(plan.root):
+            _register_lookup(connection, store, join, at_version)
+            names.append(lookup_name(join))
+        return enforce_not_null(plan, connection.execute(batch_sql(plan)).to_arrow_table(), Outcome())
+    finally:
+        for name in names:
+            connection.execute(f"DROP VIEW IF EXISTS {name}")
+        if own:
+            connection.close()
+
+
+def batch_sql(plan: JobPlan) -> str:
+    """The statement over whole inputs (relations src_ID and lk_ID), in the sink's columns and types."""
+    listed = ", ".join(
+        f"CAST({quoted(name)} AS {parse_type(plan.sink.column(name).type).duckdb}) AS {quoted(name)}" for name in plan.targets
+    )
+    body = relation(plan.root, batch=True, carried=(ORDER,) if _is_last_row(plan) else ())
+    if _is_last_row(plan):
+        keys = ", ".join(quoted(name) for name in plan.sink.primary_key)
+        body = f"SELECT * FROM ({body}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {ORDER} DESC) = 1"
+    return f"SELECT {listed} FROM ({body})"
+
+
+def _is_last_row(plan: JobPlan) -> bool:
+    """True when appended rows overwrite each other by key: the last one stays."""
+    return plan.sink.has_primary_key and not plan.root.is_retracting and plan.sink.merge_engine == "last_row"
+
+
+def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, stop: Offsets, *, ordered: bool) -> None:
+    table = store.table(scan.table.name)
+    name = source_name(scan)
+    listed = ", ".join(quoted(column) for column in scan.columns)
+    if not scan.table.has_primary_key:
+        con.register(f"{name}_log", table.scan(list(scan.columns), stop=stop, metadata=ordered).read_all())
+        order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}" if ordered else ""
+        con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")
+        return
+    columns = list(dict.fromkeys([*scan.columns, *scan.table.primary_key]))
+    con.register(f"{name}_log", table.scan(columns, stop=stop, metadata=True).read_all())
+    keys = ", ".join(quoted(column) for column in scan.table.primary_key)
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed} FROM (SELECT * FROM {name}_log "
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY _log_offset DESC) = 1) WHERE _change_type IN ('+I', '+U')"
+    )
+
+
+def _register_lookup(con: duckdb.DuckDBPyConnection, store: Store, join: LookupJoin, at_version: int | None) -> None:
+    keys = [name for name, _ in join.keys]
+    rows = store.table(join.table.name).read(list(dict.fromkeys([*keys, *join.columns])), at=at_version)
+    name = lookup_name(join)
+    con.register(f"{name}_rows", rows)
+    listed = [f"{quoted(key)} AS {quoted(f'__k{i}')}" for i, key in enumerate(keys)]
+    listed += [f"{quoted(column)} AS {quoted(item.name)}" for column, item in zip(join.columns, join.looked_up, strict=True)]
+    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(listed)} FROM {name}_rows")

@@ -1,0 +1,36 @@
+"""StoreCatalog: what the planner knows of a store, read once: tables, stored views, and the views a session or job brings along."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from storage_engine.client.store import Store
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.stream.bind import ViewDefinition
+
+
+class StoreCatalog:
+    """A snapshot: made for one planning, then thrown away. Views of the session or job come before those of the store."""
+
+    def __init__(self, store: Store, views: Mapping[str, ViewDefinition] | None = None) -> None:
+        self._tables = {descriptor.name: descriptor for descriptor in store.backend.tables()}
+        self._views = {name: view_from_json(value) for name, value in store.objects("view").items()}
+        self._views.update(views or {})
+
+    def table(self, name: str) -> TableDescriptor | None:
+        return self._tables.get(name)
+
+    def view(self, name: str) -> ViewDefinition | None:
+        return self._views.get(name)
+
+    def names(self) -> list[str]:
+        return [*self._tables, *self._views]
+
+
+def view_to_json(view: ViewDefinition) -> dict[str, object]:
+    return {"sql": view.sql, "database": view.database, "columns": None if view.columns is None else list(view.columns)}
+
+
+def view_from_json(value: Mapping[str, object]) -> ViewDefinition:
+    columns = value.get("columns")
+    return ViewDefinition(str(value["sql"]), str(value.get("database") or ""), tuple(columns) if isinstance(columns, list) else None)

@@ -1,0 +1,196 @@
+"""Compile: plan trees into DuckDB SQL over named relations of Arrow data.
+
+    stream   changes in, changes out: retracting relations carry __w (weight) and, up to a first aggregate, __seq (order of changes)
+    batch    the whole input at once: no weights, aggregates over everything (what the proof recomputes)
+
+Relations by name: src_ID (a scan's rows), lk_ID (rows looked up), agg_ID (an aggregate's changes).
+Never: runs anything.
+"""
+
+from __future__ import annotations
+
+from sqlglot import exp
+
+from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Scan
+from storage_engine.stream.render import cast, column, sql
+
+SEQUENCE = "__seq"
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def source_name(node: Scan) -> str:
+    return f"src_{node.id}"
+
+
+def lookup_name(node: LookupJoin) -> str:
+    return f"lk_{node.id}"
+
+
+def aggregate_name(node: Aggregate) -> str:
+    return f"agg_{node.id}"
+
+
+def has_sequence(node: Node) -> bool:
+    """True when the relation still knows the order of changes: no aggregate below."""
+    if isinstance(node, Scan):
+        return node.is_retracting
+    return not isinstance(node, Aggregate) and has_sequence(node.input)
+
+
+def hidden_columns(node: Node) -> tuple[str, ...]:
+    """The columns that a stream relation carries beside its fields."""
+    if not node.is_retracting:
+        return ()
+    return (WEIGHT, SEQUENCE) if has_sequence(node) else (WEIGHT,)
+
+
+def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) -> str:
+    """A SELECT for the node's rows (batch) or changes (stream). `carried`: further columns of the source to pass through (batch)."""
+    hidden = [quoted(name) for name in (carried if batch else hidden_columns(node))]
+    if isinstance(node, Scan):
+        listed = [f"{quoted(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
+        return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
+    if isinstance(node, Calc):
+        listed = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.projections]
+        condition = f" WHERE {sql(node.condition)}" if node.condition is not None else ""
+        return f"SELECT {', '.join(listed + hidden)} FROM ({relation(node.input, batch=batch, carried=carried)}){condition}"
+    if isinstance(node, LookupJoin):
+        return _join(node, hidden, batch=batch, carried=carried)
+    if batch:
+        return _total(node)
+    return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
+
+
+def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    conditions = [f"{sql(tree)} = {quoted(f'__k{i}')}" for i, (_, tree) in enumerate(node.keys)]
+    conditions += [sql(node.residual)] if node.residual is not None else []
+    listed = [quoted(item.name) for item in node.fields] + hidden
+    kind = "LEFT JOIN" if node.is_outer else "JOIN"
+    return f"SELECT {', '.join(listed)} FROM ({relation(node.input, batch=batch, carried=carried)}) {kind} {lookup_name(node)} ON {' AND '.join(conditions)}"
+
+
+def lookup_keys(node: LookupJoin, input_relation: str) -> str:
+    """The distinct keys to look up, in columns named like the table's; a null key matches nothing."""
+    listed = ", ".join(f"{sql(tree)} AS {quoted(name)}" for name, tree in node.keys)
+    present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name, _ in node.keys)
+    return f"SELECT DISTINCT * FROM (SELECT {listed} FROM ({input_relation})) WHERE {present}"
+
+
+# aggregates
+
+
+def _group(node: Aggregate) -> tuple[list[str], str]:
+    keys = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.keys]
+    by = f" GROUP BY {', '.join(str(i + 1) for i in range(len(keys)))}" if keys else ""
+    return keys, by
+
+
+def _total(node: Aggregate) -> str:
+    keys, by = _group(node)
+    values = [f"{sql(item.total())} AS {quoted(item.name)}" for item in node.accumulators]
+    inner = f"SELECT {', '.join(keys + values)} FROM ({relation(node.input, batch=True)}){by}"
+    if not keys:  # a stream sends no row for an empty input, so neither does the recomputation
+        inner = f"SELECT {', '.join([*values, 'count(*) AS __n'])} FROM ({relation(node.input, batch=True)}) HAVING count(*) > 0"
+    return f"SELECT {', '.join(finished(node))} FROM ({inner})"
+
+
+def finished(node: Aggregate) -> list[str]:
+    """The aggregate's fields from its accumulators' columns."""
+    listed = [quoted(item.name) for item, _ in node.keys]
+    return listed + [
+        f"{sql(cast(call.finish, item.type.duckdb) if item.type.is_known else call.finish)} AS {quoted(item.name)}"
+        for item, call in node.calls
+    ]
+
+
+def partial(node: Aggregate) -> str:
+    """One row per group of a micro-batch: keys, the deltas of all accumulators but the distinct ones."""
+    keys, by = _group(node)
+    retracting = node.input.is_retracting
+    values = [f"{sql(item.delta(retracting=retracting))} AS {quoted(item.name)}" for item in node.accumulators if not item.distinct]
+    listed = keys + values or ["1 AS __one"]
+    guard = "" if keys else " HAVING count(*) > 0"
+    return f"SELECT {', '.join(listed)} FROM ({relation(node.input)}){by}{guard}"
+
+
+def distinct_partial(node: Aggregate, members: tuple[str, ...]) -> str:
+    """One row per group and value of a micro-batch: keys, `__value`, and `__d`, how many rows more (or fewer) have it."""
+    first = next(item for item in node.accumulators if item.name == members[0])
+    assert first.argument is not None
+    keys, _ = _group(node)
+    count = f"CAST(sum({quoted(WEIGHT)}) AS BIGINT)" if node.input.is_retracting else "count(*)"
+    by = ", ".join(str(i + 1) for i in range(len(keys) + 1))
+    conditions = [f"{sql(first.argument)} IS NOT NULL"] + ([sql(first.condition)] if first.condition is not None else [])
+    listed = [*keys, f"{sql(first.argument)} AS __value", f"{count} AS __d"]
+    return f"SELECT {', '.join(listed)} FROM ({relation(node.input)}) WHERE {' AND '.join(f'({c})' for c in conditions)} GROUP BY {by}"
+
+
+def distinct_state_keys(keys: tuple[tuple[str, exp.Expression], ...], relation_name: str) -> str:
+    return f"SELECT {', '.join(f'{sql(tree)} AS {quoted(name)}' for name, tree in keys)} FROM {relation_name}"
+
+
+def distinct_deltas(node: Aggregate, members: tuple[str, ...], relation_name: str) -> str:
+    """Per group: the change of each distinct accumulator, from the values that appeared (+1) or disappeared (-1)."""
+    step = (
+        "(CASE WHEN COALESCE(__old, 0) <= 0 AND COALESCE(__old, 0) + __d > 0 THEN 1 WHEN __old > 0 AND __old + __d <= 0 THEN -1 ELSE 0 END)"
+    )
+    accumulators = {item.name: item for item in node.accumulators}
+    listed = [quoted(item.name) for item, _ in node.keys]
+    for name in members:
+        item = accumulators[name]
+        body = f"sum({step})" if item.kind == "count" else f"sum(__value * {step})"
+        listed.append(f"CAST({body} AS {item.type.duckdb}) AS {quoted(name)}")
+    by = ", ".join(str(i + 1) for i in range(len(node.keys)))
+    return f"SELECT {', '.join(listed)} FROM {relation_name}" + (f" GROUP BY {by}" if by else " HAVING count(*) > 0")
+
+
+def with_distinct(node: Aggregate, partial_name: str, distinct_names: list[tuple[str, tuple[str, ...]]]) -> str:
+    """The micro-batch's groups with their distinct deltas joined on."""
+    listed = [f"p.{quoted(item.name)}" for item, _ in node.keys]
+    listed += [f"p.{quoted(item.name)}" for item in node.accumulators if not item.distinct]
+    joins = []
+    for i, (name, members) in enumerate(distinct_names):
+        on = " AND ".join(f"p.{quoted(item.name)} IS NOT DISTINCT FROM d{i}.{quoted(item.name)}" for item, _ in node.keys) or "TRUE"
+        joins.append(f" LEFT JOIN {name} AS d{i} ON {on}")
+        listed += [f"d{i}.{quoted(member)}" for member in members]
+    return f"SELECT {', '.join(listed)} FROM {partial_name} AS p{''.join(joins)}"
+
+
+def old_name(accumulator: str) -> str:
+    """The column that holds an accumulator's stored value beside its delta."""
+    return f"old.{accumulator}"
+
+
+def merged(node: Aggregate, relation_name: str) -> str:
+    """Keys, new accumulators, old accumulators and `__found`, from deltas and old state side by side."""
+    listed = [quoted(item.name) for item, _ in node.keys]
+    for item in node.accumulators:
+        old = column(old_name(item.name))
+        listed.append(f"{sql(item.merge(old, column(item.name)))} AS {quoted(item.name)}")
+        listed.append(f"{sql(old)} AS {quoted(old_name(item.name))}")
+    return f"SELECT {', '.join([*listed, '__found'])} FROM {relation_name}"
+
+
+def rows_accumulator(node: Aggregate) -> str | None:
+    """The accumulator that counts a group's rows; None when groups only grow."""
+    if not node.input.is_retracting:
+        return None
+    return next(item.name for item in node.accumulators if item.kind == "rows")
+
+
+def aggregate_changes(node: Aggregate, merged_name: str, *, with_old: bool) -> str:
+    """What the aggregate sends on: its new rows with weight 1, and (with_old) the rows they replace with weight -1."""
+    rows = rows_accumulator(node)
+    exists = f" WHERE {quoted(rows)} > 0" if rows else ""
+    new = f"SELECT {', '.join(finished(node))}, 1 AS {quoted(WEIGHT)} FROM {merged_name}{exists}"
+    if not with_old:
+        return new
+    keys = [quoted(item.name) for item, _ in node.keys]
+    olds = [f"{quoted(old_name(item.name))} AS {quoted(item.name)}" for item in node.accumulators]
+    existed = f" AND {quoted(old_name(rows))} > 0" if rows else ""
+    before = f"SELECT {', '.join(keys + olds) or '1'} FROM {merged_name} WHERE __found{existed}"
+    return f"{new} UNION ALL SELECT {', '.join(finished(node))}, -1 AS {quoted(WEIGHT)} FROM ({before})"

@@ -1,0 +1,105 @@
+"""Inputs: which rows the next micro-batch reads, and reading them.
+
+Holds: a micro-batch ends at a commit of the store (never between the rows of one), unless a single commit is larger than the
+       bound; several sources of a job end at the same commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.client.store import Store
+from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.compile import SEQUENCE
+from storage_engine.stream.plan import Scan
+
+TAKEN_BACK = pa.array(["-U", "-D"], pa.string())
+
+
+@dataclass(frozen=True)
+class InputRange:
+    """Rows [start, stop) of each source table. `version` is the commit it ends at, 0 when it ends inside one."""
+
+    start: Mapping[str, Offsets]
+    stop: Mapping[str, Offsets]
+    n_rows: int
+    version: int
+
+
+def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> int:
+    """How many rows lie between two sets of offsets; a bucket not in `start` counts from 0."""
+    return sum(max(end - start.get(table, {}).get(bucket, 0), 0) for table, ends in stop.items() for bucket, end in ends.items())
+
+
+def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offsets], after_version: int, n_rows_max: int) -> InputRange:
+    """The next rows to read: up to the newest commit, or as many whole commits as fit into n_rows_max."""
+    newest = store.version()
+    stop = _offsets_at(store, tables, newest)
+    n_rows = rows_between(start, stop)
+    if n_rows > n_rows_max:
+        low, high = after_version, newest  # rows at low fit, rows at high do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            at_middle = _offsets_at(store, tables, middle)
+            if rows_between(start, at_middle) <= n_rows_max:
+                low = middle
+            else:
+                high = middle
+        stop, newest = _offsets_at(store, tables, low), low
+        n_rows = rows_between(start, stop)
+        if n_rows == 0:
+            stop, newest = _cut(start, _offsets_at(store, tables, high), n_rows_max), 0
+            n_rows = rows_between(start, stop)
+    return InputRange(start, _advance(start, stop), n_rows, newest)
+
+
+def _offsets_at(store: Store, tables: tuple[str, ...], version: int) -> dict[str, Offsets]:
+    return {table: store.backend.offsets(table, "latest", version) for table in tables}
+
+
+def _cut(start: Mapping[str, Offsets], stop: Mapping[str, Offsets], n_rows_max: int) -> dict[str, Offsets]:
+    """As many rows of one large commit as fit, bucket after bucket."""
+    left = n_rows_max
+    cut: dict[str, Offsets] = {}
+    for table, ends in stop.items():
+        cut[table] = {}
+        for bucket, end in ends.items():
+            begin = start.get(table, {}).get(bucket, 0)
+            taken = min(max(end - begin, 0), left)
+            left -= taken
+            if begin + taken > 0:
+                cut[table][bucket] = begin + taken
+    return cut
+
+
+def _advance(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> dict[str, Offsets]:
+    """Offsets after the range: never behind `start`, and buckets of dropped partitions stay recorded."""
+    advanced: dict[str, Offsets] = {}
+    for table in dict.fromkeys([*start, *stop]):
+        before: Offsets = start.get(table, {})
+        after: Offsets = dict(before)
+        for bucket, end in stop.get(table, {}).items():
+            if end > 0:
+                after[bucket] = max(end, before.get(bucket, 0))
+        advanced[table] = after
+    return advanced
+
+
+def read_scan(store: Store, scan: Scan, work: InputRange) -> pa.Table:
+    """The rows of one scan, with weight and sequence when they can be taken back."""
+    table = store.table(scan.table.name)
+    start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
+    changed: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
+    begin = {bucket: start.get(bucket, 0) for bucket in changed}
+    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=scan.is_retracting).read_all()
+    if not scan.is_retracting:
+        return rows
+    taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)
+    weights = pc.if_else(taken_back, pa.scalar(-1, pa.int8()), pa.scalar(1, pa.int8()))
+    plain = rows.select(list(scan.columns))
+    return plain.append_column(WEIGHT, weights).append_column(SEQUENCE, rows["_log_offset"])

@@ -1,0 +1,125 @@
+"""Job: a continuous statement as the store keeps it (object kind "job"), and its progress (owner "job:NAME").
+
+Holds: a job's definition never changes under its name; `state` and `last_error` do. How far it has read is in its progress
+       only, which commits with what it wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from storage_engine.client.store import Store
+from storage_engine.errors import UnknownTable
+from storage_engine.stream.bind import ViewDefinition
+from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.dialect import parse_select, text_of
+from storage_engine.stream.lookup_binding import NDU_OPTION
+from storage_engine.stream.planner import ENFORCER_OPTION, JobPlan, plan_insert
+
+KIND = "job"
+State = Literal["RUNNING", "STOPPED", "FAILED", "FINISHED"]
+
+PLANNING_OPTIONS = (ENFORCER_OPTION, NDU_OPTION)
+"""Session settings that are part of a job's meaning and stay with it."""
+
+
+@dataclass(frozen=True)
+class JobDescriptor:
+    """One job.
+
+    kind       "insert" (INSERT INTO ... SELECT) or "view" (a materialized view; `sink` is its backing table)
+    refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
+    targets    sink columns the job writes; `kept` those of them that hold its state
+    """
+
+    name: str
+    sink: str
+    select: str
+    text: str
+    kind: Literal["insert", "view"] = "insert"
+    database: str = ""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    views: Mapping[str, ViewDefinition] = field(default_factory=dict)
+    targets: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    refresh_s: float | None = 0.0
+    state: State = "RUNNING"
+    last_error: str = ""
+    submitted_ms: int = 0
+
+    @property
+    def owner(self) -> str:
+        return owner_of(self.name)
+
+    def is_same_definition(self, other: JobDescriptor) -> bool:
+        """True when both do the same: spelling and white space aside."""
+        return self._definition() == other._definition()
+
+    def _definition(self) -> tuple[Any, ...]:
+        views = tuple(sorted((name, canonical(view.sql), view.columns) for name, view in self.views.items()))
+        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, tuple(sorted(self.settings.items())), views)
+
+    def to_json(self) -> dict[str, Any]:
+        value = asdict(self)
+        value["settings"] = dict(self.settings)
+        value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
+        return value
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> JobDescriptor:
+        known = dict(value)
+        known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
+        known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
+        return cls(**known)
+
+
+def owner_of(job: str) -> str:
+    """The owner of a job's progress."""
+    return f"job:{job}"
+
+
+def state_name(job: str) -> str:
+    """A job's name as a part of a table's name."""
+    return re.sub(r"\W", "_", job)
+
+
+def canonical(select: str) -> str:
+    """A SELECT without comments and differences of spelling."""
+    tree = parse_select(select).copy()
+    for node in tree.walk():
+        node.comments = None
+    return text_of(tree)
+
+
+def plan_job(store: Store, job: JobDescriptor) -> JobPlan:
+    """The plan of a stored job, against the store's tables as they are."""
+    catalog = StoreCatalog(store, job.views)
+    sink = store.describe(job.sink)
+    return plan_insert(
+        catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings
+    )
+
+
+def load_jobs(store: Store) -> dict[str, JobDescriptor]:
+    """All jobs, by name."""
+    return {name: JobDescriptor.from_json(value) for name, value in sorted(store.objects(KIND).items())}
+
+
+def load_job(store: Store, name: str) -> JobDescriptor:
+    """One job. Errors: UnknownTable when there is none of that name."""
+    jobs = load_jobs(store)
+    if name not in jobs:
+        raise UnknownTable(f"there is no job {name}", where="jobs", next_step=f"SHOW JOBS lists them: {', '.join(jobs) or 'none'}.")
+    return jobs[name]
+
+
+def save_job(store: Store, job: JobDescriptor) -> None:
+    store.put_object(KIND, job.name, job.to_json())
+
+
+def set_state(store: Store, name: str, state: State, last_error: str = "") -> None:
+    """Change a job's state; its definition stays."""
+    save_job(store, replace(load_job(store, name), state=state, last_error=last_error))

@@ -1,0 +1,99 @@
+"""Optimize: rewrites that change what is read, never what is meant.
+
+filters     conditions on the stream move below lookup joins: fewer keys are looked up
+pruning     each operator keeps the fields that are used; a scan reads only those columns
+lookups     an outer lookup by the whole key, none of whose columns is used, goes away (unless it inserts missing keys)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlglot import exp
+
+from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Scan, columns_of
+from storage_engine.stream.render import column, paren
+
+_NARROW = ("BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "DATE", "TIMESTAMP")
+
+
+def optimize(root: Node) -> Node:
+    """The same relation, read with less."""
+    return prune(_push_filters(root), {item.name for item in root.fields})
+
+
+def prune(node: Node, needed: set[str]) -> Node:
+    """The node with only the needed fields (an aggregate keeps its keys)."""
+    if isinstance(node, Scan):
+        return _prune_scan(node, needed)
+    if isinstance(node, Calc):
+        kept = tuple(pair for pair in node.projections if pair[0].name in needed)
+        below = set().union(*(columns_of(tree) for _, tree in kept), columns_of(node.condition))
+        return Calc(prune(node.input, below), kept, node.condition)
+    if isinstance(node, LookupJoin):
+        return _prune_lookup(node, needed)
+    below = set().union(*(columns_of(tree) for _, tree in node.keys))
+    for item in node.accumulators:
+        below |= columns_of(item.argument) | columns_of(item.condition)
+    return replace(node, input=prune(node.input, below))
+
+
+def _prune_scan(node: Scan, needed: set[str]) -> Scan:
+    kept = [i for i, item in enumerate(node.fields) if item.name in needed]
+    if not kept:  # COUNT(*) counts rows: read the narrowest column
+        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW]
+        kept = [(narrow or [0])[0]]
+    return replace(node, columns=tuple(node.columns[i] for i in kept), fields=tuple(node.fields[i] for i in kept))
+
+
+def _prune_lookup(node: LookupJoin, needed: set[str]) -> Node:
+    used = needed | columns_of(node.residual)
+    kept = [i for i, item in enumerate(node.looked_up) if item.name in used]
+    is_unused = not any(item.name in needed for item in node.looked_up)
+    if is_unused and node.is_outer and not node.is_prefix and not node.inserts_missing:
+        return prune(node.input, needed)
+    below = {item.name for item in node.input.fields} & used
+    for _, tree in node.keys:
+        below |= columns_of(tree)
+    return replace(
+        node, input=prune(node.input, below), columns=tuple(node.columns[i] for i in kept), looked_up=tuple(node.looked_up[i] for i in kept)
+    )
+
+
+def _push_filters(node: Node) -> Node:
+    if isinstance(node, Scan):
+        return node
+    if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, LookupJoin):
+        join = node.input
+        available = {item.name for item in join.input.fields}
+        parts = _conjuncts(node.condition)
+        movable = [part for part in parts if columns_of(part) <= available and _is_identity(node)]
+        if movable:
+            staying = [part for part in parts if part not in movable]
+            below = Calc(join.input, tuple((item, column(item.name)) for item in join.input.fields), _conjunction(movable))
+            return _push_filters(Calc(replace(join, input=below), node.projections, _conjunction(staying)))
+    return replace(node, input=_push_filters(node.input))
+
+
+def _is_identity(node: Calc) -> bool:
+    return all(isinstance(tree, exp.Column) and tree.name == item.name for item, tree in node.projections)
+
+
+def _conjuncts(tree: exp.Expression) -> list[exp.Expression]:
+    if isinstance(tree, exp.Paren):
+        return _conjuncts(tree.this)
+    if isinstance(tree, exp.And):
+        return _conjuncts(tree.this) + _conjuncts(tree.expression)
+    return [tree]
+
+
+def _conjunction(parts: list[exp.Expression]) -> exp.Expression | None:
+    result: exp.Expression | None = None
+    for part in parts:
+        result = part if result is None else exp.And(this=paren(result), expression=paren(part))
+    return result
+
+
+def is_append_only(node: Node) -> bool:
+    """True when rows only come: nothing below takes a row back."""
+    return not isinstance(node, Aggregate) and not node.is_retracting

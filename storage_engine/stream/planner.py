@@ -1,0 +1,252 @@
+"""Planner: a bound SELECT and a sink into a JobPlan, or a refusal with clause and reason.
+
+Checks columns, types, keys and what the sink can take; places the state of each aggregate. The SELECT's text and descriptors
+are all it needs: planning the same job twice gives the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from storage_engine.errors import StatementRefused
+from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
+from storage_engine.stream.optimize import optimize
+from storage_engine.stream.placement import Placement, place, top_aggregate
+from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Query, describe, lookups, scans, walk
+from storage_engine.stream.render import column
+from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
+
+ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """A statement that can run.
+
+    root        tree whose fields are the sink's target columns, by name
+    targets     the sink's columns that the job writes, in the order of root's fields
+    placements  id of an Aggregate -> where it keeps its state
+    """
+
+    root: Node
+    sink: TableDescriptor
+    targets: tuple[str, ...]
+    placements: Mapping[int, Placement] = field(default_factory=dict)
+    drops_nulls: bool = False
+    notices: tuple[str, ...] = ()
+    views: Mapping[str, ViewDefinition] = field(default_factory=dict)
+
+    @property
+    def source_tables(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(scan.table.name for scan in scans(self.root)))
+
+    @property
+    def lookup_tables(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(join.table.name for join in lookups(self.root)))
+
+    @property
+    def state_tables(self) -> tuple[TableDescriptor, ...]:
+        """Tables of the job's own that must exist before it runs."""
+        tables: list[TableDescriptor] = []
+        for placement in self.placements.values():
+            tables.extend([placement.table] if placement.mode == "table" else [])
+            tables.extend(state.table for state in placement.distinct)
+        return tuple(tables)
+
+    @property
+    def kept_columns(self) -> tuple[str, ...]:
+        """Columns of the sink that hold this job's state: nobody else may write them."""
+        return tuple(name for placement in self.placements.values() if placement.mode == "sink" for _, name in placement.columns)
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        return tuple(name for name in self.targets if name not in self.sink.primary_key)
+
+    @property
+    def not_null_columns(self) -> tuple[str, ...]:
+        """Target columns in which a null is an error, or the row is dropped."""
+        return tuple(name for name in self.targets if name in self.sink.primary_key or not self.sink.column(name).nullable)
+
+    @property
+    def is_partial(self) -> bool:
+        return self.sink.has_primary_key and set(self.targets) != set(self.sink.column_names)
+
+    def explain(self) -> list[str]:
+        """The plan as text: sink, operators, where state is kept and why, what is not reproducible."""
+        kind = "upsert into" if self.sink.has_primary_key else "append to"
+        lines = [f"Sink {kind} {self.sink.name} ({', '.join(self.targets)})", *("  " + line for line in describe(self.root))]
+        for placement in self.placements.values():
+            where = {"merge": "merged by", "sink": "kept in the result columns of", "table": "kept in state table"}[placement.mode]
+            lines.append(f"State: {where} {placement.table.name}" + (f" ({placement.reason})" if placement.reason else ""))
+            lines.extend(f"State: distinct values in {state.table.name}" for state in placement.distinct)
+        lines.extend(f"Lookup in {name} sees rows as they are when processed: a recomputation sees today's" for name in self.lookup_tables)
+        lines.extend(f"Notice: {notice}" for notice in self.notices)
+        return lines
+
+
+def plan_insert(
+    catalog: Catalog,
+    sink: TableDescriptor,
+    columns: Sequence[str] | None,
+    select_sql: str,
+    *,
+    job: str,
+    default_database: str = "",
+    settings: Mapping[str, str] | None = None,
+) -> JobPlan:
+    """Plan INSERT INTO sink (columns) SELECT. `job` names the state tables.
+
+    Errors: StatementRefused, UnknownTable.
+    """
+    where = f"job {job}"
+    binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
+    query = binder.bind(select_sql)
+    targets = _targets(sink, columns, query, where)
+    root = optimize(_to_sink(query, sink, targets, where))
+    if any(scan.table.name == sink.name for scan in scans(root)):
+        raise StatementRefused(
+            f"{sink.name} is read and written: the job would feed itself", where=where, next_step="Write to another table."
+        )
+    drops = _enforcer(settings or {}, where)
+    placements = _placements(root, sink, targets, job)
+    _check_sink(root, sink, targets, placements, where)
+    return JobPlan(root, sink, targets, placements, drops, query.notices, dict(binder.used_views))
+
+
+def plan_view(
+    catalog: Catalog, name: str, select_sql: str, *, default_database: str = "", settings: Mapping[str, str] | None = None
+) -> TableDescriptor:
+    """The backing table of a materialized view: its query's columns, keyed by what identifies a row of the result."""
+    where = f"materialized view {name}"
+    query = Binder(catalog, default_database=default_database, where=where, settings=settings).bind(select_sql)
+    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
+    duplicate = next((item for item in query.column_names if query.column_names.count(item) > 1), None)
+    if duplicate is not None:
+        raise StatementRefused(f"column {duplicate} occurs twice", where=where, next_step="Give each column its own name with AS.")
+    names = dict(zip((item.name for item in root.fields), query.column_names, strict=True))
+    key = root.unique_key
+    if not root.is_retracting:
+        key = None
+    elif key is None:
+        raise StatementRefused(
+            "the columns that identify a row of the result are not selected",
+            where=where,
+            next_step="Select every column of GROUP BY (or of the primary key).",
+        )
+    key_names = tuple(names[item] for item in key or ())
+    columns = []
+    for item in root.fields:
+        if item.type == UNKNOWN:
+            raise StatementRefused(f"the type of column {names[item.name]} is not known", where=where, next_step="CAST it.")
+        columns.append(Column(names[item.name], str(item.type), nullable=names[item.name] not in key_names))
+    return TableDescriptor(name, tuple(columns), key_names, (), key_names, 1, {})
+
+
+def _identity(node: Node) -> Calc:
+    return Calc(node, tuple((item, column(item.name)) for item in node.fields))
+
+
+def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query, where: str) -> tuple[str, ...]:
+    targets = tuple(columns) if columns is not None else sink.column_names
+    for name in targets:
+        if name not in sink.column_names:
+            raise StatementRefused(
+                f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
+            )
+    if len(set(targets)) != len(targets):
+        raise StatementRefused("a column is named twice in the column list", where=where, next_step="Name each column once.")
+    if len(targets) != len(query.column_names):
+        raise StatementRefused(
+            f"{sink.name} takes {len(targets)} columns ({', '.join(targets)}), the query has {len(query.column_names)} ({', '.join(query.column_names)})",
+            where=where,
+            next_step="INSERT maps by position: name the columns after the table, or select as many.",
+        )
+    if sink.auto_increment_column in targets:
+        raise StatementRefused(
+            f"column {sink.auto_increment_column} is assigned by the table",
+            where=where,
+            next_step="Name the other columns after the table.",
+        )
+    for item in sink.columns:
+        if item.name not in targets and (item.name in sink.primary_key or not item.nullable) and item.name != sink.auto_increment_column:
+            what = "the primary key" if item.name in sink.primary_key else "NOT NULL"
+            raise StatementRefused(
+                f"column {item.name} of {sink.name} is {what} and the statement does not give it",
+                where=where,
+                next_step="Add it to the column list.",
+            )
+    return targets
+
+
+def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], where: str) -> Calc:
+    """The query with its fields renamed to the sink's columns, and their types checked."""
+    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
+    projections = []
+    for name, (item, tree) in zip(targets, root.projections, strict=True):
+        wanted = parse_type(sink.column(name).type)
+        if not is_storable_as(item.type, wanted):
+            raise StatementRefused(
+                f"column {name} of {sink.name} is {wanted}, the query gives it {item.type}",
+                where=where,
+                next_step=f"CAST it AS {sink.column(name).type}.",
+            )
+        projections.append((type(item)(name, item.type, item.nullable), tree))
+    return Calc(root.input, tuple(projections), root.condition)
+
+
+def _enforcer(settings: Mapping[str, str], where: str) -> bool:
+    value = settings.get(ENFORCER_OPTION, "ERROR").upper()
+    if value not in ("ERROR", "DROP"):
+        raise StatementRefused(f"'{ENFORCER_OPTION}' = '{value}'", where=where, next_step="Use ERROR or DROP.")
+    return value == "DROP"
+
+
+def _placements(root: Node, sink: TableDescriptor, targets: tuple[str, ...], job: str) -> dict[int, Placement]:
+    placements: dict[int, Placement] = {}
+    top = top_aggregate(root)
+    for node in walk(root):
+        if not isinstance(node, Aggregate):
+            continue
+        if top is not None and node is top[0]:
+            outputs = tuple((item.name, tree) for item, tree in top[1].projections)
+            placements[node.id] = place(node, outputs, top[1].condition, sink, job)
+        else:
+            placements[node.id] = place(node, None, None, sink, job)
+    return placements
+
+
+def _check_sink(root: Node, sink: TableDescriptor, targets: tuple[str, ...], placements: Mapping[int, Placement], where: str) -> None:
+    """What the sink must be for the rows it gets."""
+    if not root.is_retracting:
+        return
+    if not sink.has_primary_key:
+        raise StatementRefused(
+            f"{sink.name} is a log table: it cannot take back rows, and the query's result changes",
+            where=where,
+            next_step="Write to a primary-key table.",
+        )
+    if sink.merge_engine == "aggregation" and all(placement.mode != "merge" for placement in placements.values()):
+        raise StatementRefused(
+            f"{sink.name} is an aggregation table and the query's rows can be taken back: a merged value cannot be un-merged",
+            where=where,
+            next_step="Read a log table, or write to a table without 'table.merge-engine' = 'aggregation'.",
+        )
+    key = root.unique_key
+    if key is None or not set(key) <= set(sink.primary_key):
+        of_query = f"({', '.join(key)})" if key is not None else _key_of_query(root)
+        raise StatementRefused(
+            f"the primary key of {sink.name} ({', '.join(sink.primary_key)}) does not contain the query's key {of_query}: two rows of the result could meet in one row of the table",
+            where=where,
+            next_step="Key the table by what identifies a row of the query: its GROUP BY columns, or the source's primary key.",
+        )
+
+
+def _key_of_query(root: Node) -> str:
+    for node in walk(root):
+        if isinstance(node, LookupJoin) and node.is_prefix:
+            return f"(the prefix lookup of {node.table.name} gives several rows)"
+        if node.unique_key is not None:
+            return f"({', '.join(node.unique_key)}), which is not selected whole"
+    return "(none)"

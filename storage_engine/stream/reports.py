@@ -1,0 +1,98 @@
+"""Reports: what SHOW and DESCRIBE answer, as Arrow tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from storage_engine.client.store import Store
+from storage_engine.errors import FlashlakeError
+from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.stream.bind import ViewDefinition
+from storage_engine.stream.inputs import rows_between
+from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
+
+_TEXT = pa.string()
+
+
+def tables(store: Store, database: str | None) -> pa.Table:
+    names = [name for name in store.tables() if database is None or name.partition(".")[0] == database]
+    return pa.table({"table": pa.array(names, _TEXT)})
+
+
+def views(store: Store, temporary: Mapping[str, ViewDefinition]) -> pa.Table:
+    rows = [(name, "temporary") for name in temporary]
+    rows += [(name, "view") for name in store.objects("view")] + [
+        (name, "materialized view") for name in store.objects("materialized_view")
+    ]
+    rows.sort()
+    return pa.table({"view": pa.array([name for name, _ in rows], _TEXT), "kind": pa.array([kind for _, kind in rows], _TEXT)})
+
+
+def columns(descriptor: TableDescriptor) -> pa.Table:
+    items = descriptor.columns
+    return pa.table(
+        {
+            "column": pa.array([item.name for item in items], _TEXT),
+            "type": pa.array([item.type for item in items], _TEXT),
+            "nullable": pa.array([item.nullable for item in items], pa.bool_()),
+            "key": pa.array(["primary key" if item.name in descriptor.primary_key else "" for item in items], _TEXT),
+            "comment": pa.array([item.comment for item in items], _TEXT),
+        }
+    )
+
+
+def jobs(store: Store) -> pa.Table:
+    """One row per job: name, state, sink, rows read and written, lag in rows, last error."""
+    found = load_jobs(store)
+    progress = store.progress("job:")
+    facts = [_facts(store, job, progress) for job in found.values()]
+    listed: list[tuple[str, pa.DataType]] = [
+        ("job", _TEXT), ("state", _TEXT), ("kind", _TEXT), ("sink", _TEXT), ("n_rows_in", pa.int64()), ("n_rows_out", pa.int64()),
+        ("lag_rows", pa.int64()), ("n_dropped_nulls", pa.int64()), ("last_error", _TEXT),
+    ]  # fmt: skip
+    return pa.table({name: pa.array([row[name] for row in facts], kind) for name, kind in listed})
+
+
+def job(store: Store, of: JobDescriptor) -> pa.Table:
+    """Everything about one job, as (property, value): state, lag, counters, rows/s, last error, offsets, plan, statement."""
+    facts = _facts(store, of, store.progress(of.owner))
+    rows: list[tuple[str, Any]] = list(facts.items())
+    recorded = store.progress(of.owner).get(of.owner)
+    for table, offsets in sorted((recorded.offsets if recorded else {}).items()):
+        rows.append((f"offsets {table}", _printed(offsets)))
+    rows.extend((f"set {key}", value) for key, value in sorted(of.settings.items()))
+    rows.extend(("plan", line) for line in _plan(store, of))
+    rows.append(("statement", of.text))
+    return pa.table({"property": pa.array([name for name, _ in rows], _TEXT), "value": pa.array([str(value) for _, value in rows], _TEXT)})
+
+
+def _facts(store: Store, of: JobDescriptor, progress: Mapping[str, Any]) -> dict[str, Any]:
+    recorded = progress.get(of.owner)
+    detail = recorded.detail if recorded else {}
+    counters = {name: detail.get(name, 0) for name in ("n_rows_in", "n_rows_out", "n_dropped_nulls", "n_batches", "rows_per_s", "version")}
+    lag = lag_rows(store, of, recorded.offsets if recorded else {})
+    return {"job": of.name, "state": of.state, "kind": of.kind, "sink": of.sink, "lag_rows": lag, **counters, "last_error": of.last_error}
+
+
+def lag_rows(store: Store, of: JobDescriptor, offsets: Mapping[str, Offsets]) -> int | None:
+    """Rows of the job's sources that it has not read; None when a source is gone."""
+    try:
+        sources: Iterable[str] = offsets or plan_job(store, of).source_tables
+        latest = {table: store.backend.offsets(table, "latest") for table in sources}
+    except FlashlakeError:
+        return None
+    return rows_between(offsets, latest)
+
+
+def _plan(store: Store, of: JobDescriptor) -> list[str]:
+    try:
+        return plan_job(store, of).explain()
+    except FlashlakeError as error:
+        return [f"cannot be planned: {error}"]
+
+
+def _printed(offsets: Offsets) -> str:
+    return ", ".join(f"{bucket}:{offset}" for bucket, offset in sorted(offsets.items()))
