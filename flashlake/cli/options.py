@@ -19,10 +19,10 @@ _SPAN_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 def command(found: Any, name: str, run: Run, *, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
     """Add a command with the options that all have. `example`: one line per example."""
-    parser = found.add_parser(
-        name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.{' ' if more else ''}{more}",
-        epilog="examples:\n" + "\n".join(f"  {line}" for line in example.splitlines()), formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    description = f"{summary[:1].upper()}{summary[1:]}.{' ' if more else ''}{more}"
+    examples = "examples:\n" + "\n".join(f"  {line}" for line in example.splitlines())
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = found.add_parser(name, help=summary, description=description, epilog=examples, formatter_class=layout)
     parser.add_argument(
         "--project", type=Path, metavar="DIR", help="the project's folder (default: the nearest one upwards with a flashlake.toml)"
     )

@@ -34,6 +34,8 @@ def start_services(
     known = services(config)
     chosen = check_names(names, known) or list(known)
     run_dir = RunDir(config.services.run_dir)
+    if run_dir.supervisor() is None:
+        stop_services(config)  # what a supervisor that died left running
     fresh = [name for name in chosen if run_dir.service(name).state in ("stopped", "waiting")]
     for name in fresh:
         check_port(known[name])

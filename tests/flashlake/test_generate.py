@@ -13,6 +13,8 @@ from storage_engine import connect
 from storage_engine.errors import InvalidConfiguration
 from storage_engine.schema.ddl import parse_statements
 
+START = datetime.fromisoformat("2017-03-01")
+
 
 @pytest.fixture(scope="module")
 def baskets():
@@ -20,7 +22,7 @@ def baskets():
 
 
 def rate_series(baskets, kind="page_visits", *, rate=2_000, seconds=50, seed=1, disorder=None):
-    return RateSeries(baskets, kind, rate=rate, span=timedelta(seconds=seconds), start=datetime(2017, 3, 1), seed=seed, disorder=disorder)
+    return RateSeries(baskets, kind, rate=rate, span=timedelta(seconds=seconds), start=START, seed=seed, disorder=disorder)
 
 
 def basket_series(baskets, kind="page_visits", *, days=2, seed=1, disorder=None):
@@ -133,7 +135,7 @@ def test_every_made_row_is_recognised_and_fits_its_table(baskets, kind, project)
 
 
 def test_a_span_beyond_the_real_year_repeats_it(baskets):
-    series = RateSeries(baskets, "page_visits", rate=10, span=timedelta(days=1), start=datetime(2026, 11, 21), seed=1)
+    series = RateSeries(baskets, "page_visits", rate=10, span=timedelta(days=1), start=datetime.fromisoformat("2026-11-21"), seed=1)
 
     rows = rows_of(series)
 

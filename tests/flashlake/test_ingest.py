@@ -23,12 +23,17 @@ def store(project, tmp_path):
 
 def totals(store):
     lines = store.table("ods.transactions").scan().read_all()
-    return duckdb.sql("SELECT COUNT(*), COUNT(DISTINCT basket_id), SUM(quantity), SUM(sales_value), SUM(retail_disc) FROM lines").fetchone()
+    with duckdb.connect() as connection:
+        connection.register("lines", lines)
+        return connection.execute(
+            "SELECT COUNT(*), COUNT(DISTINCT basket_id), SUM(quantity), SUM(sales_value), SUM(retail_disc) FROM lines"
+        ).fetchone()
 
 
 def true_totals(start: date, days: int):
     return duckdb.execute(
-        f"""SELECT COUNT(*), COUNT(DISTINCT basket_id), SUM(quantity), SUM(CAST(sales_value AS DECIMAL(12,2))), SUM(CAST(retail_disc AS DECIMAL(12,2)))
+        f"""SELECT COUNT(*), COUNT(DISTINCT basket_id), SUM(quantity), SUM(CAST(sales_value AS DECIMAL(12,2))),
+                   SUM(CAST(retail_disc AS DECIMAL(12,2)))
             FROM '{data_file("transactions")}' WHERE transaction_timestamp >= ? AND transaction_timestamp < ?""",
         [start, start + timedelta(days=days)],
     ).fetchone()
@@ -120,12 +125,12 @@ def test_a_dropped_partition_is_loaded_again(store):
 
 
 def test_a_table_the_source_does_not_fill_is_refused(store):
-    with pytest.raises(UserError, match="ods.page_visits"):
+    with pytest.raises(UserError, match="page_visits"):
         ingest(store, tables=["ods.page_visits"])
 
 
 def test_a_table_the_store_does_not_have_is_refused(tmp_path):
-    with connect(f"file://{tmp_path}/empty") as empty, pytest.raises(UnknownTable, match="ods.products"):
+    with connect(f"file://{tmp_path}/empty") as empty, pytest.raises(UnknownTable, match="no table"):
         ingest(empty)
 
 
