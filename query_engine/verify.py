@@ -1,0 +1,260 @@
+"""Verify: the proof that stream and batch agree. The batch is recomputed over a job's recorded offsets and compared row by row.
+
+A job's output and its input offsets commit together, so at any version of the store its sink must equal the batch over these
+offsets, for open partitions too. Version and offsets are pinned first; both sides are then read at them, while the job runs on.
+Holds: a comparison changes nothing. A repair commits only if the job has not moved since it was compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from query_engine.engine import QueryEngine
+from storage_engine import Offsets, Progress, Store, TableDescriptor, WriteOp
+from storage_engine.errors import ProgressConflict, RetriableError, StatementRefused, UserError
+from storage_engine.stream.batch import batch_select
+from storage_engine.stream.functions import open_connection
+from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
+from storage_engine.stream.planner import JobPlan
+
+_TRIES = 50
+_SAMPLE_ROWS = 5
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """One job's proof at one version of the store.
+
+    rows_compared   rows the batch gives, and rows of the sink that it does not give
+    rows_differing  rows that differ in a column of the job, are missing, or should not be there
+    sample          some differing rows: key columns, and each differing column as "batch" and "stored" values
+    notes           what limits the proof
+    """
+
+    table: str
+    job: str
+    version: int
+    rows_compared: int
+    rows_differing: int
+    sample: tuple[Mapping[str, Any], ...] = ()
+    notes: tuple[str, ...] = ()
+    partitions: tuple[str, ...] = ()
+    differences: pa.Table | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def holds(self) -> bool:
+        return self.rows_differing == 0
+
+
+def verify(store: Store, engine: QueryEngine | None, table: str, partitions: Sequence[str] | None = None) -> list[VerifyReport]:
+    """Prove a table: one report per job that writes it. `engine` is not needed for tables of the store.
+
+    partitions  values of the table's partition column (or of the first key column that names days in a view); None: all rows
+    Errors: UnknownTable; UserError when no job writes the table.
+    """
+    del engine
+    return [_verify(store, job, _pin(store, job), tuple(partitions or ())) for job in jobs_of(store, table)]
+
+
+def repair(store: Store, engine: QueryEngine | None, table: str, partitions: Sequence[str] | None = None) -> int:
+    """Write what the batch says into the rows that differ; the number of rows written or cleared.
+
+    Errors: StatementRefused for a log table or an aggregation table, whose rows cannot be overwritten.
+    """
+    del engine
+    return sum(_repair(store, job, tuple(partitions or ())) for job in jobs_of(store, table))
+
+
+def jobs_of(store: Store, table: str) -> list[JobDescriptor]:
+    """The jobs that write a table. Errors: UnknownTable; UserError when there are none."""
+    store.describe(table)
+    jobs = [job for job in load_jobs(store).values() if job.sink == table]
+    if not jobs:
+        hint = "Only tables that SQL fills can be recomputed; SHOW JOBS lists the jobs."
+        raise UserError(f"no job writes {table}", where="verify", next_step=hint)
+    return jobs
+
+
+@dataclass(frozen=True)
+class _Pinned:
+    """A version of the store, and the offsets the job had reached at it."""
+
+    version: int
+    offsets: Mapping[str, Offsets]
+
+
+def _pin(store: Store, job: JobDescriptor) -> _Pinned:
+    """Progress only moves forward: the same before and after a version was read, it was the same at that version."""
+    for _ in range(_TRIES):
+        before = store.progress(job.owner).get(job.owner)
+        version = store.version()
+        after = store.progress(job.owner).get(job.owner)
+        offsets = after.offsets if after else {}
+        if (before.offsets if before else {}) == offsets:
+            return _Pinned(version, offsets)
+    raise RetriableError(f"job {job.name} commits too fast to be pinned", where=job.name, next_step="Try again when it has caught up.")
+
+
+def _verify(store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...]) -> VerifyReport:
+    plan = plan_job(store, job)
+    sink = plan.sink
+    expected = _of_partitions(batch_select(store, plan, offsets=pinned.offsets, at_version=pinned.version), sink, partitions)
+    if sink.has_primary_key:
+        columns = list(dict.fromkeys([*sink.primary_key, *plan.targets]))
+        actual = store.table(sink.name).read(columns, at=pinned.version)
+        n_compared, differences = _compare_keyed(sink, columns, expected.select(columns), _of_partitions(actual, sink, partitions))
+    else:
+        stop = store.table(sink.name).offsets(at_version=pinned.version)
+        columns = list(plan.targets)
+        actual = store.table(sink.name).scan(columns, stop=stop).read_all()
+        n_compared, differences = _compare_bags(columns, expected.select(columns), _of_partitions(actual, sink, partitions))
+    return VerifyReport(
+        table=sink.name,
+        job=job.name,
+        version=pinned.version,
+        rows_compared=n_compared,
+        rows_differing=differences.num_rows,
+        sample=tuple(_sample(differences)),
+        notes=tuple(_notes(store, plan)),
+        partitions=partitions,
+        differences=differences,
+    )
+
+
+def _of_partitions(rows: pa.Table, sink: TableDescriptor, partitions: tuple[str, ...]) -> pa.Table:
+    if not partitions:
+        return rows
+    column = partition_column(sink)
+    return rows.filter(pc.is_in(pc.cast(rows[column], pa.string()), pa.array(partitions, pa.string())))
+
+
+def partition_column(sink: TableDescriptor) -> str:
+    """The column whose values name a table's partitions: the partition key, else the one that 'asset.partitions' names.
+
+    Errors: UserError when the table has neither.
+    """
+    if sink.partition_keys:
+        return sink.partition_keys[0]
+    declared = sink.options.get("asset.partitions", "")
+    name = declared.partition("(")[2].rstrip(") ")
+    if name in sink.column_names:
+        return name
+    if "day" in sink.column_names:
+        return "day"
+    raise UserError(f"{sink.name} has no partitions", where="verify", next_step="Verify the whole table: leave the partitions out.")
+
+
+def _compare_keyed(sink: TableDescriptor, columns: list[str], expected: pa.Table, actual: pa.Table) -> tuple[int, pa.Table]:
+    """Rows by key. A stored row that the batch does not give is right when the job's columns are null in it: another job's row."""
+    keys = list(sink.primary_key)
+    values = [name for name in columns if name not in keys]
+    con = open_connection(n_threads=2)
+    try:
+        con.register("e", expected)
+        con.register("a", actual)
+        on = " AND ".join(f'e."{key}" = a."{key}"' for key in keys)
+        same = " AND ".join(_same(sink, name) for name in values) or "TRUE"
+        empty = " AND ".join(f'a."{name}" IS NULL' for name in values) or "TRUE"
+        key = keys[0]
+        listed = [f'COALESCE(e."{name}", a."{name}") AS "{name}"' for name in keys]
+        listed += [f'e."{name}" AS "{name}|batch", a."{name}" AS "{name}|stored"' for name in values]
+        state = f"""CASE WHEN a."{key}" IS NULL THEN 'missing' WHEN e."{key}" IS NULL THEN 'extra' ELSE 'differs' END AS "_problem" """
+        source = f"FROM e FULL OUTER JOIN a ON {on}"
+        wrong = f"""(a."{key}" IS NULL OR (e."{key}" IS NULL AND NOT ({empty})) OR (e."{key}" IS NOT NULL AND NOT ({same})))"""
+        n_other = con.execute(f'SELECT count(*) {source} WHERE e."{key}" IS NULL AND ({empty})').fetchall()[0][0]
+        n_all = con.execute(f"SELECT count(*) {source}").fetchall()[0][0]
+        differences = con.execute(f"SELECT {', '.join([*listed, state])} {source} WHERE {wrong}").to_arrow_table()
+        return int(n_all) - int(n_other), differences
+    finally:
+        con.close()
+
+
+def _same(sink: TableDescriptor, name: str) -> str:
+    """Two values are the same; bitmaps are when they have the same members, however their bytes are laid out."""
+    left, right = f'e."{name}"', f'a."{name}"'
+    if sink.column(name).type == "BYTES" and sink.aggregate_function(name) == "rbm32":
+        members = f"rb_cardinality(rb_andnot({left}, {right})) = 0 AND rb_cardinality(rb_andnot({right}, {left})) = 0"
+        return f"(({left} IS NULL AND {right} IS NULL) OR COALESCE({members}, FALSE))"
+    return f"{left} IS NOT DISTINCT FROM {right}"
+
+
+def _compare_bags(columns: list[str], expected: pa.Table, actual: pa.Table) -> tuple[int, pa.Table]:
+    """Rows without a key: each as often as the batch gives it."""
+    con = open_connection(n_threads=2)
+    try:
+        con.register("e", expected)
+        con.register("a", actual)
+        listed = ", ".join(f'"{name}"' for name in columns)
+        counted = (
+            f"SELECT {listed}, sum(n) AS surplus FROM (SELECT {listed}, 1 AS n FROM a UNION ALL SELECT {listed}, -1 AS n FROM e) "
+            f"GROUP BY ALL HAVING sum(n) <> 0"
+        )
+        problem = "CASE WHEN surplus < 0 THEN 'missing' ELSE 'extra' END AS \"_problem\""
+        differences = con.execute(f"SELECT {listed}, {problem} FROM ({counted}), range(CAST(abs(surplus) AS BIGINT))").to_arrow_table()
+        return max(expected.num_rows, actual.num_rows), differences
+    finally:
+        con.close()
+
+
+def _sample(differences: pa.Table) -> list[dict[str, Any]]:
+    return [{name: str(value) for name, value in row.items()} for row in differences.slice(0, _SAMPLE_ROWS).to_pylist()]
+
+
+def _notes(store: Store, plan: JobPlan) -> list[str]:
+    """Lookup joins saw a dimension as it was then; where it has changed since, a difference may be its."""
+    notes = []
+    for name in plan.lookup_tables:
+        changes = store.table(name).scan([store.describe(name).column_names[0]]).read_all()["_change_type"]
+        n_changed = pc.sum(pc.is_in(changes, pa.array(["+U", "-D"]))).as_py() or 0
+        if n_changed:
+            notes.append(f"{name} was updated or deleted from {n_changed} times: rows joined before that keep the values of their time")
+    return notes
+
+
+def _repair(store: Store, job: JobDescriptor, partitions: tuple[str, ...]) -> int:
+    for _ in range(_TRIES):
+        pinned = _pin(store, job)
+        report = _verify(store, job, pinned, partitions)
+        if report.holds:
+            return 0
+        plan = plan_job(store, job)
+        still = Progress(job.owner, pinned.offsets, pinned.offsets, _detail(store, job))
+        try:
+            store.commit(_corrections(plan, report), (still,))
+        except ProgressConflict:
+            continue
+        return report.rows_differing
+    hint = "STOP JOB, repair, then submit it again."
+    raise RetriableError(f"job {job.name} commits too fast to be repaired", where=job.name, next_step=hint)
+
+
+def _detail(store: Store, job: JobDescriptor) -> Mapping[str, Any]:
+    recorded = store.progress(job.owner).get(job.owner)
+    return recorded.detail if recorded else {}
+
+
+def _corrections(plan: JobPlan, report: VerifyReport) -> list[WriteOp]:
+    sink = plan.sink
+    if not sink.has_primary_key or sink.merge_engine != "last_row":
+        kind = "a log table" if not sink.has_primary_key else f"a table of merge engine {sink.merge_engine}"
+        raise StatementRefused(
+            f"{sink.name} is {kind}: its rows cannot be overwritten", where="repair", next_step="Drop its partition and replay the job."
+        )
+    assert report.differences is not None
+    differences = report.differences
+    keys = list(sink.primary_key)
+    values = [name for name in plan.targets if name not in keys]
+    is_extra = pc.equal(differences["_problem"], "extra")
+    wrong, extra = differences.filter(pc.invert(is_extra)), differences.filter(is_extra)
+    ops = []
+    if wrong.num_rows:
+        rows = wrong.select([*keys, *(f"{name}|batch" for name in values)]).rename_columns([*keys, *values])
+        ops.append(WriteOp(sink.name, "upsert", rows, (*keys, *values)))
+    if extra.num_rows:
+        ops.append(WriteOp(sink.name, "delete", extra.select(keys), tuple(values) or None))
+    return ops
