@@ -14,7 +14,8 @@ from storage_engine.stream.worker import Worker
 
 SQL = """
 CREATE TABLE shop.sales (id BIGINT, dept STRING, n BIGINT, ds STRING) PARTITIONED BY (ds);
-CREATE TABLE shop.dept_day (dept STRING, ds STRING, cnt BIGINT, total BIGINT, ids BIGINT, target BIGINT, PRIMARY KEY (dept, ds) NOT ENFORCED)
+CREATE TABLE shop.dept_day (dept STRING, ds STRING, cnt BIGINT, total BIGINT, ids BIGINT, target BIGINT,
+  PRIMARY KEY (dept, ds) NOT ENFORCED)
   PARTITIONED BY (ds);
 CREATE TABLE shop.doubled (id BIGINT, ds STRING);
 CREATE TABLE shop.uv (ds STRING, users BYTES, PRIMARY KEY (ds) NOT ENFORCED)
