@@ -22,7 +22,7 @@ from storage_engine.errors import SchemaMismatch
 from storage_engine.kv.auto_increment import AutoIncrement
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
-from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex
+from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, plan_delete, plan_upsert
 from storage_engine.kv.prefix_index import PrefixIndex
 from storage_engine.kv.replay import settled_changes
@@ -126,7 +126,7 @@ class KvBucket:
         """
         names = self.descriptor.physical_primary_key
         encoded = encode_keys(key_columns(keys, names))
-        located = self._locate(keys, encoded, self._hash_keys(encoded), is_writer=False)
+        located = self._locate(keys, encoded, self._hash(encoded), is_writer=False)
         found = located.found
         if found.all():
             return located.current, found
@@ -140,7 +140,7 @@ class KvBucket:
         assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
         names = self.descriptor.bucket_keys
         wanted = encode_keys(key_columns(prefixes, names))
-        position, hashes = self._prefixes.find(self._hash_keys(wanted))
+        position, hashes = self._prefixes.find(self._hash(wanted))
         offsets = self._index.get(hashes)
         present = offsets >= 0
         position, offsets = position[present], offsets[present]
@@ -185,7 +185,7 @@ class KvBucket:
         incoming, chosen = combine(descriptor, rows, targets, keys=keys)
         if chosen is not None:
             keys = take(keys, chosen)
-        hashes = self._hash_keys(keys)
+        hashes = self._hash(keys)
         located = self._locate(incoming, keys, hashes, is_writer=True)
         new_ids = None
         n_new = len(hashes) - located.current.num_rows
@@ -203,7 +203,7 @@ class KvBucket:
         groups = group_keys(encoded)
         if groups is not None:
             keys, encoded = keys.take(pa.array(groups.first)), take(encoded, groups.first)
-        hashes = self._hash_keys(encoded)
+        hashes = self._hash(encoded)
         located = self._locate(keys, encoded, hashes, is_writer=True)
         return self._change(plan_delete(self.descriptor, located.current, located.found, columns), encoded, hashes, located)
 
@@ -250,7 +250,7 @@ class KvBucket:
         for base_offset, change_types, rows in frames:
             assert change_types is not None, f"a changelog frame of {self.descriptor.name} has no change types"
             keys = encode_keys(key_columns(rows, names))
-            hashes = self._hash_keys(keys)
+            hashes = self._hash(keys)
             types = np.asarray(change_types, np.uint8)
             homeless = settled_changes(types, keys, hashes, self._index.get(hashes), self._homeless, self._homeless_hashes)
             self._settle(KvChange(rows, types, hashes, homeless), base_offset)
@@ -270,6 +270,9 @@ class KvBucket:
             self._prefixes.add(snapshot.prefixes, snapshot.prefix_keys)
 
     # inside
+
+    def _hash(self, keys: pa.Array) -> Hashes:
+        return nonzero(self._hash_keys(keys))
 
     def _targets(self, rows: pa.Table, columns: Sequence[str] | None) -> Sequence[str] | None:
         """The columns to write; without explicit ones, an auto-increment column is left to the store."""
@@ -360,14 +363,14 @@ class KvBucket:
         self._homeless = homeless
 
     def _hashes_of(self, homeless: dict[bytes, int]) -> Hashes:
-        return self._hash_keys(pa.array(list(homeless), pa.binary())) if homeless else np.empty(0, np.uint64)
+        return self._hash(pa.array(list(homeless), pa.binary())) if homeless else np.empty(0, np.uint64)
 
     def _enter_prefixes(self, change: KvChange) -> None:
         assert self._prefixes is not None
         inserted = np.flatnonzero(change.change_types == INSERT)
         if len(inserted):
             encoded = encode_keys([take(contiguous(change.rows, name), inserted) for name in self.descriptor.bucket_keys])
-            self._prefixes.add(self._hash_keys(encoded), change.hashes[inserted])
+            self._prefixes.add(self._hash(encoded), change.hashes[inserted])
 
     def _drop_gone_prefixes(self, n_gone: int) -> None:
         """Entries of gone keys do no harm; once they are the majority, one pass drops them."""

@@ -101,7 +101,9 @@ class NaiveTable:
         row = self.rows.get(key)
         if row is None:
             return
-        others = [name for name in descriptor.column_names if name not in descriptor.primary_key and targets is not None and name not in targets]
+        others = [
+            name for name in descriptor.column_names if name not in descriptor.primary_key and targets is not None and name not in targets
+        ]
         if all(row[name] is None for name in others):
             del self.rows[key]
         else:
@@ -145,7 +147,9 @@ def merge(function: str, stored: Any, incoming: Any) -> Any:
 
 def comparable(row: Row) -> Row:
     """Bitmaps by their members: one set has several encodings, all of them right."""
-    return {name: frozenset(BitMap.deserialize(value)) if name.startswith("rb") and value is not None else value for name, value in row.items()}
+    return {
+        name: frozenset(BitMap.deserialize(value)) if name.startswith("rb") and value is not None else value for name, value in row.items()
+    }
 
 
 def changes_of(change: KvChange, key_names: tuple[str, ...]) -> dict[Key, list[tuple[str, Row]]]:
@@ -168,7 +172,13 @@ def table(engine: str, **options: str) -> TableDescriptor:
     """The tables of these tests: a two-column key with a prefix, and one column per kind of value."""
     columns = [Column("k1", "INT", nullable=False), Column("k2", "STRING", nullable=False)]
     if engine == "last_row":
-        columns += [Column("a", "BIGINT"), Column("s", "STRING"), Column("d", "DECIMAL(12, 2)"), Column("f", "DOUBLE"), Column("b", "BOOLEAN")]
+        columns += [
+            Column("a", "BIGINT"),
+            Column("s", "STRING"),
+            Column("d", "DECIMAL(12, 2)"),
+            Column("f", "DOUBLE"),
+            Column("b", "BOOLEAN"),
+        ]
     elif engine == "auto_increment":
         columns += [Column("uid", "INT"), Column("a", "BIGINT")]
         options = {**options, "auto-increment.fields": "uid"}

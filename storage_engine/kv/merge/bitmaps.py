@@ -6,6 +6,8 @@ Holds: a bitmap that gains no member keeps its bytes, so that a merge which chan
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
 from pyroaring import BitMap
@@ -49,13 +51,14 @@ def unite_groups(values: pa.Array, group: Int64s, n_groups: int, where: str) -> 
     """
     valid = np.flatnonzero(values.is_valid().to_numpy(zero_copy_only=False))
     order = valid[np.argsort(group[valid], kind="stable")]
-    ordered = group[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(order) else np.empty(0, np.int64)
     out: list[bytes | None] = [None] * n_groups
+    if len(order) == 0:
+        return pa.array(out, values.type)
     data = values.take(pa.array(order)).to_pylist()
-    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+    bounds = [0, *(np.flatnonzero(np.diff(group[order])) + 1).tolist(), len(order)]
+    for start, stop in pairwise(bounds):
         members = [_bitmap(data[at], int(order[at]), where) for at in range(start, stop)]
-        out[int(ordered[start])] = data[start] if len(members) == 1 else _bytes_of(BitMap.union(*members))
+        out[int(group[order[start]])] = data[start] if len(members) == 1 else _bytes_of(BitMap.union(*members))
     return pa.array(out, values.type)
 
 
