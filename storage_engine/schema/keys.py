@@ -13,7 +13,7 @@ Holds: the encoding of a prefix of the columns is a prefix of the encoding, and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +21,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch
+from storage_engine.schema.words import WORD, Field, byte_ranges, bytes_field, lay_out, varint_field, window
 
-KeyColumn = pa.Array | pa.ChunkedArray
+KeyColumn: TypeAlias = "pa.Array | pa.ChunkedArray"
+
+_BLOCK_ROWS = 16_384  # temporaries of a block stay in the cache and below the size at which malloc maps fresh pages
 _BYTES_MAX_32 = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class _Cells:
-    """Bytes of one field for n rows: `matrix` (n, width) uint8; `is_used` (n, width) or None when every byte counts."""
-
-    matrix: npt.NDArray[np.uint8]
-    is_used: npt.NDArray[np.bool_] | None
 
 
 def encode_keys(columns: Sequence[KeyColumn]) -> pa.BinaryArray | pa.LargeBinaryArray:
@@ -45,22 +40,39 @@ def encode_keys(columns: Sequence[KeyColumn]) -> pa.BinaryArray | pa.LargeBinary
     [b'd\x01a', b'\xac\x02\x02bc']
     """
     assert columns, "a key has at least one column"
+    arrays = [_without_nulls(column) for column in columns]
+    starts = range(0, max(len(arrays[0]), 1), _BLOCK_ROWS)
+    return _concatenated([_encode_block([array.slice(start, _BLOCK_ROWS) for array in arrays]) for start in starts])
+
+
+def _encode_block(arrays: Sequence[pa.Array]) -> pa.Array:
     parts: list[pa.Array] = []
-    cells: list[_Cells] = []
-    for column in columns:
-        array = _contiguous(column)
-        if array.null_count:
-            raise SchemaMismatch(
-                "a key column is null", where=f"row {_first_null(array)} (from 0)", next_step="Give every key column a value."
-            )
-        field_cells, payload = _encode_field(array)
-        cells.extend(field_cells)
-        if payload is not None:
-            parts += [_to_binary(cells), payload]
-            cells = []
-    if cells:
-        parts.append(_to_binary(cells))
-    return _join(parts)
+    fields: list[Field] = []
+    for array in arrays:
+        if not _has_bytes(array.type):
+            fields += _number_fields(array)
+            continue
+        payload = _as_binary(array)
+        fields.append(varint_field(pc.binary_length(payload).to_numpy(zero_copy_only=False).astype(np.uint32)))
+        parts += [lay_out(fields), payload]
+        fields = []
+    if fields:
+        parts.append(lay_out(fields))
+    if len(parts) == 1:
+        return parts[0]
+    parts = _with_one_width(parts)
+    return pc.binary_join_element_wise(*parts, pa.scalar(b"", parts[0].type))
+
+
+def _concatenated(blocks: list[pa.Array]) -> pa.Array:
+    return blocks[0] if len(blocks) == 1 else pa.concat_arrays(_with_one_width(blocks))
+
+
+def _with_one_width(parts: list[pa.Array]) -> list[pa.Array]:
+    """The arrays with 32-bit offsets, or all with 64-bit offsets where their bytes together need it."""
+    if sum(part.nbytes for part in parts) <= _BYTES_MAX_32 and not any(pa.types.is_large_binary(part.type) for part in parts):
+        return parts
+    return [part.cast(pa.large_binary()) for part in parts]
 
 
 def hash64(keys: pa.BinaryArray | pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
@@ -98,11 +110,7 @@ def hash64_of(columns: Sequence[KeyColumn]) -> npt.NDArray[np.uint64]:
         return hash64(encode_keys(columns))
     packed = np.zeros(len(columns[0]), np.uint64)
     for column in columns:
-        array = _contiguous(column)
-        if array.null_count:
-            raise SchemaMismatch(
-                "a key column is null", where=f"row {_first_null(array)} (from 0)", next_step="Give every key column a value."
-            )
+        array = _without_nulls(column)
         width = _exact_bits(array.type)
         value = _integers(array).view(f"u{width // 8}").astype(np.uint64)
         packed = value if width == 64 else (packed << np.uint64(width)) | value
@@ -113,28 +121,6 @@ def has_exact_hash(types: Sequence[pa.DataType]) -> bool:
     """True when hash64_of gives different keys of these types different hashes: integers, dates, times of 8 bytes in all."""
     widths = [_exact_bits(data_type) for data_type in types]
     return all(widths) and sum(widths) <= 64
-
-
-def byte_ranges(keys: pa.BinaryArray | pa.LargeBinaryArray) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The data bytes of a binary array, padded by 8, with start and length of each row."""
-    _, offsets_buffer, data_buffer = keys.buffers()
-    assert keys.null_count == 0, "keys are never null"
-    width = np.int64 if pa.types.is_large_binary(keys.type) else np.int32
-    if len(keys) == 0 or offsets_buffer is None:
-        return np.zeros(8, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    offsets = np.frombuffer(offsets_buffer, width, len(keys) + 1, keys.offset * np.dtype(width).itemsize).astype(np.int64)
-    n_bytes = int(offsets[-1] - offsets[0])
-    data = np.empty(n_bytes + 8, np.uint8)
-    data[n_bytes:] = 0
-    if n_bytes:
-        data[:n_bytes] = np.frombuffer(data_buffer, np.uint8, n_bytes, int(offsets[0]))
-    return data, offsets[:-1] - offsets[0], np.diff(offsets)
-
-
-def window(data: npt.NDArray[np.uint8], word: type[np.uint32] | type[np.uint64]) -> npt.NDArray:
-    """Every little-endian word of the bytes, one per byte position (overlapping, unaligned): index it with start positions."""
-    size = np.dtype(word).itemsize
-    return np.ndarray((len(data) - size + 1,), np.dtype(word).newbyteorder("<"), buffer=data, strides=(1,))
 
 
 # integers, and the fields of a key
@@ -166,117 +152,64 @@ def _integers(array: pa.Array) -> npt.NDArray:
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize) if len(array) else np.zeros(0, dtype)
 
 
-def _contiguous(column: KeyColumn) -> pa.Array:
+def _without_nulls(column: KeyColumn) -> pa.Array:
+    """The column as one array."""
     if isinstance(column, pa.ChunkedArray):
-        return (
-            column.chunk(0)
-            if column.num_chunks == 1
-            else pa.concat_arrays(column.chunks)
-            if column.num_chunks
-            else pa.array([], column.type)
-        )
+        chunks = column.chunks
+        column = chunks[0] if len(chunks) == 1 else pa.concat_arrays(chunks) if chunks else pa.array([], column.type)
+    if column.null_count:
+        row = pc.index(pc.is_null(column), pa.scalar(True)).as_py()  # noqa: FBT003 - a scalar, not a flag
+        raise SchemaMismatch("a key column is null", where=f"row {row} (from 0)", next_step="Give every key column a value.")
     return column
 
 
-def _first_null(array: pa.Array) -> int:
-    return pc.index(pc.is_null(array), pa.scalar(True)).as_py()  # noqa: FBT003 - a scalar, not a flag
+def _has_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
 
 
-def _encode_field(array: pa.Array) -> tuple[list[_Cells], pa.Array | None]:
-    """The cells of a field and, for lengths followed by bytes, the bytes as a binary array."""
+def _as_binary(array: pa.Array) -> pa.Array:
+    is_large = pa.types.is_large_string(array.type) or pa.types.is_large_binary(array.type)
+    return array.cast(pa.large_binary() if is_large else pa.binary())
+
+
+def _number_fields(array: pa.Array) -> list[Field]:
     kind = array.type
     if pa.types.is_int64(kind):
-        return [_varint(_integers(array).view(np.uint64))], None
-    if pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        payload = array.cast(pa.large_binary() if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind) else pa.binary())
-        return [_varint(pc.binary_length(payload).to_numpy(zero_copy_only=False).astype(np.uint32))], payload
-    if pa.types.is_int32(kind) or pa.types.is_date32(kind):
-        return [_varint(_integers(array).view(np.uint32))], None
-    if pa.types.is_time32(kind):
-        return [_varint(_integers(array.cast(pa.time32("ms"))).view(np.uint32))], None
+        return [varint_field(_integers(array).view(np.uint64))]
+    if pa.types.is_int32(kind) or pa.types.is_date32(kind) or (pa.types.is_time32(kind) and kind.unit == "ms"):
+        return [varint_field(_integers(array).view(np.uint32))]
     if pa.types.is_boolean(kind):
-        return [_Cells(array.cast(pa.uint8()).to_numpy(zero_copy_only=False).reshape(-1, 1), None)], None
+        return [Field([array.cast(pa.uint8()).to_numpy(zero_copy_only=False).astype(np.uint64)], 1)]
     if pa.types.is_int8(kind) or pa.types.is_int16(kind) or pa.types.is_float32(kind) or pa.types.is_float64(kind):
         width = kind.bit_width // 8
-        values = (
-            np.frombuffer(array.buffers()[1], np.uint8, len(array) * width, array.offset * width) if len(array) else np.zeros(0, np.uint8)
-        )
-        return [_Cells(values.reshape(-1, width), None)], None
+        return [Field([_integers(array).view(f"u{width}").astype(np.uint64)], width)]
     if pa.types.is_timestamp(kind):
-        return _timestamp_cells(array), None
+        return _timestamp_fields(array)
     if pa.types.is_decimal128(kind):
-        return _decimal_cells(array, kind.precision), None
+        return _decimal_fields(array, kind.precision)
     raise SchemaMismatch(
         f"a column of type {kind} cannot be in a key", where="key", next_step="Use strings, bytes, numbers, dates or times."
     )
 
 
-def _timestamp_cells(array: pa.Array) -> list[_Cells]:
+def _timestamp_fields(array: pa.Array) -> list[Field]:
     values = _integers(array)
     if array.type.unit == "ms":
-        return [_varint(values.view(np.uint64))]
+        return [varint_field(values.view(np.uint64))]
     assert array.type.unit == "us", f"a table has timestamps in ms or us, not {array.type.unit}"
     millis = np.floor_divide(values, 1000)
-    return [_varint(millis.view(np.uint64)), _varint(((values - millis * 1000) * 1000).astype(np.uint32))]
+    return [varint_field(millis.view(np.uint64)), varint_field(((values - millis * 1000) * 1000).astype(np.uint32))]
 
 
-def _decimal_cells(array: pa.Array, precision: int) -> list[_Cells]:
+def _decimal_fields(array: pa.Array, precision: int) -> list[Field]:
     n = len(array)
     raw = np.frombuffer(array.buffers()[1], np.uint8, n * 16, array.offset * 16).reshape(n, 16) if n else np.zeros((0, 16), np.uint8)
     if precision <= 18:
-        return [_varint(np.ascontiguousarray(raw[:, :8]).view(np.uint64).reshape(n))]
+        return [varint_field(np.ascontiguousarray(raw[:, :8]).view(np.uint64).reshape(n))]
     big_endian = raw[:, ::-1]
     sign = np.where(big_endian[:, :1] > 127, np.uint8(255), np.uint8(0))
     is_padding = (big_endian[:, :-1] == sign) & ((big_endian[:, 1:] > 127) == (sign > 127))
     n_padding = np.logical_and.accumulate(is_padding, axis=1).sum(axis=1)
-    is_used = np.arange(16) >= n_padding[:, None]
-    return [_varint((16 - n_padding).astype(np.uint32)), _Cells(big_endian, is_used)]
-
-
-def _varint(values: npt.NDArray) -> _Cells:
-    """Unsigned LEB128 of 32- or 64-bit patterns."""
-    n = len(values)
-    largest = int(values.max()) if n else 0
-    width = max((largest.bit_length() + 6) // 7, 1)
-    if width == 1:
-        return _Cells(values.astype(np.uint8).reshape(n, 1), None)
-    matrix = np.empty((n, width), np.uint8)
-    is_used = np.empty((n, width), np.bool_)
-    is_used[:, 0] = True
-    rest = values
-    for position in range(width):
-        low = rest.astype(np.uint8)
-        if position + 1 < width:
-            rest = rest >> values.dtype.type(7)
-            has_more = rest != 0
-            is_used[:, position + 1] = has_more
-            matrix[:, position] = (low & np.uint8(0x7F)) | (has_more.view(np.uint8) << np.uint8(7))
-        else:
-            matrix[:, position] = low
-    return _Cells(matrix, None if is_used[:, -1].all() else is_used)
-
-
-def _to_binary(cells: list[_Cells]) -> pa.Array:
-    """Adjacent cells side by side, unused bytes squeezed out, as one binary array."""
-    matrix = cells[0].matrix if len(cells) == 1 else np.concatenate([cell.matrix for cell in cells], axis=1)
-    n, width = matrix.shape
-    if all(cell.is_used is None for cell in cells):
-        offsets = np.arange(0, (n + 1) * width, width, dtype=np.int64)[: n + 1]
-        data = np.ascontiguousarray(matrix).reshape(-1)
-    else:
-        is_used = [np.ones(cell.matrix.shape, np.bool_) if cell.is_used is None else cell.is_used for cell in cells]
-        used = is_used[0] if len(is_used) == 1 else np.concatenate(is_used, axis=1)
-        offsets = np.zeros(n + 1, np.int64)
-        np.cumsum(np.count_nonzero(used, axis=1), out=offsets[1:])
-        data = matrix[used]
-    is_large = offsets[-1] > _BYTES_MAX_32
-    kind = pa.large_binary() if is_large else pa.binary()
-    return pa.Array.from_buffers(kind, n, [None, pa.py_buffer(offsets if is_large else offsets.astype(np.int32)), pa.py_buffer(data)])
-
-
-def _join(parts: list[pa.Array]) -> pa.Array:
-    if len(parts) == 1:
-        return parts[0]
-    if sum(part.nbytes for part in parts) > _BYTES_MAX_32 or any(pa.types.is_large_binary(part.type) for part in parts):
-        parts = [part.cast(pa.large_binary()) for part in parts]
-    return pc.binary_join_element_wise(*parts, pa.scalar(b"", parts[0].type))
+    data = np.concatenate([big_endian.reshape(-1), np.zeros(WORD, np.uint8)])
+    field = bytes_field(data, np.arange(0, 16 * n, 16) + n_padding, 16 - n_padding)
+    return [varint_field((16 - n_padding).astype(np.uint32)), field]

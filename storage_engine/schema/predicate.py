@@ -16,14 +16,15 @@ import pyarrow.compute as pc
 import sqlglot
 from sqlglot import exp
 from sqlglot.dialects.dialect import Dialect
-from sqlglot.errors import SqlglotError
+from sqlglot.errors import ParseError, SqlglotError
+from sqlglot.expressions.core import Expr
 from sqlglot.tokens import Tokenizer
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.partitions import partition_texts, partition_values_of
 
 _SUPPORTED = "Supported: = <> < <= > >= IN, BETWEEN, LIKE, IS [NOT] NULL, AND, OR, NOT over columns and literals."
-_COMPARISONS: dict[type[exp.Expression], Callable[..., pc.Expression]] = {
+_COMPARISONS: dict[type[Expr], Callable[..., pc.Expression]] = {
     exp.EQ: pc.equal,
     exp.NEQ: pc.not_equal,
     exp.LT: pc.less,
@@ -31,7 +32,7 @@ _COMPARISONS: dict[type[exp.Expression], Callable[..., pc.Expression]] = {
     exp.GT: pc.greater,
     exp.GTE: pc.greater_equal,
 }
-_FLIPPED: dict[type[exp.Expression], type[exp.Expression]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+_FLIPPED: dict[type[Expr], type[Expr]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
 _KNOWN_ARGUMENTS = {"this", "expression", "expressions", "low", "high", "negate", "query", "field"}
 _FALSE, _TRUE = pc.scalar(False), pc.scalar(True)  # noqa: FBT003 - scalars, not flags
 
@@ -43,7 +44,7 @@ class _PredicateDialect(Dialect):
         IDENTIFIERS = ["`", '"']  # noqa: RUF012 - sqlglot's own form
 
 
-def parse_predicate(where: str | exp.Expression, schema: pa.Schema) -> pc.Expression:
+def parse_predicate(where: str | Expr, schema: pa.Schema) -> pc.Expression:
     """The condition as an Arrow filter over columns of `schema`.
 
     Errors: StatementRefused naming what is not understood: an unknown column, a function, a literal of another type.
@@ -55,12 +56,12 @@ def parse_predicate(where: str | exp.Expression, schema: pa.Schema) -> pc.Expres
     return _condition(_parsed(where), schema)
 
 
-def predicate_columns(where: str | exp.Expression) -> list[str]:
+def predicate_columns(where: str | Expr) -> list[str]:
     """Names of the columns a condition reads, each once, in order of appearance."""
     return list(dict.fromkeys(column.name for column in _parsed(where).find_all(exp.Column)))
 
 
-def partition_values(where: str | exp.Expression, partition_column: str) -> set[str] | None:
+def partition_values(where: str | Expr, partition_column: str) -> set[str] | None:
     """The partitions the condition names by = and IN; None when it does not confine the partition column so.
 
     >>> sorted(partition_values("ds IN ('a', 'b') AND x > 1", "ds")), partition_values("ds = 'a' OR x = 1", "ds")
@@ -69,7 +70,7 @@ def partition_values(where: str | exp.Expression, partition_column: str) -> set[
     return _named_partitions(_parsed(where), partition_column)
 
 
-def matching_partitions(where: str | exp.Expression, schema: pa.Schema, partition_column: str, names: Sequence[str]) -> list[str]:
+def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: str, names: Sequence[str]) -> list[str]:
     """Those of the partitions that can hold a row that meets the condition; ranges and LIKE prune too. Order is kept.
 
     Meaning: parts of the condition over other columns count as true, so nothing is left out wrongly.
@@ -85,15 +86,15 @@ def matching_partitions(where: str | exp.Expression, schema: pa.Schema, partitio
     return kept["__name"].to_pylist()
 
 
-def _parsed(where: str | exp.Expression) -> exp.Expression:
-    if isinstance(where, exp.Expression):
+def _parsed(where: str | Expr) -> Expr:
+    if isinstance(where, Expr):
         return where.this if isinstance(where, exp.Where) else where
     if not where.strip():
         raise _refusal("the condition is empty")
     try:
         parsed = sqlglot.parse_one(where, dialect=_PredicateDialect, into=exp.Condition)
     except SqlglotError as error:
-        detail = error.errors[0] if getattr(error, "errors", None) else {}
+        detail = error.errors[0] if isinstance(error, ParseError) and error.errors else {}
         said = detail.get("description") or str(error).splitlines()[0]
         raise _refusal(f"cannot read the condition {where!r}: {said}") from error
     return parsed
@@ -103,7 +104,7 @@ def _refusal(what: str) -> StatementRefused:
     return StatementRefused(what, where="where", next_step=_SUPPORTED)
 
 
-def _condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
+def _condition(node: Expr, schema: pa.Schema) -> pc.Expression:
     negate = bool(node.args.get("negate"))
     modifiers = [name for name, value in node.args.items() if value and name not in _KNOWN_ARGUMENTS]
     if modifiers:
@@ -111,7 +112,7 @@ def _condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
     return ~_plain_condition(node, schema) if negate else _plain_condition(node, schema)
 
 
-def _plain_condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
+def _plain_condition(node: Expr, schema: pa.Schema) -> pc.Expression:
     match node:
         case exp.Paren():
             return _condition(node.this, schema)
@@ -143,7 +144,7 @@ def _plain_condition(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
     raise _refusal(f"{node.sql()} is not understood")
 
 
-def _comparison(node: exp.Expression, schema: pa.Schema) -> pc.Expression:
+def _comparison(node: Expr, schema: pa.Schema) -> pc.Expression:
     kind, left, right = type(node), _unwrapped(node.this), _unwrapped(node.expression)
     if not isinstance(left, exp.Column):
         kind, left, right = _FLIPPED.get(kind, kind), right, left
@@ -192,11 +193,11 @@ def _is_number(data_type: pa.DataType) -> bool:
     return pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_decimal(data_type)
 
 
-def _unwrapped(node: exp.Expression) -> exp.Expression:
+def _unwrapped(node: Expr) -> Expr:
     return _unwrapped(node.this) if isinstance(node, exp.Paren) else node
 
 
-def _column(node: exp.Expression, schema: pa.Schema) -> tuple[str, pa.DataType]:
+def _column(node: Expr, schema: pa.Schema) -> tuple[str, pa.DataType]:
     node = _unwrapped(node)
     if not isinstance(node, exp.Column):
         raise _refusal(f"{node.sql()} is not a column")
@@ -206,11 +207,11 @@ def _column(node: exp.Expression, schema: pa.Schema) -> tuple[str, pa.DataType]:
     return node.name, schema.field(node.name).type
 
 
-def _literal(node: exp.Expression, name: str, data_type: pa.DataType) -> pc.Expression:
+def _literal(node: Expr, name: str, data_type: pa.DataType) -> pc.Expression:
     return pc.scalar(pa.scalar(_literal_value(node, name, data_type), data_type))
 
 
-def _literal_value(node: exp.Expression, name: str, data_type: pa.DataType) -> object:
+def _literal_value(node: Expr, name: str, data_type: pa.DataType) -> object:
     """A literal as a Python value of the column's type."""
     plain = _unwrapped(node)
     if isinstance(plain, exp.Cast) and isinstance(plain.this, exp.Literal):  # DATE '2017-01-31' is read as a cast
@@ -266,7 +267,7 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
     return value
 
 
-def _named_partitions(node: exp.Expression, column: str) -> set[str] | None:
+def _named_partitions(node: Expr, column: str) -> set[str] | None:
     if node.args.get("negate"):
         return None
     match node:
@@ -289,7 +290,7 @@ def _named_partitions(node: exp.Expression, column: str) -> set[str] | None:
             return None
 
 
-def _literal_names(nodes: Sequence[exp.Expression]) -> set[str] | None:
+def _literal_names(nodes: Sequence[Expr]) -> set[str] | None:
     """Literals as partition names; None when one of them is not a plain literal."""
     names: set[str] = set()
     for node in nodes:
@@ -297,15 +298,15 @@ def _literal_names(nodes: Sequence[exp.Expression]) -> set[str] | None:
         if isinstance(plain, exp.Cast):
             plain = plain.this
         if isinstance(plain, exp.Neg) and isinstance(plain.this, exp.Literal) and plain.this.is_int:
-            names.add(str(-int(plain.this.this)))
+            names.add(str(-int(str(plain.this.this))))
         elif isinstance(plain, exp.Literal) and (plain.is_string or plain.is_int):
-            names.add(plain.this if plain.is_string else str(int(plain.this)))
+            names.add(str(plain.this) if plain.is_string else str(int(str(plain.this))))
         else:
             return None
     return names
 
 
-def _relaxed(node: exp.Expression, column: str) -> exp.Expression | None:
+def _relaxed(node: Expr, column: str) -> Expr | None:
     """The condition with every part that reads other columns taken as true; None: always true."""
     match node:
         case exp.Paren():

@@ -23,15 +23,13 @@ def conform(descriptor: TableDescriptor, rows: Any, columns: Sequence[str] | Non
 
     rows     pa.Table, RecordBatch, RecordBatchReader, dict of lists, list of dicts, or a pandas DataFrame
     columns  None: whole rows; a nullable column that is missing becomes null, and so does an auto-increment column.
-             Otherwise the target columns of a partial write, or columns of the key alone: rows have exactly these.
+             Otherwise the target columns of a partial write, the key among them: rows have exactly these.
     Shapes:  (n rows) -> (n rows, the columns in table order).
     Errors:  SchemaMismatch for a column that is unknown, missing, named twice or of another type, a value that does not fit,
              or a null in a key or NOT NULL column; it names the column and the first row (from 0).
     """
     if columns is None:
         names: tuple[str, ...] = descriptor.column_names
-    elif columns and set(columns) <= set(descriptor.primary_key):
-        names = tuple(columns)
     else:
         names = check_targets(descriptor, columns)
     wanted = {column.name: column.arrow for column in descriptor.columns if column.name in names}

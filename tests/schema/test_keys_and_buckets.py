@@ -182,6 +182,15 @@ def test_strings_and_wide_keys_have_no_exact_hash():
     assert not has_exact_hash([pa.float64()])
 
 
+def test_more_rows_than_a_block_encode_row_by_row_alike():
+    numbers, names = pa.array(range(40_000)), pa.array([f"user-{n}" for n in range(40_000)])
+
+    encoded = encode_keys([numbers, names])
+
+    for row in (0, 16_383, 16_384, 32_768, 39_999):
+        assert encoded[row].as_py() == oracle.encode_key((row, f"user-{row}"), (pa.int64(), pa.string()))
+
+
 def test_no_keys_give_no_bytes_no_buckets_and_no_hashes():
     for kind in KEY_VALUES:
         empty = encode_keys([pa.array([], kind)])
