@@ -1,7 +1,6 @@
-"""Warehouse: the store with its lake and query engine, as orchestration needs them (flashlake.orchestration.Warehouse)."""
+"""Warehouse: the store as orchestration needs it (flashlake.orchestration.Warehouse): proofs, repairs, and the commit journal."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,43 +9,41 @@ import dagster as dg
 from flashlake.orchestration import Proof
 
 if TYPE_CHECKING:
-    from query_engine import QueryEngine
+    from storage_engine import Store
     from storage_engine.client.backend import CommitInfo
-    from storage_engine.client.store import Store
 
 
 class StoreWarehouse(dg.ConfigurableResource):
-    """The warehouse of a project: each call opens the store of flashlake.toml and closes it. `project`: the folder of that file."""
+    """The warehouse of a project. `project`: the folder of flashlake.toml, which says where the store is.
+
+    Each call opens the store and closes it: a run must not hold the store of a project that was stopped and started meanwhile.
+    """
 
     project: str
 
-    @contextmanager
-    def open(self) -> "Iterator[tuple[Store, QueryEngine]]":
-        """A store and a query engine over it, for one piece of work."""
+    def open(self) -> "Store":
+        """The project's store. The caller closes it."""
         from flashlake.config import load_config
-        from query_engine import QueryEngine
-        from storage_engine import connect
+        from flashlake.sql import open_store
 
-        config = load_config(Path(self.project))
-        with connect(config.server_url) as store:
-            yield store, QueryEngine(store, config.lake.root, spill_dir=config.query.spill_dir)
+        return open_store(load_config(Path(self.project)))
 
     def verify(self, table: str, partitions: Sequence[str] = ()) -> Proof:
         from flashlake.orchestration.proof import prove
 
-        with self.open() as (store, engine):
-            return prove(store, engine, table, partitions)
+        with self.open() as store:
+            return prove(store, table, partitions)
 
     def repair(self, table: str, partitions: Sequence[str] = ()) -> int:
         from flashlake.orchestration.proof import repair
 
-        with self.open() as (store, engine):
-            return repair(store, engine, table, partitions)
+        with self.open() as store:
+            return repair(store, table, partitions)
 
     def column_types(self, table: str) -> dict[str, str]:
-        with self.open() as (store, _):
+        with self.open() as store:
             return {column.name: column.type for column in store.describe(table).columns}
 
     def commits(self, after: int, limit: int) -> "list[CommitInfo]":
-        with self.open() as (store, _):
+        with self.open() as store:
             return store.commits(after, limit)

@@ -7,6 +7,7 @@ input offsets, compares row by row with what the stream wrote, and repairs what 
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from typing import Any
 
@@ -15,7 +16,7 @@ import dagster as dg
 from flashlake.orchestration.policies import AssetPolicy
 from flashlake.orchestration.tables import TableDefinition, output_columns
 from flashlake.orchestration.warehouse import RESOURCE_KEY, Proof, Warehouse
-from storage_engine.errors import FlashlakeError
+from storage_engine.errors import FlashlakeError, UserError
 
 CHECK_NAME = "batch_equals_stream"
 POOL = "warehouse"
@@ -113,7 +114,11 @@ def _seal(context: dg.AssetExecutionContext, warehouse: Warehouse, table: str, p
         context.log.info(f"{table}: {proof.n_compared} rows compared at version {proof.version}, none differs")
         return proof, 0
     context.log.warning(f"{table}: {proof.n_differing} of {proof.n_compared} rows differ at version {proof.version}; repairing")
-    n_repaired = warehouse.repair(table, partitions)
+    try:
+        n_repaired = warehouse.repair(table, partitions)
+    except UserError as refusal:  # the check fails, and says which rows and why they stay
+        context.log.error(str(refusal))
+        return replace(proof, notes=(*proof.notes, str(refusal))), 0
     return warehouse.verify(table, partitions), n_repaired
 
 

@@ -4,7 +4,7 @@
     asset.start        first day of the partitions, yyyy-MM-dd (default: the start given to load_definitions)
     asset.owner        team:NAME or an e-mail address; several are separated by commas
     asset.group        group in the graph (default: the layer, which is the folder)
-    asset.schedule     cron expression (UTC): when the day before is sealed
+    asset.schedule     cron expression (UTC): when the day before is sealed; a table without days: when it is proved as a whole
     asset.freshness    duration: older than this is a failure, half of it is a warning
     asset.backfill     single_run (default), or multi_run(N): at most N partitions per run
     asset.kinds        further kinds shown on the asset, separated by commas
@@ -81,7 +81,7 @@ def asset_policy(table: str, options: Mapping[str, str], columns: tuple[str, ...
         day_column=day_column,
         start=_start(table, mine.get("asset.start")),
         group=mine.get("asset.group"),
-        schedule=_schedule(table, mine.get("asset.schedule"), day_column),
+        schedule=_schedule(table, mine.get("asset.schedule")),
         freshness=_duration(table, "asset.freshness", mine.get("asset.freshness")),
         partitions_per_run=_partitions_per_run(table, mine.get("asset.backfill")),
         kinds=tuple(kind.strip() for kind in mine.get("asset.kinds", "").split(",") if kind.strip()),
@@ -121,18 +121,11 @@ def _start(table: str, text: str | None) -> date | None:
         raise _refused(table, "asset.start", f"is {text!r}", "Write a day as yyyy-MM-dd.") from error
 
 
-def _schedule(table: str, text: str | None, day_column: str | None) -> str | None:
+def _schedule(table: str, text: str | None) -> str | None:
     if text is None:
         return None
     if not _CRON.match(text):
         raise _refused(table, "asset.schedule", f"is {text!r}", "Write five cron fields, for example 0 2 * * *.")
-    if day_column is None:
-        raise _refused(
-            table,
-            "asset.schedule",
-            "seals the day before, but the table has no days",
-            "Add 'asset.partitions' = 'day(COLUMN)', or leave the schedule out.",
-        )
     return text
 
 

@@ -1,0 +1,67 @@
+"""Proof: the query engine's verification of a table, one report per pipeline, as one value for Dagster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flashlake.orchestration.warehouse import Proof
+
+if TYPE_CHECKING:
+    from storage_engine import Store
+    from storage_engine.client.table import Table
+
+SAMPLE_ROWS_MAX = 20
+
+
+def prove(store: Store, table: str, partitions: Sequence[str] = ()) -> Proof:
+    """Recompute and compare all pipelines that write a table; some partitions, or (empty) all of it."""
+    from query_engine.verify import verify
+
+    reports = verify(store, None, table, partitions=partitions)
+    return Proof(
+        table=table,
+        partitions=tuple(partitions),
+        version=max(report.version for report in reports),
+        n_rows=count_rows(store.table(table), partitions),
+        n_compared=sum(report.rows_compared for report in reports),
+        n_differing=sum(report.rows_differing for report in reports),
+        sample=tuple({"pipeline": report.job, **row} for report in reports for row in report.sample)[:SAMPLE_ROWS_MAX],
+        notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
+        pipelines=tuple(report.job for report in reports),
+    )
+
+
+def repair(store: Store, table: str, partitions: Sequence[str] = ()) -> int:
+    """Write what the batch says into the rows that differ; the number of rows written or cleared.
+
+    Errors: StatementRefused for a table whose rows cannot be overwritten.
+    """
+    from query_engine.verify import repair as write
+
+    return write(store, None, table, partitions=partitions)
+
+
+def count_rows(table: Table, partitions: Sequence[str] = ()) -> int:
+    """Current rows of a primary-key table, log rows of a log table; of some partitions, or (empty) of all."""
+    from query_engine.verify import partition_column
+
+    descriptor = table.descriptor
+    if not partitions:
+        return table.count()
+    if descriptor.has_primary_key:
+        column = partition_column(descriptor)
+        return table.read([column], where_partitions(column, partitions)).num_rows
+    wanted = set(partitions)
+    earliest = table.offsets("earliest")
+    return sum(stop - earliest.get(bucket, 0) for bucket, stop in table.offsets("latest").items() if bucket.partition in wanted)
+
+
+def where_partitions(column: str, partitions: Sequence[str]) -> str:
+    """A predicate for some values of a STRING column.
+
+    >>> where_partitions("ds", ["2017-01-01"])
+    "ds IN ('2017-01-01')"
+    """
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in partitions)
+    return f"{column} IN ({listed})"
