@@ -125,14 +125,14 @@ def _partition_expressions(reader: Reader) -> tuple[str, ...]:
 
 def _refresh(reader: Reader) -> float | None:
     """None: by hand; 0.0: on each change; else the seconds of EVERY (INTERVAL n unit)."""
-    reader.take_words("IMMEDIATE") or reader.take_words("DEFERRED")
+    if reader.peek().upper == "DEFERRED":
+        raise reader.refusal("REFRESH DEFERRED is not supported", "Leave out DEFERRED: a view is filled when it is created.")
+    reader.take_words("IMMEDIATE")
     if reader.take_words("MANUAL"):
         return None
     reader.expect_word("ASYNC", "REFRESH ASYNC EVERY (INTERVAL 1 MINUTE), REFRESH ASYNC, or REFRESH MANUAL")
-    if reader.take_words("START"):
-        reader.expect("(", "START")
-        reader.string("START")
-        reader.expect(")", "START")
+    if reader.peek().upper == "START":
+        raise reader.refusal("REFRESH ASYNC START (...) is not supported", "Leave out START: the first refresh is at once.")
     if not reader.take_words("EVERY"):
         return 0.0
     reader.expect("(", "EVERY")

@@ -39,6 +39,8 @@ class Option:
 
 
 _ONE_MACHINE = "this store runs on one machine, without replicas"
+_NO_EXPIRY = "partitions are created by their first row and kept until ALTER TABLE ... DROP PARTITION"
+_NO_TTL = "log and changelog are kept as long as the table"
 
 KNOWN_OPTIONS: dict[str, Option] = {
     option.name: option
@@ -48,7 +50,15 @@ KNOWN_OPTIONS: dict[str, Option] = {
             "bucket.key", "columns", None, "columns that route a row to a bucket; default: the primary key without the partition column"
         ),
         Option("auto-increment.fields", "columns", None, "the one column that the store fills with 1, 2, 3, ... for new keys"),
-        Option("table.auto-increment.cache-size", "int", "100000", "ids taken at once", low=1, high=1_000_000_000),
+        Option(
+            "table.auto-increment.cache-size",
+            "int",
+            "100000",
+            "ids taken at once",
+            low=1,
+            high=1_000_000_000,
+            notice="ids are given out in the commit, without gaps",
+        ),
         Option("table.merge-engine", "enum", None, "how a row merges with the stored one; unset: the last row wins", ("aggregation",)),
         Option(
             "table.delete.behavior", "enum", None, "what a delete does; unset: allow (aggregation: ignore)", ("allow", "ignore", "disable")
@@ -66,13 +76,37 @@ KNOWN_OPTIONS: dict[str, Option] = {
             ("none", "lz4_frame", "zstd"),
         ),
         Option("table.log.arrow.compression.zstd.level", "int", "3", "effort of zstd", low=1, high=22),
-        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True),
-        Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time"),
-        Option("table.auto-partition.key", "columns", None, "the partition column that names the time"),
-        Option("table.auto-partition.time-unit", "enum", "day", "length of a partition", ("hour", "day", "month", "quarter", "year")),
-        Option("table.auto-partition.time-format", "string", None, "how a partition is named; default by the unit, for example yyyyMMdd"),
-        Option("table.auto-partition.time-zone", "string", None, "zone in which partitions begin; default: the system's"),
-        Option("table.auto-partition.num-precreate", "int", "2", "future partitions to create", low=0, high=1000, alterable=True),
+        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True, notice=_NO_TTL),
+        Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time", notice=_NO_EXPIRY),
+        Option("table.auto-partition.key", "columns", None, "the partition column that names the time", notice=_NO_EXPIRY),
+        Option(
+            "table.auto-partition.time-unit",
+            "enum",
+            "day",
+            "length of a partition",
+            ("hour", "day", "month", "quarter", "year"),
+            notice=_NO_EXPIRY,
+        ),
+        Option(
+            "table.auto-partition.time-format",
+            "string",
+            None,
+            "how a partition is named; default by the unit, for example yyyyMMdd",
+            notice=_NO_EXPIRY,
+        ),
+        Option(
+            "table.auto-partition.time-zone", "string", None, "zone in which partitions begin; default: the system's", notice=_NO_EXPIRY
+        ),
+        Option(
+            "table.auto-partition.num-precreate",
+            "int",
+            "2",
+            "future partitions to create",
+            low=0,
+            high=1000,
+            alterable=True,
+            notice=_NO_EXPIRY,
+        ),
         Option(
             "table.auto-partition.num-retention",
             "int",
@@ -81,6 +115,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
             low=-1,
             high=1_000_000,
             alterable=True,
+            notice=_NO_EXPIRY,
         ),
         Option("table.datalake.enabled", "bool", "false", "tier the table to the lake", alterable=True),
         Option("table.datalake.freshness", "duration", "3min", "bound on the age of what is missing in the lake", alterable=True),
@@ -211,9 +246,12 @@ def delete_behavior(options: Mapping[str, str]) -> Literal["allow", "ignore", "d
 
 
 def notices(options: Mapping[str, str]) -> list[str]:
-    """One sentence for each option that is accepted and has no effect here."""
-    known = [KNOWN_OPTIONS[name] for name in options if name in KNOWN_OPTIONS]
-    return [f"{option.name} has no effect: {option.notice}." for option in known if option.notice]
+    """One sentence for each reason why options are accepted and have no effect here."""
+    named: dict[str, list[str]] = {}
+    for name in options:
+        if name in KNOWN_OPTIONS and KNOWN_OPTIONS[name].notice:
+            named.setdefault(KNOWN_OPTIONS[name].notice, []).append(name)
+    return [f"{', '.join(names)} without effect: {notice}." for notice, names in named.items()]
 
 
 _FIXED = Option("", "string", None, "an option that cannot be altered")

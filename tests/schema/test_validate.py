@@ -141,7 +141,7 @@ def test_deletes_are_ignored_by_default_under_aggregation_only():
 
 def test_an_option_without_effect_is_accepted_with_a_notice():
     assert notices(table({"table.replication.factor": "3"}).options) == [
-        "table.replication.factor has no effect: this store runs on one machine, without replicas."
+        "table.replication.factor without effect: this store runs on one machine, without replicas."
     ]
 
 
