@@ -25,7 +25,7 @@ from storage_engine.kv.columns import columns_differ, contiguous, key_columns, t
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, plan_delete, plan_upsert
 from storage_engine.kv.prefix_index import PrefixIndex
-from storage_engine.kv.replay import settled_changes
+from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.keys import encode_keys, hash64
@@ -34,6 +34,7 @@ FetchRows = Callable[[Int64s], pa.Table]
 HashKeys = Callable[[pa.Array], Hashes]
 
 _REMOVED: Final = np.iinfo(np.int64).max  # in the staged index: the key is gone in this transaction
+_GONE_PREFIXES_MIN: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,21 @@ class KvBucket:
 
         Shapes: change types (n,), rows (n,) with at least the key columns.
         """
-        names = self.descriptor.physical_primary_key
-        for base_offset, change_types, rows in frames:
-            assert change_types is not None, f"a changelog frame of {self.descriptor.name} has no change types"
-            keys = encode_keys(key_columns(rows, names))
-            hashes = self._hash(keys)
-            types = np.asarray(change_types, np.uint8)
-            homeless = settled_changes(types, keys, hashes, self._index.get(hashes), self._homeless, self._homeless_hashes)
-            self._settle(KvChange(rows, types, hashes, homeless), base_offset)
+        for run in runs_of_frames(frames, self.descriptor.physical_primary_key):
+            hashes = self._hash(run.keys)
+            stored = self._index.get(hashes)
+            if net := net_changes(run.types, hashes, stored, self._homeless_hashes):
+                if self._prefixes is not None:
+                    inserted = np.flatnonzero(run.types == INSERT)
+                    self._enter_prefixes(run.rows, inserted, hashes[inserted])
+                self._index.put(hashes[net.live], run.offsets[net.live])
+                self._forget(hashes[net.gone])
+                continue
+            for start, stop in run.frames:
+                part = slice(start, stop)
+                types, own, keys = run.types[part], hashes[part], run.keys.slice(start, stop - start)
+                homeless = homeless_rows(types, keys, own, self._index.get(own), self._homeless, self._homeless_hashes)
+                self._settle(KvChange(run.rows.slice(start, stop - start), types, own, homeless), int(run.offsets[start]))
 
     def snapshot(self) -> KvSnapshot:
         """What rebuild() would find from the first frame on, as arrays to store in a checkpoint."""
@@ -342,7 +350,8 @@ class KvBucket:
             return
         is_live, is_gone = _outcome(change)
         if self._prefixes is not None:
-            self._enter_prefixes(change)
+            inserted = np.flatnonzero(change.change_types == INSERT)
+            self._enter_prefixes(change.rows, inserted, change.hashes[inserted])
         if change.homeless:
             homeless = dict(self._homeless)
             for row, key in change.homeless.items():
@@ -354,9 +363,7 @@ class KvBucket:
             self._set_homeless(homeless)
         live = np.flatnonzero(is_live)
         self._index.put(change.hashes[live], base_offset + live)
-        if is_gone.any():
-            self._index.remove(change.hashes[is_gone])
-            self._drop_gone_prefixes(int(np.count_nonzero(is_gone)))
+        self._forget(change.hashes[is_gone])
 
     def _set_homeless(self, homeless: dict[bytes, int]) -> None:
         self._homeless_hashes = self._hashes_of(homeless)
@@ -365,21 +372,22 @@ class KvBucket:
     def _hashes_of(self, homeless: dict[bytes, int]) -> Hashes:
         return self._hash(pa.array(list(homeless), pa.binary())) if homeless else np.empty(0, np.uint64)
 
-    def _enter_prefixes(self, change: KvChange) -> None:
+    def _enter_prefixes(self, rows: pa.Table, inserted: Int64s, hashes: Hashes) -> None:
         assert self._prefixes is not None
-        inserted = np.flatnonzero(change.change_types == INSERT)
         if len(inserted):
-            encoded = encode_keys([take(contiguous(change.rows, name), inserted) for name in self.descriptor.bucket_keys])
-            self._prefixes.add(self._hash(encoded), change.hashes[inserted])
+            encoded = encode_keys([take(contiguous(rows, name), inserted) for name in self.descriptor.bucket_keys])
+            self._prefixes.add(self._hash(encoded), hashes)
 
-    def _drop_gone_prefixes(self, n_gone: int) -> None:
-        """Entries of gone keys do no harm; once they are the majority, one pass drops them."""
-        if self._prefixes is None:
+    def _forget(self, hashes: Hashes) -> None:
+        """Remove keys. Their prefix entries do no harm; once they are the majority, one pass drops them."""
+        if len(hashes) == 0:
             return
-        self._n_gone += n_gone
-        if self._n_gone > 1024 and 2 * self._n_gone > self._prefixes.n_entries:
-            self._prefixes.keep(self._index.get(self._prefixes.entries()[1]) >= 0)
-            self._n_gone = 0
+        self._index.remove(hashes)
+        if self._prefixes is not None:
+            self._n_gone += len(hashes)
+            if self._n_gone > _GONE_PREFIXES_MIN and 2 * self._n_gone > self._prefixes.n_entries:
+                self._prefixes.keep(self._index.get(self._prefixes.entries()[1]) >= 0)
+                self._n_gone = 0
 
 
 def _outcome(change: KvChange) -> tuple[Bools, Bools]:
