@@ -19,33 +19,34 @@ _NAME = re.compile(rf"^(?!__)[A-Za-z0-9_-]{{1,{NAME_CHARS_MAX}}}$", re.ASCII)
 _RULE = f"A partition is named by 1 to {NAME_CHARS_MAX} letters, digits, _ or -, and does not begin with __."
 
 
-def partition_names(values: pa.Array | pa.ChunkedArray) -> pa.StringArray:
+def partition_names(values: pa.Array | pa.ChunkedArray, *, table: str = "") -> pa.StringArray:
     """The partition name of each row.
 
     Shapes: values (n,) of a string, integer or date type -> (n,); a date reads 2017-01-31.
-    Errors: InvalidPartition naming the first value that cannot be a name, and its row.
+    Errors: InvalidPartition naming the first value that cannot be a name, its row, and the table where it is given.
 
     >>> partition_names(pa.array([20170131, 20170201])).to_pylist()
     ['20170131', '20170201']
     """
-    encoded = encode_partitions(values)
+    encoded = encode_partitions(values, table=table)
     return encoded.dictionary.take(encoded.indices)
 
 
-def encode_partitions(values: pa.Array | pa.ChunkedArray) -> pa.DictionaryArray:
+def encode_partitions(values: pa.Array | pa.ChunkedArray, *, table: str = "") -> pa.DictionaryArray:
     """As partition_names, with each distinct name once: indices (n,) int32 into the dictionary of names."""
+    at = f"table {table}, row" if table else "row"
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
         values = values if isinstance(values, pa.Array) else pa.concat_arrays(values.chunks)
     if pa.types.is_null(values.type) or values.null_count:
         row = pc.index(pc.is_null(values), pa.scalar(True)).as_py()  # noqa: FBT003 - a scalar, not a flag
-        raise InvalidPartition("null cannot name a partition", where=f"row {row} (from 0)", next_step="Give the partition column a value.")
+        raise InvalidPartition("null cannot name a partition", where=f"{at} {row} (from 0)", next_step="Give the partition column a value.")
     encoded = values if isinstance(values, pa.DictionaryArray) else pc.dictionary_encode(values)
     names = partition_texts(encoded.dictionary)
     for code, name in enumerate(names.to_pylist()):  # one step per distinct partition, not per row
         if _NAME.match(name) is None or name.endswith("\n"):
             row = pc.index(encoded.indices, pa.scalar(code, encoded.indices.type)).as_py()
-            raise InvalidPartition(f"{name[:80]!r} cannot name a partition", where=f"row {row} (from 0)", next_step=_RULE)
+            raise InvalidPartition(f"{name[:80]!r} cannot name a partition", where=f"{at} {row} (from 0)", next_step=_RULE)
     return pa.DictionaryArray.from_arrays(encoded.indices, names)
 
 

@@ -33,9 +33,9 @@ def test_a_value_names_its_partition(values, names):
 @pytest.mark.parametrize("value", ["", "__a", "a b", "a/b", "..", "ä", "a\n", "x" * 201, "a=b"])
 def test_a_value_that_cannot_be_a_name_is_refused_with_its_row(value):
     with pytest.raises(InvalidPartition, match="cannot name a partition") as caught:
-        partition_names(pa.array(["ok", "ok", value, value]))
+        partition_names(pa.array(["ok", "ok", value, value]), table="db.t")
 
-    assert caught.value.where == "row 2 (from 0)"
+    assert caught.value.where == "table db.t, row 2 (from 0)"
 
 
 def test_null_names_no_partition():
