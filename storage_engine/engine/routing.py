@@ -46,7 +46,7 @@ def split(descriptor: TableDescriptor, rows: pa.Table, keyless_bucket: int) -> I
         return
     buckets = bucket_of_rows(descriptor, rows, keyless_bucket)
     if descriptor.partition_keys:
-        encoded = pc.dictionary_encode(partition_names(column_array(rows, descriptor.partition_keys[0])))
+        encoded = pc.dictionary_encode(partition_names(column_array(rows, descriptor.partition_keys[0]), table=descriptor.name))
         names = encoded.dictionary.to_pylist()
         codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) * descriptor.n_buckets + buckets
     else:
