@@ -18,6 +18,7 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import sqltypes as types
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.decimals import divide
 from storage_engine.stream.render import cast, column, render, sql
 from storage_engine.stream.sqltypes import SqlType
 
@@ -215,8 +216,10 @@ class CallBuilder:
         total = self._sum("SUM", argument, condition, distinct, text).needs[0]
         counted = self._count(argument, condition, distinct)
         result = types.arithmetic("/", types.decimal(38, of.scale or 0), types.BIGINT) if of.name == "DECIMAL" else of
-        template = "_0 // _1" if of.is_integer else "_0 / _1"
-        quotient = cast(render(template, column(total.name), column(counted.name)), result.duckdb)
+        if of.name == "DECIMAL":
+            quotient = divide(column(total.name), total.type, column(counted.name), counted.type, result)
+        else:
+            quotient = cast(render("_0 // _1" if of.is_integer else "_0 / _1", column(total.name), column(counted.name)), result.duckdb)
         finish = render("CASE WHEN _1 > 0 THEN _0 END", quotient, column(counted.name))
         return Call(text, finish, result, nullable=True, needs=(total, counted))
 

@@ -66,18 +66,37 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
 
 
 def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    body = relation(node.input, batch=batch, carried=carried)
+    if keeps_missing_keys(node) and not batch:
+        return _join_all_keys(node, hidden, body)
     conditions = [f"{sql(tree)} = {quoted(f'__k{i}')}" for i, (_, tree) in enumerate(node.keys)]
     conditions += [sql(node.residual)] if node.residual is not None else []
     listed = [quoted(item.name) for item in node.fields] + hidden
     kind = "LEFT JOIN" if node.is_outer else "JOIN"
-    return f"SELECT {', '.join(listed)} FROM ({relation(node.input, batch=batch, carried=carried)}) {kind} {lookup_name(node)} ON {' AND '.join(conditions)}"
+    return f"SELECT {', '.join(listed)} FROM ({body}) {kind} {lookup_name(node)} ON {' AND '.join(conditions)}"
+
+
+def keeps_missing_keys(node: LookupJoin) -> bool:
+    """True when lk_ID has one row for each key of the micro-batch, found or not: an outer join by the whole key."""
+    return node.is_outer and not node.is_prefix
+
+
+def _join_all_keys(node: LookupJoin, hidden: list[str], body: str) -> str:
+    """An outer join as an inner one over all keys: DuckDB's LEFT JOIN emits the unmatched rows of a block last, this keeps their order."""
+    conditions = [f"{sql(tree)} IS NOT DISTINCT FROM {quoted(f'__k{i}')}" for i, (_, tree) in enumerate(node.keys)]
+    listed = [quoted(item.name) for item in node.input.fields]
+    for item in node.looked_up:
+        name = quoted(item.name)
+        listed.append(name if node.residual is None else f"CASE WHEN {sql(node.residual)} THEN {name} END AS {name}")
+    return f"SELECT {', '.join(listed + hidden)} FROM ({body}) JOIN {lookup_name(node)} ON {' AND '.join(conditions)}"
 
 
 def lookup_keys(node: LookupJoin, input_relation: str) -> str:
-    """The distinct keys to look up, in columns named like the table's; a null key matches nothing."""
+    """The distinct keys to look up, in columns named like the table's; with null keys only where they are kept (they match nothing)."""
     listed = ", ".join(f"{sql(tree)} AS {quoted(name)}" for name, tree in node.keys)
     present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name, _ in node.keys)
-    return f"SELECT DISTINCT * FROM (SELECT {listed} FROM ({input_relation})) WHERE {present}"
+    condition = "" if keeps_missing_keys(node) else f" WHERE {present}"
+    return f"SELECT DISTINCT * FROM (SELECT {listed} FROM ({input_relation})){condition}"
 
 
 # aggregates

@@ -7,6 +7,7 @@ Never: commits. The caller commits the operations together with the input offset
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -186,13 +187,25 @@ class _Lookup:
             found = reader.prefix_lookup(node.table.name, keys, wanted)
             keys = found.select(self._key_names)
         else:
-            wanted = self._columns or self._key_names[:1]
-            found = reader.lookup(node.table.name, keys, wanted, insert_if_not_exists=node.inserts_missing)
-            is_found = found["_found"]
-            keys, found = keys.filter(is_found), found.filter(is_found)
+            keys, found = self._by_whole_key(keys, reader)
         arrays = [keys[name] for name in self._key_names] + [found[name] for name in self._columns]
         names = [f"__k{i}" for i in range(len(self._key_names))] + [item.name for item in node.looked_up]
         tables.put(self._name, pa.Table.from_arrays(arrays, names=names))
+
+    def _by_whole_key(self, keys: pa.Table, reader: Reader) -> tuple[pa.Table, pa.Table]:
+        """Keys and the rows beside them: those found, or (where missing keys are kept) all, with nulls."""
+        node = self._node
+        wanted = self._columns or self._key_names[:1]
+        complete = [pc.is_valid(keys[name]) for name in self._key_names if keys[name].null_count]
+        if not complete:
+            found = reader.lookup(node.table.name, keys, wanted, insert_if_not_exists=node.inserts_missing)
+            if sql_of.keeps_missing_keys(node):
+                return keys, found
+            return keys.filter(found["_found"]), found.filter(found["_found"])
+        mask = functools.reduce(pc.and_, complete).combine_chunks()
+        found = reader.lookup(node.table.name, keys.filter(mask), wanted, insert_if_not_exists=node.inserts_missing)
+        position = pc.subtract(pc.cumulative_sum(mask.cast(pa.int64())), 1)
+        return keys, found.take(pc.if_else(mask, position, None))
 
 
 class _Aggregation:

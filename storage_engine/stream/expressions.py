@@ -15,8 +15,9 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import sqltypes as types
 from storage_engine.stream.builtins import BUILTINS, NONDETERMINISTIC, Value, as_timestamp, date_part, nonzero
+from storage_engine.stream.decimals import divide
 from storage_engine.stream.dialect import text_of
-from storage_engine.stream.render import cast, render, sql, string
+from storage_engine.stream.render import cast, column, paren, render, sql, string
 from storage_engine.stream.sqltypes import SqlType, arithmetic, common_type, parse_type
 
 Resolver = Callable[[exp.Column], Value]
@@ -155,7 +156,7 @@ class ExpressionBinder:
         if operator == "/" and result.is_integer:
             return render("_0 // _1", left.ast, nonzero(right))
         if operator == "/" and result.name == "DECIMAL":
-            return cast(render("_0 / _1", left.ast, nonzero(right)), result.duckdb)
+            return divide(left.ast, left.type, nonzero(right), right.type, result)
         if operator == "/":
             return render("CAST(_0 AS DOUBLE) / CAST(_1 AS DOUBLE)", left.ast, right.ast)
         if operator == "%":
@@ -246,11 +247,9 @@ class ExpressionBinder:
             return Value(exp.Cast(this=value.ast, to=node.args["to"]), types.UNKNOWN, value.nullable)
         if value.type.is_timestamp and target.is_numeric:
             raise self._refuse(f"{text_of(node)}: a timestamp is not cast to a number", "Use UNIX_TIMESTAMP(CAST(x AS STRING)) or EXTRACT.")
-        made = _cast_tree(value, target, written)
         if isinstance(node, exp.TryCast):
-            made = made if not isinstance(made, exp.Cast) else exp.TryCast(this=made.this, to=made.args["to"])
-            return Value(made, target)
-        return Value(made, target, value.nullable)
+            return Value(_try_cast_tree(value, target, written), target)
+        return Value(_cast_tree(value, target, written), target, value.nullable)
 
     def _extract(self, node: exp.Extract) -> Value:
         value = self.bind(node.expression)
@@ -386,6 +385,16 @@ def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expression:
     if source == target:
         return value.ast
     return cast(value.ast, target.duckdb)
+
+
+def _try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expression:
+    """TRY_CAST: every cast on the way gives NULL instead of an error."""
+    made = _cast_tree(Value(column("_0"), value.type), target, written)
+    for item in list(made.find_all(exp.Cast)):
+        if type(item) is exp.Cast and item.parent is not None:
+            item.replace(exp.TryCast(this=item.this, to=item.args["to"]))
+    tried = exp.TryCast(this=made.this, to=made.args["to"]) if type(made) is exp.Cast else made
+    return tried.transform(lambda item: paren(value.ast.copy()) if isinstance(item, exp.Column) and item.name == "_0" else item)
 
 
 def _cast_to_text(value: Value, written: str) -> exp.Expression:

@@ -1,0 +1,260 @@
+"""However the input is cut into commits and micro-batches, a job's sink holds what one query over the whole input says."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import storage_engine
+from storage_engine import Store
+from storage_engine.stream import SqlSession, Worker
+from tests.stream.comparing import differing_jobs, query_rows, sink_rows
+
+EVENTS = "CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3)) WITH ('bucket.num' = '3', 'bucket.key' = 'id')"
+KEYED = "CREATE TABLE db.orders (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED) WITH ('bucket.num' = '3')"
+
+LOG_CASES = {
+    "projection and filter": (
+        "CREATE TABLE db.s (id BIGINT, hour STRING, twice DECIMAL(14,2))",
+        "SELECT id, DATE_FORMAT(ts, 'yyyy-MM-dd HH'), amount * 2 FROM db.events WHERE qty / 2 > 1",
+        "SELECT id, strftime(ts, '%Y-%m-%d %H'), CAST(amount * 2 AS DECIMAL(14,2)) FROM events WHERE qty // 2 > 1",
+    ),
+    "sums in the sink": (
+        "CREATE TABLE db.s (shop BIGINT, day STRING, n BIGINT, q INT, total DECIMAL(38,2), low DECIMAL(12,2), high DECIMAL(12,2), PRIMARY KEY (shop, day) NOT ENFORCED)",
+        "SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd'), COUNT(*), SUM(qty), SUM(amount), MIN(amount), MAX(amount) FROM db.events WHERE shop IS NOT NULL "
+        "GROUP BY shop, DATE_FORMAT(ts, 'yyyy-MM-dd')",
+        "SELECT shop, strftime(ts, '%Y-%m-%d'), count(*), CAST(sum(qty) AS INT), sum(amount), min(amount), max(amount) FROM events WHERE shop IS NOT NULL GROUP BY ALL",
+    ),
+    "averages and filters in a state table": (
+        "CREATE TABLE db.s (shop BIGINT, mean DECIMAL(38,6), whole INT, few BIGINT, ratio DOUBLE, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, AVG(amount), AVG(qty), COUNT(*) FILTER (WHERE kind = 'a'), CAST(SUM(qty) AS DOUBLE) / COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, CAST(round(sum(amount) / count(amount), 6) AS DECIMAL(38,6)), CAST(trunc(sum(qty) / count(qty)) AS INT), count(*) FILTER (kind = 'a'), "
+        "sum(qty)::DOUBLE / count(*) FROM events WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "distinct counts": (
+        "CREATE TABLE db.s (shop BIGINT, users BIGINT, kinds BIGINT, sum_distinct INT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(DISTINCT uid), COUNT(DISTINCT kind), SUM(DISTINCT qty), COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(DISTINCT uid), count(DISTINCT kind), CAST(sum(DISTINCT qty) AS INT), count(*) FROM events WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "having": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop HAVING COUNT(*) > 20 AND MAX(qty) < 9",
+        "SELECT shop, count(*) FROM events WHERE shop IS NOT NULL GROUP BY shop HAVING count(*) > 20 AND max(qty) < 9",
+    ),
+    "two levels of aggregates": (
+        "CREATE TABLE db.s (n BIGINT, shops BIGINT, q BIGINT, PRIMARY KEY (n) NOT ENFORCED)",
+        "SELECT n, COUNT(*), SUM(q) FROM (SELECT shop, COUNT(*) AS n, SUM(CAST(qty AS BIGINT)) AS q FROM db.events GROUP BY shop) GROUP BY n",
+        "SELECT n, count(*), CAST(sum(q) AS BIGINT) FROM (SELECT shop, count(*) AS n, sum(qty) AS q FROM events GROUP BY shop) GROUP BY n",
+    ),
+    "a global aggregate": (
+        "CREATE TABLE db.s (one INT, n BIGINT, users BIGINT, PRIMARY KEY (one) NOT ENFORCED)",
+        "SELECT 1, COUNT(*), COUNT(DISTINCT uid) FROM db.events",
+        "SELECT 1, count(*), count(DISTINCT uid) FROM events",
+    ),
+    "an aggregation table": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, total DECIMAL(38,2), high DECIMAL(12,2), users BIGINT, PRIMARY KEY (shop) NOT ENFORCED) WITH ("
+        "'table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.total.agg' = 'sum', 'fields.high.agg' = 'max', 'fields.users.agg' = 'sum')",
+        "SELECT shop, COUNT(*), SUM(amount), MAX(amount), COUNT(DISTINCT uid) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(*), sum(amount), max(amount), count(DISTINCT uid) FROM events WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "bitmaps": (
+        "CREATE TABLE db.s (shop BIGINT, shard INT, users BYTES, PRIMARY KEY (shop, shard) NOT ENFORCED) WITH ('table.merge-engine' = 'aggregation', 'fields.users.agg' = 'rbm32')",
+        "SELECT shop, CAST(uid % 4 AS INT), BITMAP_TO_BYTES(BITMAP_BUILD_AGG(CAST(uid / 4 AS INT))) FROM db.events WHERE uid IS NOT NULL AND shop IS NOT NULL GROUP BY shop, CAST(uid % 4 AS INT)",
+        "SELECT shop, CAST(uid % 4 AS INT), rb_build(list(CAST(uid // 4 AS UINTEGER))) FROM events WHERE uid IS NOT NULL AND shop IS NOT NULL GROUP BY ALL",
+    ),
+    "distinct rows": (
+        "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
+        "SELECT DISTINCT shop, kind FROM db.events WHERE kind IS NOT NULL AND shop IS NOT NULL",
+        "SELECT DISTINCT shop, kind FROM events WHERE kind IS NOT NULL AND shop IS NOT NULL",
+    ),
+}  # fmt: skip
+
+KEYED_CASES = {
+    "a copy with a filter": (
+        "CREATE TABLE db.s (id BIGINT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED)",
+        "SELECT id, amount FROM db.orders WHERE kind <> 'c'",
+        "SELECT id, amount FROM orders WHERE kind <> 'c'",
+    ),
+    "counts in the sink, groups may empty": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(*) FROM orders WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "sums that may become null again": (
+        "CREATE TABLE db.s (shop BIGINT, total DECIMAL(38,2), q INT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, SUM(amount), SUM(qty) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, sum(amount), CAST(sum(qty) AS INT) FROM orders WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "distinct counts with retraction": (
+        "CREATE TABLE db.s (shop BIGINT, kinds BIGINT, mean INT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(DISTINCT kind), AVG(qty) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(DISTINCT kind), CAST(trunc(sum(qty) / count(qty)) AS INT) FROM orders WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "having with retraction": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop HAVING COUNT(*) > 3",
+        "SELECT shop, count(*) FROM orders WHERE shop IS NOT NULL GROUP BY shop HAVING count(*) > 3",
+    ),
+    "two levels with retraction": (
+        "CREATE TABLE db.s (n BIGINT, shops BIGINT, PRIMARY KEY (n) NOT ENFORCED)",
+        "SELECT n, COUNT(*) FROM (SELECT shop, kind, COUNT(*) AS n FROM db.orders GROUP BY shop, kind) GROUP BY n",
+        "SELECT n, count(*) FROM (SELECT shop, kind, count(*) AS n FROM orders GROUP BY shop, kind) GROUP BY n",
+    ),
+    "distinct rows with retraction": (
+        "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
+        "SELECT DISTINCT shop, kind FROM db.orders WHERE kind IS NOT NULL AND shop IS NOT NULL",
+        "SELECT DISTINCT shop, kind FROM orders WHERE kind IS NOT NULL AND shop IS NOT NULL",
+    ),
+    "a changed key column moves the row": (
+        "CREATE TABLE db.s (id BIGINT, shop BIGINT, qty INT, PRIMARY KEY (id, shop) NOT ENFORCED)",
+        "SELECT id, shop, qty FROM db.orders WHERE shop IS NOT NULL",
+        "SELECT id, shop, qty FROM orders WHERE shop IS NOT NULL",
+    ),
+}  # fmt: skip
+
+
+def event(rng: random.Random, number: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "shop": rng.choice([None, *range(1, 6)]),
+        "kind": rng.choice(["a", "b", "c", None]),
+        "qty": rng.choice([None, *range(10)]),
+        "amount": rng.choice([None, Decimal(rng.randrange(-500, 5000)) / 100]),
+        "uid": rng.choice([None, *range(40)]),
+        "ts": 1_483_228_800_000 + rng.randrange(0, 3 * 86_400_000),
+    }
+
+
+def event_table(rows: list[dict[str, Any]]) -> pa.Table:
+    types = [("id", pa.int64()), ("shop", pa.int64()), ("kind", pa.string()), ("qty", pa.int32()), ("amount", pa.decimal128(12, 2)), ("uid", pa.int64()), ("ts", pa.timestamp("ms"))]  # fmt: skip
+    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in types})
+
+
+def submit(store: Store, source: str, sink: str, select: str) -> None:
+    session = SqlSession(store)
+    session.execute(f"{source}; {sink}; SET 'pipeline.name' = 'job'; INSERT INTO db.s {select}")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("case", list(LOG_CASES))
+def test_a_job_over_a_log_equals_one_query_however_it_is_cut(store: Store, case: str, seed: int) -> None:
+    rng = random.Random(seed)
+    sink, select, oracle = LOG_CASES[case]
+    submit(store, EVENTS, sink, select)
+    events: list[dict[str, Any]] = []
+    worker = Worker(store, n_rows_max=rng.choice([7, 64, 100_000]))
+    for _ in range(8):
+        batch = [event(rng, len(events) + i) for i in range(rng.randrange(1, 40))]
+        events += batch
+        store.table("db.events").append(event_table(batch))
+        if rng.random() < 0.6:
+            worker.run_until_idle()
+    worker.run_until_idle()
+    assert sink_rows(store, "db.s") == query_rows(oracle, events=event_table(events))
+    assert differing_jobs(store) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("case", list(KEYED_CASES))
+def test_a_job_over_a_changelog_equals_one_query_over_the_rows_that_are_left(store: Store, case: str, seed: int) -> None:
+    rng = random.Random(seed)
+    sink, select, oracle = KEYED_CASES[case]
+    submit(store, KEYED, sink, select)
+    orders = store.table("db.orders")
+    model: dict[int, dict[str, Any]] = {}
+    worker = Worker(store, n_rows_max=rng.choice([5, 32, 100_000]))
+    for _ in range(12):
+        rows = {number: event(rng, number) for number in (rng.randrange(30) for _ in range(rng.randrange(1, 15)))}
+        model.update(rows)
+        orders.upsert(event_table(list(rows.values())).select(["id", "shop", "kind", "qty", "amount"]))
+        gone = [number for number in model if rng.random() < 0.15]
+        if gone:
+            orders.delete({"id": gone})
+            model = {number: row for number, row in model.items() if number not in gone}
+        if rng.random() < 0.6:
+            worker.run_until_idle()
+    worker.run_until_idle()
+    assert sink_rows(store, "db.s") == query_rows(oracle, orders=event_table(list(model.values())))
+    assert differing_jobs(store) == []
+
+
+def test_lookup_joins_add_what_is_known_when_the_row_arrives(store: Store) -> None:
+    session = SqlSession(store)
+    session.execute(
+        f"""{EVENTS};
+        CREATE TABLE db.shops (shop BIGINT, city STRING, PRIMARY KEY (shop) NOT ENFORCED);
+        CREATE TABLE db.kinds (kind STRING, shop BIGINT, label STRING, PRIMARY KEY (kind, shop) NOT ENFORCED) WITH ('bucket.key' = 'kind');
+        CREATE TABLE db.s (id BIGINT, city STRING, label STRING);
+        INSERT INTO db.s SELECT e.id, s.city, k.label FROM db.events AS e
+          LEFT JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS s ON e.shop = s.shop AND s.city <> 'C2'
+          JOIN db.kinds FOR SYSTEM_TIME AS OF PROCTIME() AS k ON e.kind = k.kind AND k.shop < e.shop;"""
+    )
+    shops = [{"shop": n, "city": f"C{n}"} for n in (1, 2, 3)]
+    kinds = [{"kind": kind, "shop": n, "label": f"{kind}{n}"} for kind in "ab" for n in (1, 2, 3)]
+    store.table("db.shops").upsert(shops)
+    store.table("db.kinds").upsert(kinds)
+    rng = random.Random(5)
+    events = event_table([event(rng, n) for n in range(200)])
+    store.table("db.events").append(events)
+    Worker(store, n_rows_max=64).run_until_idle()
+    oracle = (
+        "SELECT e.id, s.city, k.label FROM events e LEFT JOIN shops s ON e.shop = s.shop AND s.city <> 'C2' "
+        "JOIN kinds k ON e.kind = k.kind AND k.shop < e.shop"
+    )
+    assert sink_rows(store, "db.s") == query_rows(oracle, events=events, shops=shops, kinds=kinds)
+    assert differing_jobs(store) == []
+
+
+def test_appended_rows_keep_their_order_through_lookups(store: Store) -> None:
+    SqlSession(store).execute(
+        """CREATE TABLE db.a (id BIGINT, shop BIGINT); CREATE TABLE db.shops (shop BIGINT, city STRING, PRIMARY KEY (shop) NOT ENFORCED);
+        CREATE TABLE db.s (id BIGINT, city STRING);
+        INSERT INTO db.s SELECT a.id, s.city FROM db.a LEFT JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS s ON a.shop = s.shop"""
+    )
+    store.table("db.shops").upsert({"shop": list(range(50)), "city": ["x"] * 50})
+    store.table("db.a").append({"id": list(range(10_000)), "shop": [n % 70 for n in range(10_000)]})
+    Worker(store).run_until_idle()
+    assert store.table("db.s").scan().read_all()["id"].to_pylist() == list(range(10_000))
+
+
+def test_several_jobs_fill_their_columns_of_one_row(store: Store) -> None:
+    SqlSession(store).execute(
+        f"""{EVENTS}; {KEYED};
+        CREATE TABLE db.wide (shop BIGINT, lines BIGINT, orders BIGINT, users BIGINT, PRIMARY KEY (shop) NOT ENFORCED);
+        SET 'pipeline.name' = 'lines'; INSERT INTO db.wide (shop, lines) SELECT shop, COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop;
+        SET 'pipeline.name' = 'orders'; INSERT INTO db.wide (shop, orders) SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop;
+        SET 'pipeline.name' = 'users'; INSERT INTO db.wide (shop, users) SELECT shop, COUNT(DISTINCT uid) FROM db.events WHERE shop IS NOT NULL GROUP BY shop"""
+    )
+    rng = random.Random(3)
+    events = event_table([event(rng, n) for n in range(300)])
+    orders = event_table([event(rng, n) for n in range(20)]).select(["id", "shop", "kind", "qty", "amount"])
+    store.table("db.events").append(events)
+    store.table("db.orders").upsert(orders)
+    worker = Worker(store)
+    worker.run_until_idle()
+    store.table("db.orders").delete({"id": list(range(20))})
+    worker.run_until_idle()
+    oracle = "SELECT shop, count(*), CAST(NULL AS BIGINT), count(DISTINCT uid) FROM events WHERE shop IS NOT NULL GROUP BY shop"
+    assert sink_rows(store, "db.wide") == query_rows(oracle, events=events)
+
+
+def test_a_store_that_is_opened_again_goes_on_where_it_was(tmp_path: Path) -> None:
+    url = (tmp_path / "store").as_uri()
+    sink, select, oracle = LOG_CASES["distinct counts"]
+    rng = random.Random(9)
+    events: list[dict[str, Any]] = []
+    with storage_engine.connect(url) as store:
+        submit(store, EVENTS, sink, select)
+    for _ in range(3):
+        with storage_engine.connect(url) as store:
+            batch = [event(rng, len(events) + i) for i in range(50)]
+            events += batch
+            store.table("db.events").append(event_table(batch))
+            Worker(store, n_rows_max=20).run_until_idle()
+    with storage_engine.connect(url) as store:
+        assert sink_rows(store, "db.s") == query_rows(oracle, events=event_table(events))
