@@ -108,6 +108,8 @@ def _group_sum(column: pa.Array, groups: Groups) -> pa.Array:
         largest = max(abs(extremes["min"].as_py() or 0), abs(extremes["max"].as_py() or 0))
         if largest * len(column) >= 2**63:
             column = column.cast(pa.decimal128(19, 0)).cast(pa.decimal128(38, 0))
+    elif pa.types.is_decimal(column.type) and column.type.precision + len(str(len(column))) > 38:
+        column = column.cast(pa.decimal256(column.type.precision, column.type.scale))
     return _group_by(column, groups, "sum")
 
 

@@ -46,11 +46,10 @@ def _sum(stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
 
 
 def _wider(stored: pa.DataType, incoming: pa.DataType) -> pa.DataType:
-    """A type in which both can be added: decimals of 38 digits go through 256 bits."""
-    if not pa.types.is_decimal(incoming):
-        return incoming
-    scale = incoming.scale
-    return pa.decimal256(39, scale) if incoming.precision >= 38 or not pa.types.is_decimal(stored) else incoming
+    """A type in which both can be added: sums of many decimals, and of integers that came as decimals, go through 256 bits."""
+    if (pa.types.is_decimal(incoming) and incoming != stored) or (pa.types.is_decimal(stored) and stored.precision == 38):
+        return pa.decimal256(_SUM_DIGITS, incoming.scale)
+    return incoming
 
 
 def _larger(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
@@ -82,6 +81,8 @@ def _first(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
 def _overflow(data_type: pa.DataType, where: str) -> SchemaMismatch:
     return SchemaMismatch(f"a sum does not fit {data_type}", where=where, next_step="Declare the column wider in a new table.")
 
+
+_SUM_DIGITS = 60  # 38 digits of a column, and room for more rows than a batch can have
 
 _FUNCTIONS: dict[str, Callable[[pa.Array, pa.Array, str], pa.Array]] = {
     "sum": _sum,
