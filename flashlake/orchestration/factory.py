@@ -93,11 +93,10 @@ def derived_asset(definition: TableDefinition, spec: dg.AssetSpec) -> dg.AssetsD
                 _seal(context, warehouse, definition.name, partitions) if is_seal else (warehouse.verify(definition.name, partitions), 0)
             )
             if is_seal:
-                types = warehouse.column_types(definition.name)
-                yield dg.MaterializeResult(
-                    asset_key=spec.key,
-                    metadata={**proof_metadata(proof, n_repaired), "dagster/column_schema": _column_schema(definition, types)},
-                )
+                columns = _column_schema(definition, warehouse.column_types(definition.name))
+                lineage = {key: value for key, value in spec.metadata.items() if key == "dagster/column_lineage"}
+                metadata = {**proof_metadata(proof, n_repaired), **lineage, "dagster/column_schema": columns}
+                yield dg.MaterializeResult(asset_key=spec.key, metadata=metadata)
         except FlashlakeError as error:
             raise dg.Failure(
                 description=str(error), metadata={"where": error.where, "next_step": error.next_step}, allow_retries=False

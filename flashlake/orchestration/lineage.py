@@ -31,7 +31,8 @@ def tables_read(select_sql: str) -> list[str]:
     """
     tree = _parse(select_sql)
     common = {cte.alias for cte in tree.find_all(exp.CTE)}
-    names = (_table_name(table) for table in tree.find_all(exp.Table, bfs=False))
+    tables = sorted(tree.find_all(exp.Table), key=lambda table: table.this.meta.get("start", 0))
+    names = (_table_name(table) for table in tables)
     return list(dict.fromkeys(name for name in names if name not in common))
 
 

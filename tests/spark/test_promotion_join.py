@@ -19,7 +19,8 @@ from storage_engine.lake.duck import connect_delta
 pytestmark = pytest.mark.spark
 
 WEEKS = (1,)
-LINES = "SELECT * REPLACE (quantity::BIGINT AS quantity, sales_value::DECIMAL(12, 2) AS sales_value, week::INT AS week), strftime(transaction_timestamp, '%Y-%m-%d') AS ds"
+MONEY = "sales_value::DECIMAL(12, 2) AS sales_value"
+LINES = f"SELECT * REPLACE ({MONEY}, week::INT AS week), strftime(transaction_timestamp, '%Y-%m-%d') AS ds"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("project")
     jars = Path(__file__).resolve().parents[2] / "jars"
     (folder / "flashlake.toml").write_text(f'[spark]\njars = "{jars}"\nshuffle_partitions = 4\n')
-    lines = duckdb.sql(f"{LINES} FROM '{data_file('transactions')}' WHERE week IN {WEEKS + (0,)}").arrow()
+    lines = duckdb.sql(f"{LINES} FROM '{data_file('transactions')}' WHERE week IN {(*WEEKS, 0)}").arrow()
     write_deltalake(str(folder / "data/lake/ods/transactions"), pa.table(lines), partition_by=["ds"])
     return folder
 
@@ -48,12 +49,18 @@ def report(project: Path) -> dict:
 
 def test_every_line_with_units_is_in_the_result_once_with_the_promotion_that_duckdb_finds(project: Path, report: dict) -> None:
     con = connect_delta()
-    con.execute(f"CREATE VIEW lines AS SELECT * FROM '{data_file('transactions')}' WHERE week IN {WEEKS + (0,)} AND quantity <> 0")
-    con.execute(f"CREATE VIEW promos AS SELECT product_id, store_id, week, max(display_location) d, max(mailer_location) m FROM '{data_file('promotions')}' GROUP BY ALL")
-    expected = "SELECT basket_id, product_id, coalesce(d, '0') d, coalesce(m, '0') m, sales_value::DECIMAL(12, 2) v FROM lines LEFT JOIN promos USING (product_id, store_id, week)"
-    actual = f"SELECT basket_id, product_id, display_location, mailer_location, sales_value FROM delta_scan('{project}/data/lake/dws/promotion_line')"
+    keys = "product_id, store_id, week"
+    largest = "max(display_location) AS d, max(mailer_location) AS m"
+    con.execute(f"CREATE VIEW lines AS SELECT * FROM '{data_file('transactions')}' WHERE week IN {(*WEEKS, 0)} AND quantity <> 0")
+    con.execute(f"CREATE VIEW promos AS SELECT {keys}, {largest} FROM '{data_file('promotions')}' GROUP BY ALL")
+    codes = "coalesce(d, '0') AS d, coalesce(m, '0') AS m"
+    expected = f"SELECT basket_id, product_id, {codes}, {MONEY} FROM lines LEFT JOIN promos USING ({keys})"
+    written = f"delta_scan('{project}/data/lake/dws/promotion_line')"
+    actual = f"SELECT basket_id, product_id, display_location, mailer_location, sales_value FROM {written}"
 
-    (differing,) = con.execute(f"SELECT count(*) FROM (({expected} EXCEPT ALL {actual}) UNION ALL ({actual} EXCEPT ALL {expected}))").fetchone()
+    (differing,) = con.execute(
+        f"SELECT count(*) FROM (({expected} EXCEPT ALL {actual}) UNION ALL ({actual} EXCEPT ALL {expected}))"
+    ).fetchone()
     (n_rows,) = con.execute(f"SELECT count(*) FROM ({actual})").fetchone()
 
     assert differing == 0
@@ -73,7 +80,12 @@ def test_a_delete_adds_deletion_vectors_and_rewrites_no_file(project: Path, repo
 def test_the_report_measures_both_plans_with_skew_handling_off_and_on_and_they_agree(report: dict) -> None:
     runs = report["skew"]["runs"]
 
-    assert [(run["plan"], run["skew_handling"]) for run in runs] == [("full_key", False), ("full_key", True), ("by_product", False), ("by_product", True)]
+    assert [(run["plan"], run["skew_handling"]) for run in runs] == [
+        ("full_key", False),
+        ("full_key", True),
+        ("by_product", False),
+        ("by_product", True),
+    ]
     assert len({(run["n_rows"], run["checksum"]) for run in runs}) == 1
     assert all(run["task_ms"]["n_tasks"] >= report["skew"]["n_partitions"] for run in runs)
     assert "the key is not skewed" in report["skew"]["finding"]

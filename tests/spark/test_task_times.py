@@ -31,7 +31,15 @@ def write_log(path: Path, events: list[dict]) -> Path:
 def test_only_successful_tasks_of_the_group_count_and_the_stage_with_most_rows_is_the_join(tmp_path: Path) -> None:
     log = write_log(
         tmp_path / "log",
-        [job("a", [1, 2]), job("b", [3]), task(1, 5, 0), task(2, 10, 100), task(2, 40, 300), task(2, 99, 900, "TaskKilled"), task(3, 7, 9000)],
+        [
+            job("a", [1, 2]),
+            job("b", [3]),
+            task(1, 5, 0),
+            task(2, 10, 100),
+            task(2, 40, 300),
+            task(2, 99, 900, "TaskKilled"),
+            task(3, 7, 9000),
+        ],
     )
 
     stages = stage_tasks(log, "a")
