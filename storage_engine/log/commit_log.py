@@ -29,6 +29,7 @@ from storage_engine.log.frame import (
     FrameKind,
     encode_commit_frame,
     encode_seal_frame,
+    parse_header,
 )
 from storage_engine.log.log_file import (
     FILE_HEADER_BYTES,
@@ -110,16 +111,17 @@ class CommitLog:
         starts = sorted(position for name in disk.list(log_directory) if (position := start_of(name)) is not None)
         files = [LogFile(disk, log_directory / file_name(position), position) for position in starts]
         for file, successor in itertools.pairwise(files):
-            size = file.data(1).size
+            size = disk.file_size(file.path)
             if file.start + size != successor.start:
                 _damaged(f"the file holds {size} bytes where {successor.start - file.start} were written", file, size)
         first = files[0].start if files else 0
         if start is None and first != 0:
             _damaged("the log begins here, and what came before is not on disk", files[0], 0)
         log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start))
-        if start is not None and (not files or not first <= start <= files[-1].start + files[-1].data(1).size):
+        end = files[-1].start + disk.file_size(files[-1].path) if files else 0
+        if start is not None and (not files or not first <= start <= end):
             raise DamagedFrame(
-                f"the checkpoint says {start}, the log holds {first} to {files[-1].start + files[-1].data(1).size if files else 0}",
+                f"the checkpoint says {start}, the log holds {first} to {end}",
                 where=str(log_directory),
                 next_step="Restore the missing log files, or remove the checkpoint to recover from the log alone.",
                 file=str(log_directory),
@@ -142,7 +144,7 @@ class CommitLog:
         for index in range(max(0, bisect_right(self._starts, position) - 1), len(self._files)):
             file = self._files[index]
             is_last = index == len(self._files) - 1
-            data = file.remap()
+            data = file.map()
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
             durable = max(durable, file.start + FILE_HEADER_BYTES)
@@ -151,7 +153,7 @@ class CommitLog:
             at = position
             while at < stop:
                 try:
-                    header = file.header_at(at)
+                    header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
                 except DamagedFrame:
                     if not is_last or _is_acknowledged(data, file, at):
@@ -181,7 +183,7 @@ class CommitLog:
         if not self._files:
             return
         file = self._files[-1]
-        data = file.remap()
+        data = file.map()
         try:
             check_file_header(data, file.start, str(file.path))
         except DamagedFrame:
@@ -198,7 +200,7 @@ class CommitLog:
         else:
             file = self._files[-1]
             self._fd = self._disk.open_file(file.path)
-            data = file.remap()
+            data = file.map()
             self._disk.truncate(self._fd, end - file.start)
             # pages that an earlier, failed fdatasync dropped look clean: writing them again makes this sync real
             for offset in range(durable - file.start, end - file.start, _REWRITE_BYTES):
@@ -389,18 +391,25 @@ class CommitLog:
         return StoredFrame(header, codes, data.slice(start, header.payload_stop - start))
 
     def check(self) -> Iterator[DamagedFrame]:
-        """Compare every byte below the end with its checksum, whatever was checked before; each damage found, in order."""
-        for index, file in enumerate(self._files):
-            stop = (self._starts[index + 1] if index + 1 < len(self._files) else self._end) - file.start
-            data = file.data(stop)
+        """Compare every byte below the end with its checksum, whatever was checked before; each damage found, in order.
+
+        Works before `recover` too, for a log that refuses to recover; a torn tail is then among the damages.
+        """
+        for file in self._files:
+            try:
+                data = file.map()
+            except DamagedFrame as damage:
+                yield damage
+                continue
             try:
                 check_file_header(data, file.start, str(file.path))
             except DamagedFrame as damage:
                 yield damage
             at = FILE_HEADER_BYTES
+            stop = min(data.size, self._end - file.start) if self._is_recovered else data.size
             while at < stop:
                 try:
-                    header = file.header_at(file.start + at)
+                    header = parse_header(data, at, file.start + at, str(file.path))
                     at += header.length
                     file.check(data, header)
                 except DamagedFrame as damage:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,12 +79,22 @@ class Disk:
         os.close(fd)
 
     # whole files
+    def file_size(self, path: Path) -> int:
+        return path.stat().st_size
+
     def map(self, path: Path) -> pa.Buffer:
         """The file's present bytes, mapped read only. The buffer keeps the mapping alive, also when the file is removed."""
+        if path.stat().st_size == 0:
+            return pa.py_buffer(b"")
+        # Arrow's mapping, not Python's: the latter keeps a descriptor open for as long as any row refers to it
+        with pa.memory_map(str(path)) as file:
+            return file.read_buffer()
+
+    def read(self, path: Path, offset: int, n_bytes: int) -> pa.Buffer:
+        """A copy of up to `n_bytes` bytes from `offset` on; fewer where the file ends."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            size = os.fstat(fd).st_size
-            return pa.py_buffer(mmap.mmap(fd, size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) if size else b"")
+            return pa.py_buffer(os.pread(fd, n_bytes, offset))
         finally:
             os.close(fd)
 

@@ -225,33 +225,41 @@ def _write_options(compression: str, level: int | None, use_threads: bool) -> pa
 # decoding
 
 
-def parse_header(data: pa.Buffer, offset: int, position: int, file: str = "") -> FrameHeader:
+def parse_header(data: pa.Buffer, offset: int, position: int, file: str = "", data_at: int = 0) -> FrameHeader:
     """The header at `offset` of `data`, which must be a frame of `position` that lies whole in `data`.
 
-    Errors: DamagedFrame naming `file` and `offset`.
+    `data` begins at byte `data_at` of `file`. Errors: DamagedFrame naming `file` and the offset in it.
     """
+    reason = _parse(data, offset, position)
+    if isinstance(reason, str):
+        _damaged(reason, file, data_at + offset)
+    return reason
+
+
+def _parse(data: pa.Buffer, offset: int, position: int) -> FrameHeader | str:
+    """The header, or why there is none."""
     if offset < 0 or offset + HEADER_BYTES > data.size:
-        _damaged("the file does not reach over a frame header", file, offset)
+        return "the file does not reach over a frame header"
     raw = data.slice(offset, HEADER_BYTES)
     magic, crc, payload_crc, length, place, kind, flags, padding, _, n_rows, *rest = _HEADER.unpack(raw)
     if magic != MAGIC:
-        _damaged("no frame begins here", file, offset)
+        return "no frame begins here"
     if google_crc32c.value(raw.slice(8)) != crc:
-        _damaged("a frame header does not match its checksum", file, offset)
+        return "a frame header does not match its checksum"
     header = FrameHeader(payload_crc, length, place, kind, flags, padding, n_rows, *rest)
     if place != position:
-        _damaged(f"a frame of position {place} lies at position {position}", file, offset)
+        return f"a frame of position {place} lies at position {position}"
     if not 1 <= kind <= 3 or length % ALIGNMENT or padding >= ALIGNMENT or header.message_start > header.payload_stop:
-        _damaged("a frame header contradicts itself", file, offset)
+        return "a frame header contradicts itself"
     if offset + length > data.size:
-        _damaged("the file ends inside a frame", file, offset)
+        return "the file ends inside a frame"
     return header
 
 
-def verify_payload(data: pa.Buffer, offset: int, header: FrameHeader, file: str = "") -> None:
-    """Compare the payload with its checksum. Errors: DamagedFrame naming `file` and `offset` of the frame."""
+def verify_payload(data: pa.Buffer, offset: int, header: FrameHeader, file: str = "", data_at: int = 0) -> None:
+    """Compare the payload with its checksum. Errors: DamagedFrame naming `file` and the frame's offset in it."""
     if google_crc32c.value(data.slice(offset + HEADER_BYTES, header.length - HEADER_BYTES)) != header.payload_crc:
-        _damaged("a frame does not match its checksum", file, offset)
+        _damaged("a frame does not match its checksum", file, data_at + offset)
 
 
 def decode_batch(message: pa.Buffer, schema: pa.Schema, *, untrusted: bool = False) -> pa.RecordBatch:

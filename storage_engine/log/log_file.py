@@ -3,14 +3,15 @@
     0  magic "FLASHLOG"   8  crc32c of bytes 12..64   12  version (u32)   16  start position (u64)   24  zeros
 
 A position is a byte of the whole log; a file named <20-digit start>.log holds the positions from start on, its own header included.
-State: the mapping and the marks of frames already checked are derived; a mapping is renewed when the file has grown.
+State: the mapping and the marks of frames already checked are derived. The mapping is renewed when the file has grown by 1 MiB,
+frames after its end are copied: rows kept in caches then hold few mappings alive, and a process may have only so many.
 """
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import google_crc32c
 import numpy as np
@@ -18,13 +19,14 @@ import pyarrow as pa
 
 from storage_engine.errors import DamagedFrame, UnsupportedFormatVersion
 from storage_engine.log.disk import Disk
-from storage_engine.log.frame import ALIGNMENT, HEADER_BYTES, MAGIC, FrameHeader, parse_header, verify_payload
+from storage_engine.log.frame import ALIGNMENT, MAGIC, FrameHeader, parse_header, verify_payload
 
 FILE_HEADER_BYTES: Final = 64
 FILE_VERSION: Final = 1
 _FILE_MAGIC: Final = b"FLASHLOG"
 _HEADER = struct.Struct("<8sIIQ40x")
 _SUFFIX: Final = ".log"
+_REMAP_BYTES: Final = 1024 * 1024
 
 
 class LogFile:
@@ -37,44 +39,38 @@ class LogFile:
         self._data: pa.Buffer = pa.py_buffer(b"")
         self._checked = bytearray()  # one bit per 64 bytes of the file: the frame that begins there matched its checksum
 
-    def data(self, stop: int) -> pa.Buffer:
-        """The file's bytes, mapped, at least up to file offset `stop` if it has them."""
-        if self._data.size < stop:
-            self.remap()
-        return self._data
-
-    def remap(self) -> pa.Buffer:
-        """Map the file again at its present size. Errors: DamagedFrame when it is gone."""
+    def map(self) -> pa.Buffer:
+        """The file's bytes, mapped at their present size. Errors: DamagedFrame when the file is gone."""
         try:
             self._data = self._disk.map(self.path)
         except OSError as error:
-            raise DamagedFrame(
-                f"the log file cannot be read: {error}",
-                where=str(self.path),
-                next_step="Restore it from a copy.",
-                file=str(self.path),
-                offset=0,
-            ) from error
+            self._unreadable(error)
         return self._data
 
-    def header_at(self, position: int, length: int = HEADER_BYTES) -> FrameHeader:
-        """The frame header at a position. Errors: DamagedFrame."""
-        offset = position - self.start
-        return parse_header(self.data(offset + length), offset, position, str(self.path))
-
     def frame_at(self, position: int, length: int) -> tuple[FrameHeader, pa.Buffer]:
-        """The frame at a position, checked once against its checksums: header and all its bytes. Errors: DamagedFrame."""
+        """The frame of `length` bytes at a position, checked once against its checksums. Errors: DamagedFrame."""
         offset = position - self.start
-        data = self.data(offset + length)
-        header = parse_header(data, offset, position, str(self.path))
+        if offset + length > self._data.size + _REMAP_BYTES or (offset + length > self._data.size and length > _REMAP_BYTES):
+            self.map()
+        data, data_at = self._data, 0
+        if offset + length > data.size:
+            try:
+                data, data_at = self._disk.read(self.path, max(0, offset), length), offset
+            except OSError as error:
+                self._unreadable(error)
+        at = offset - data_at
+        header = parse_header(data, at, position, str(self.path), data_at)
         if not self.is_checked(offset):
-            self.check(data, header)
-        return header, data.slice(offset, header.length)
+            self.check(data, header, data_at)
+        return header, data.slice(at, header.length)
 
-    def check(self, data: pa.Buffer, header: FrameHeader) -> None:
-        """Compare a frame's payload with its checksum and remember that it matched. Errors: DamagedFrame."""
+    def check(self, data: pa.Buffer, header: FrameHeader, data_at: int = 0) -> None:
+        """Compare a frame's payload with its checksum and remember that it matched. Errors: DamagedFrame.
+
+        `data` holds the frame and begins at byte `data_at` of the file.
+        """
         offset = header.position - self.start
-        verify_payload(data, offset, header, str(self.path))
+        verify_payload(data, offset - data_at, header, str(self.path), data_at)
         slot = offset // ALIGNMENT
         if slot >> 3 >= len(self._checked):
             self._checked.extend(bytes((slot >> 3) + 1024 - len(self._checked)))
@@ -83,6 +79,15 @@ class LogFile:
     def is_checked(self, offset: int) -> bool:
         slot = offset // ALIGNMENT
         return slot >> 3 < len(self._checked) and bool(self._checked[slot >> 3] >> (slot & 7) & 1)
+
+    def _unreadable(self, error: OSError) -> NoReturn:
+        raise DamagedFrame(
+            f"the log file cannot be read: {error}",
+            where=str(self.path),
+            next_step="Restore it from a copy.",
+            file=str(self.path),
+            offset=0,
+        ) from error
 
 
 def file_name(start: int) -> str:

@@ -113,8 +113,10 @@ class MessagePruner:
     def _cut_body(self, data: memoryview, stored: _Layout) -> tuple[np.ndarray, list[bytes | memoryview], int]:
         """New (offset, length) of each wanted buffer, the slices of the body they lie in, the new body's length."""
         entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
+        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
+            _malformed("buffers lie outside the body")
         ends = entries[:, 0] + entries[:, 1]
-        if len(entries) and (entries.min() < 0 or ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
+        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
             _malformed("buffers overlap or lie outside the body")
         parts: list[np.ndarray] = [np.empty((0, 2), np.int64)]
         slices: list[bytes | memoryview] = []

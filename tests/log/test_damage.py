@@ -130,6 +130,16 @@ def test_check_lists_every_damaged_frame_and_reads_what_it_already_read_again(tm
     assert found == [(files[0], second[0] - int(files[0].stem)), (files[1], 64), (files[-1], 0)]
 
 
+def test_check_works_on_a_log_that_refuses_to_recover(tmp_path: Path) -> None:
+    path = written(tmp_path)[0]
+    flip(path, 64 + 8, 0x01)
+    log = CommitLog.open(Disk(), tmp_path)
+    with pytest.raises(DamagedFrame):
+        list(log.recover())
+
+    assert [(Path(damage.file), damage.offset) for damage in log.check()] == [(path, 64)]
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_a_missing_file_before_the_last_is_damage(tmp_path: Path, which: int) -> None:
     files = written(tmp_path)

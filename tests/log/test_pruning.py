@@ -99,6 +99,20 @@ def test_a_message_with_flipped_bytes_is_damage_or_prunes_to_something(compressi
     assert decoded.schema == pruner.schema
 
 
+@pytest.mark.parametrize("number", [-1, 2**63 - 1, -(2**63), 2**40])
+def test_a_message_with_an_absurd_number_anywhere_is_damage_or_prunes_to_something(number: int) -> None:
+    good = encode_message(BATCH, "none").to_pybytes()
+    pruner = MessagePruner(SCHEMA, [2, 0])
+    n_damaged = 0
+    for at in range(0, len(good) - 7, 8):
+        bad = good[:at] + number.to_bytes(8, "little", signed=True) + good[at + 8 :]
+        try:
+            decode_batch(pruner.prune(pa.py_buffer(bad)), pruner.schema, untrusted=True)
+        except DamagedFrame:
+            n_damaged += 1
+    assert n_damaged > 10
+
+
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_message_cut_anywhere_is_damage(compression: str) -> None:
     message = encode_message(BATCH, compression, bytes_min=0).to_pybytes()
