@@ -81,7 +81,7 @@ class Union:
         query = f"SELECT {lake} FROM {self.snapshot.scan_sql} AS l"
         if self.hidden is not None:
             same = " AND ".join(f"h.{quoted(key)} = l.{quoted(key)}" for key in self.descriptor.primary_key)
-            query += f" WHERE NOT EXISTS (SELECT 1 FROM {quoted(hidden)} AS h WHERE {same})"
+            query += f" ANTI JOIN {quoted(hidden)} AS h ON ({same})"
         if self.tail.num_rows == 0 and all(name in in_lake for name in self.columns):
             return query
         both = f"{query} UNION ALL BY NAME SELECT {quoted_list(self.columns)} FROM {quoted(tail)}"

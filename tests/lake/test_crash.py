@@ -22,7 +22,7 @@ from storage_engine.lake import Limits, Tierer, find_snapshot, open_union, table
 from storage_engine.lake.columns import quoted_list
 from storage_engine.schema.descriptor import Column, TableDescriptor
 
-N_KILLS = int(os.environ.get("LAKE_KILLS", "8"))
+N_KILLS = int(os.environ.get("FLASHLAKE_CAMPAIGN", "8"))
 TIERED = {"table.datalake.enabled": "true", "table.datalake.freshness": "1s"}
 LOG = TableDescriptor(
     name="shop.visits",
