@@ -60,13 +60,16 @@ class Worker:
                 raise TimeoutError(f"jobs still had work after {timeout_s} s")
 
     def run_forever(self, stop: threading.Event) -> None:
-        """Run until `stop` is set."""
+        """Run until `stop` is set; a store that is away is waited for."""
         try:
             while not stop.is_set():
-                version = self._version_or_none()
-                n_rows = self.run_once() if version is not None else 0
-                if n_rows == 0 and not stop.is_set():
-                    self._wait(version, stop)
+                try:
+                    version = self._store.version()
+                    if self.run_once() == 0 and not stop.is_set():
+                        self._store.await_version(version, self._pause_s())
+                except RetriableError as error:
+                    _log.warning("the store does not answer: %s", error)
+                    stop.wait(IDLE_WAIT_S)
         finally:
             self.close()
 
@@ -132,23 +135,7 @@ class Worker:
         _log.error("job %s failed: %s", name, error)
         set_state(self._store, name, "FAILED", str(error))
 
-    # waiting
-
-    def _version_or_none(self) -> int | None:
-        try:
-            return self._store.version()
-        except RetriableError as error:
-            _log.warning("the store does not answer: %s", error)
-            return None
-
-    def _wait(self, version: int | None, stop: threading.Event) -> None:
-        if version is None:
-            stop.wait(IDLE_WAIT_S)
-            return
+    def _pause_s(self) -> float:
+        """How long to wait for a commit: until the next scheduled refresh or retry."""
         now = time.monotonic()
-        pause = min([IDLE_WAIT_S, *(max(slot.due_s - now, 0.01) for slot in self._slots.values() if slot.due_s > now)])
-        try:
-            self._store.await_version(version, pause)
-        except RetriableError as error:
-            _log.warning("the store does not answer: %s", error)
-            stop.wait(IDLE_WAIT_S)
+        return min([IDLE_WAIT_S, *(max(slot.due_s - now, 0.01) for slot in self._slots.values() if slot.due_s > now)])
