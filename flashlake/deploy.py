@@ -1,6 +1,7 @@
 """Deploy: the .sql definitions of a project into a store: tables, stream jobs, materialized views, in the order of what reads what.
 
-Repeating it is harmless: what is there with the same definition stays; another definition under the same name is refused.
+Repeating it is harmless: what is there with the same definition stays; new columns at a table's end and changed options are taken
+over; any other difference is refused.
 """
 
 from __future__ import annotations
@@ -8,34 +9,68 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from storage_engine import Store
+from storage_engine import Store, TableDescriptor
+from storage_engine.errors import AlreadyExists
 from storage_engine.schema.ddl import parse_statements
-from storage_engine.schema.statements import CreateTable
+from storage_engine.schema.statements import CreateTable, Statement
+from storage_engine.schema.validate import add_columns, set_options, validate
+
+FIXED = ("primary_key", "partition_keys", "bucket_keys", "n_buckets")
 
 
 def deploy(store: Store, folder: Path, *, only: Sequence[str] | None = None, on_table: Callable[[str], None] = lambda _: None) -> list[str]:
     """Execute the definitions under `folder` (LAYER/NAME.sql); the names, in order.
 
-    only  the tables wanted, sources without jobs; a table that has no file is left to the caller; None: all, with their jobs
-    Errors: StatementRefused with file and line; AlreadyExists when the store has another definition.
+    only  tables to make, without their jobs; one that has no file is left out. None: all definitions, with their jobs
+    Errors: StatementRefused with file and line; AlreadyExists, InvalidOption when the store has another definition.
     """
     if only is not None:
-        return [name for name in only if _create(store, folder / f"{name.replace('.', '/')}.sql")]
+        files = [(name, folder / f"{name.replace('.', '/')}.sql") for name in only]
+        return [name for name, path in files if path.exists() and make_tables(store, statements_of(path)) is not None]
     from flashlake.orchestration.tables import read_project
 
     names = []
     for definition in read_project(folder):
-        store.execute(definition.statements)
+        others = make_tables(store, statements_of(definition.path))
+        if others:
+            store.execute(";\n".join(statement.text for statement in others))
         names.append(definition.name)
         on_table(definition.name)
     return names
 
 
-def _create(store: Store, path: Path) -> bool:
-    """Create the table that a file defines, without its jobs; False when there is no such file."""
-    if not path.exists():
-        return False
-    for statement in parse_statements(path.read_text(encoding="utf-8"), default_database=path.parent.name):
+def statements_of(path: Path) -> list[Statement]:
+    return parse_statements(path.read_text(encoding="utf-8"), default_database=path.parent.name)
+
+
+def make_tables(store: Store, statements: Sequence[Statement]) -> list[Statement]:
+    """Make, or bring up to date, the tables that the statements create; the other statements."""
+    for statement in statements:
         if isinstance(statement, CreateTable):
-            store.create_table(statement.descriptor, if_not_exists=True)
-    return True
+            wanted = validate(statement.descriptor, line=statement.line)
+            current = store.create_table(statement.descriptor, if_not_exists=True).descriptor
+            changed = brought_up_to_date(current, wanted)
+            if changed != current:
+                store.backend.alter_table(changed)
+    return [statement for statement in statements if not isinstance(statement, CreateTable)]
+
+
+def brought_up_to_date(current: TableDescriptor, wanted: TableDescriptor) -> TableDescriptor:
+    """The current descriptor with what `wanted` adds: columns at the end, options.
+
+    Errors: AlreadyExists when columns or keys differ otherwise; InvalidOption for an option that is fixed at creation.
+    """
+    n = len(current.columns)
+    held = [(column.name, column.type, column.nullable) for column in current.columns]
+    differing = [name for name in FIXED if getattr(current, name) != getattr(wanted, name)]
+    if held != [(column.name, column.type, column.nullable) for column in wanted.columns[:n]]:
+        differing.insert(0, "columns")
+    if differing:
+        raise AlreadyExists(
+            f"the store has {current.name} with other {', '.join(differing)} than its definition",
+            where=current.name,
+            next_step="Add columns at the end only; for anything else make a new table, or drop this one.",
+        )
+    changed = add_columns(current, wanted.columns[n:]) if wanted.columns[n:] else current
+    options = {key: value for key, value in wanted.options.items() if current.options.get(key) != value}
+    return set_options(changed, options) if options else changed

@@ -42,7 +42,7 @@ def open_engine(config: Config, store: Store) -> QueryEngine:
     from query_engine import QueryEngine
 
     config.query.spill_dir.mkdir(parents=True, exist_ok=True)
-    return QueryEngine(store, config.lake.root, spill_dir=config.query.spill_dir)
+    return QueryEngine(store, config.lake.root, spill_dir=config.query.spill_dir, memory_limit=config.query.memory_limit)
 
 
 def open_session(config: Config, store: Store) -> SqlSession:

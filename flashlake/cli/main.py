@@ -12,6 +12,7 @@ from flashlake.cli import commands
 from flashlake.cli.output import say
 from storage_engine.errors import FlashlakeError
 
+os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # buffers that came over a wire; Arrow would warn about each
 DONE, REFUSED = 0, 1
 DESCRIPTION = "A streaming lakehouse on one machine: one .sql file per table is the stream job, the backfill, the asset and the proof."
 

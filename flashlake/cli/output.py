@@ -12,6 +12,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
+from rich.text import Text
 
 FORMATS = ("table", "csv", "json")
 TABLE_ROWS_MAX = 1_000
@@ -84,9 +85,9 @@ def _write_table(rows: pa.Table, title: str | None, out: TextIO) -> None:
     shown = RichTable(title=title, title_justify="left", header_style="bold")
     for item in rows.schema:
         is_number = pa.types.is_integer(item.type) or pa.types.is_floating(item.type) or pa.types.is_decimal(item.type)
-        shown.add_column(item.name, justify="right" if is_number else "left", overflow="fold")
+        shown.add_column(Text(item.name), justify="right" if is_number else "left", overflow="fold")
     for row in rows.slice(0, TABLE_ROWS_MAX).to_pylist():
-        shown.add_row(*(_cell(row[name]) for name in rows.column_names))
+        shown.add_row(*(Text(_cell(row[name])) for name in rows.column_names))
     console = Console(file=out) if out.isatty() else Console(file=out, width=max(200, 24 * rows.num_columns))
     console.print(shown)
     if rows.num_rows > TABLE_ROWS_MAX:

@@ -168,7 +168,7 @@ def tiering(demo: Demo) -> Lines:
 
 def lake_count(demo: Demo, table: str) -> int:
     database, _, name = table.partition(".")
-    return demo.engine.query(f'SELECT COUNT(*) AS n FROM {database}."{name}$lake"')["n"][0].as_py()
+    return demo.engine.query(f"SELECT COUNT(*) AS n FROM {database}.`{name}$lake`")["n"][0].as_py()
 
 
 def await_no_lag(demo: Demo, label: str, lines_of: Callable[[Store], list[dict[str, object]]]) -> None:

@@ -40,7 +40,7 @@ def start_time(pid: int) -> str | None:
     """The start time of the process with this pid; None when there is none or it has ended and waits to be reaped."""
     if _PROC.is_dir():
         fields = _stat_fields(pid)
-        return None if fields is None or fields[0] in ("Z", "X") else fields[19]
+        return None if fields is None or _has_ended(pid, fields[0]) else fields[19]
     shown = subprocess.run(["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
     state, _, started = shown.partition(" ")
     return None if not started or state.startswith("Z") else started.strip()
@@ -54,13 +54,23 @@ def _stat_fields(pid: int) -> list[str] | None:
         return None
 
 
+def _has_ended(pid: int, state: str) -> bool:
+    """True for a process that only waits to be reaped. While other threads of it still end, it holds its files and ports."""
+    if state not in ("Z", "X"):
+        return False
+    try:
+        return len(list((_PROC / str(pid) / "task").iterdir())) <= 1
+    except OSError:
+        return True
+
+
 def group_members(pgid: int) -> list[int]:
     """The live processes of a group or of the session it leads."""
     if _PROC.is_dir():
         members = []
         for entry in _PROC.iterdir():
             if entry.name.isdigit() and (fields := _stat_fields(int(entry.name))) is not None:
-                if str(pgid) in fields[2:4] and fields[0] not in ("Z", "X"):
+                if str(pgid) in fields[2:4] and not _has_ended(int(entry.name), fields[0]):
                     members.append(int(entry.name))
         return members
     shown = subprocess.run(["ps", "-axo", "pid=,pgid=,stat="], capture_output=True, text=True, check=False).stdout

@@ -119,6 +119,9 @@ class Supervisor:
         self._end_leftovers()
         while not self.stopping.is_set():
             wanted = self.run_dir.wanted()
+            for one in reversed(self.known.values()):  # those that need others stop before them
+                if self._next_action(one, wanted) == "stop":
+                    self._stop(one)
             for one in self.known.values():
                 self._look_after(one, wanted)
             if not wanted & set(self.known) and not any(one.child for one in self.known.values()):
@@ -141,6 +144,20 @@ class Supervisor:
         if one.child is not None and (status := one.child.poll()) is not None:
             self._ended(one, status, now)
         self._probe(one, now)
+        action = self._next_action(one, wanted)
+        if action == "start":
+            self._start(one, now)
+        elif action == "restart":
+            logger.error("%s: does not answer; it is ended and started again", one.service.name)
+            self._stop(one)
+            self._failed(one, None, now)
+        elif one.service.name in wanted and one.child is None and one.record.state == "stopped":
+            self._note(one, state="waiting")
+        elif one.service.name not in wanted and one.record.state == "waiting":
+            self._note(one, state="stopped")
+            one.n_failures, one.start_after = 0, 0.0
+
+    def _next_action(self, one: Supervised, wanted: set[str]) -> Action:
         seen = Observed(
             is_wanted=one.service.name in wanted,
             is_running=one.child is not None,
@@ -149,20 +166,7 @@ class Supervisor:
             healthy_at=one.healthy_at,
             start_after=one.start_after,
         )
-        action = decide(seen, now, start_seconds_max=self.config.services.start_seconds_max)
-        if action == "start":
-            self._start(one, now)
-        elif action == "stop":
-            self._stop(one)
-        elif action == "restart":
-            logger.error("%s: does not answer; it is ended and started again", one.service.name)
-            self._stop(one)
-            self._failed(one, None, now)
-        elif seen.is_wanted and one.child is None and one.record.state == "stopped":
-            self._note(one, state="waiting")
-        elif not seen.is_wanted and one.record.state == "waiting":
-            self._note(one, state="stopped")
-            one.n_failures, one.start_after = 0, 0.0
+        return decide(seen, time.monotonic(), start_seconds_max=self.config.services.start_seconds_max)
 
     def _start(self, one: Supervised, now: float) -> None:
         log = self.log_of(one.service.name)
