@@ -27,6 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", required=True, help="store address: flashlake://host:port, or file:///path when no other process has it")
     parser.add_argument("--lake", required=True, help="lake root: a table db.t lives in LAKE/db/t")
     parser.add_argument("--once", action="store_true", help="tier everything that is in the store now, then end")
+    parser.add_argument(
+        "--undo", metavar="TABLE", help="set a lake table that somebody else changed back to the tierer's last commit, then end"
+    )
+    parser.add_argument("--forget", metavar="TABLE", help="forget a lake table that was moved away: the next run tiers it afresh; then end")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     stop = threading.Event()
@@ -34,7 +38,11 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: stop.set())
     try:
         with connect(options.store) as store, Tierer(store, options.lake) as tierer:
-            if options.once:
+            if options.undo:
+                tierer.undo(options.undo)
+            elif options.forget:
+                tierer.forget(options.forget)
+            elif options.once:
                 tierer.run_once(force=True)
             else:
                 sys.stdout.write(f"tiering {options.store} to {tierer.lake_root}\n")

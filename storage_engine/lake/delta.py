@@ -24,7 +24,7 @@ from deltalake.exceptions import CommitFailedError
 from storage_engine.errors import LakeChanged, ProgressConflict, WriteFailed
 from storage_engine.lake.columns import lake_schema, quoted, to_lake
 from storage_engine.lake.netting import NetChanges
-from storage_engine.lake.record import LAKE_ID, LakeRecord, entries_back, read_entry
+from storage_engine.lake.record import LAKE_ID, LakeRecord, LogEntry, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 
 _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
@@ -93,10 +93,13 @@ class LakeTable:
         return (path / "_delta_log").is_dir() and DeltaTable.is_deltatable(str(path))
 
     @classmethod
-    def open(cls, path: Path, lake_id: str) -> LakeTable:
+    def open(cls, path: Path, lake_id: str, *, undo_epoch: int | None = None) -> LakeTable:
         """Open the table of that lake id.
 
-        Errors: LakeChanged when it is another table, when its log holds no record, or when someone changed rows after the record.
+        undo_epoch  of a tierer that was told to undo what others did: rows are set back to the newest record, as a new
+                    version (RESTORE); what is undone stays readable under its own version until vacuum
+        Errors: LakeChanged when it is another table, when its log holds no record, or when someone changed rows after the
+                record and `undo_epoch` is not given.
         """
         table = DeltaTable(str(path))
         found = table.metadata().configuration.get(LAKE_ID)
@@ -106,8 +109,9 @@ class LakeTable:
                 where=str(path),
                 next_step="Move that directory away, or give this store another lake root; tiering then starts afresh.",
             )
-        record = last_record(path, table.version())
-        return cls(path, table, record)
+        if undo_epoch is not None:
+            _undo(path, table, undo_epoch)
+        return cls(path, table, last_record(path, table.version()))
 
     # state
 
@@ -304,14 +308,19 @@ def last_record(path: Path, delta_version: int) -> LakeRecord:
 
     Errors: LakeChanged when rows were changed by somebody else after it, or when there is none.
     """
+    record, foreign = _newest(path, delta_version)
+    if foreign is not None:
+        raise _changed_by(path, foreign.delta_version, foreign.written_by, record)
+    return record
+
+
+def _newest(path: Path, delta_version: int) -> tuple[LakeRecord, LogEntry | None]:
+    """The newest record, and the first commit after it in which somebody else changed rows."""
     foreign = None
     for entry in entries_back(path, delta_version):
-        if entry.record is None:
-            foreign = entry if entry.changes_data else foreign
-            continue
-        if foreign is not None:
-            raise _changed_by(path, foreign.delta_version, foreign.written_by, entry.record)
-        return entry.record
+        if entry.record is not None:
+            return entry.record, foreign
+        foreign = entry if entry.changes_data else foreign
     raise LakeChanged(
         "the Delta log holds no record of the tierer",
         where=str(path),
@@ -319,11 +328,18 @@ def last_record(path: Path, delta_version: int) -> LakeRecord:
     )
 
 
+def _undo(path: Path, table: DeltaTable, epoch: int) -> None:
+    record, foreign = _newest(path, table.version())
+    if foreign is not None:
+        table.restore(record.delta_version, commit_properties=replace(record, epoch=epoch, kind="restore").commit_properties())
+        table.update_incremental()
+
+
 def _changed_by(path: Path, delta_version: int, who: str, record: LakeRecord) -> LakeChanged:
     return LakeChanged(
         f"rows were changed in Delta version {delta_version} ({who}); the tierer's last version is {record.delta_version}",
         where=str(path),
-        next_step=f"Roll the table back to version {record.delta_version} with `flashlake rollback`, or move it away and tier afresh.",
+        next_step="Set it back to that version with `python -m storage_engine.lake --undo TABLE`, or move it away.",
     )
 
 

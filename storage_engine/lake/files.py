@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -63,23 +63,20 @@ def write_lake_table(
     table = _existing(path, name, mode)
     if table is not None and write_id is not None and write_id[1] <= (table.transaction_version(write_id[0]) or 0):
         return LakeWrite(path, table.version(), 0, is_duplicate=True)
-    transactions = [Transaction(*write_id)] if write_id else None
     before = table.version() if table is not None else -1
     counted = _Counted(rows, schema)
+    options: dict[str, Any] = {
+        "partition_by": list(partition_by) or None,
+        "predicate": where if table is not None else None,
+        "name": name,
+        "description": description or None,
+        "target_file_size": _FILE_BYTES,
+        "writer_properties": WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=_ROWS_PER_GROUP),
+        "commit_properties": CommitProperties(app_transactions=[Transaction(*write_id)] if write_id else None, max_commit_retries=0),
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write_deltalake(
-            table if table is not None else str(path),
-            counted.reader(),
-            mode=mode,
-            partition_by=list(partition_by) or None,
-            predicate=where if table is not None else None,
-            name=name,
-            description=description or None,
-            target_file_size=_FILE_BYTES,
-            writer_properties=WriterProperties(compression="ZSTD", compression_level=1, max_row_group_size=_ROWS_PER_GROUP),
-            commit_properties=CommitProperties(app_transactions=transactions, max_commit_retries=0),
-        )
+        write_deltalake(table if table is not None else str(path), counted.reader(), mode=mode, **options)
     except OSError as error:
         raise WriteFailed(
             f"the lake refused the write: {error}", where=str(path), next_step="Free space or fix permissions, and write again."

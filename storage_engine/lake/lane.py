@@ -112,6 +112,25 @@ class Lane:
         has_more = n_rows_between(stop, latest) > 0
         return Round(self.table, n_rows_between(start, stop), record.version, record.delta_version, time.monotonic() - began, has_more)
 
+    def undo(self) -> LakeRecord:
+        """Make lake and store agree again on the tierer's newest commit in the lake; rows that others changed are set back.
+
+        Errors: LakeChanged when there is nothing to go back to: the table is gone or another one.
+        """
+        table = self._store.table(self.table)
+        progress = self._claim(table) if self._epoch == 0 else self._progress(table)
+        if not LakeTable.exists(self.path):
+            raise self._is_gone(progress)
+        record = LakeTable.open(self.path, progress.detail["lake_id"], undo_epoch=self._epoch).record
+        recorded = progress.offsets.get(self.table, {})
+        live = {bucket.partition for bucket in recorded}
+        covered = {bucket: offset for bucket, offset in record.offsets.items() if bucket.partition in live}
+        detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
+        detail.pop("error", None)
+        self._commit_progress({**dict.fromkeys(recorded, 0), **covered}, recorded, detail)
+        self._lake = None
+        return record
+
     # store side
 
     def note_error(self, text: str) -> None:
@@ -140,7 +159,7 @@ class Lane:
             raise LakeChanged(
                 f"{self.table} was dropped and created again; the lake still holds the rows of the first one",
                 where=str(self.path),
-                next_step="Move that directory away and make the tierer forget the table, or give the new table another name.",
+                next_step="Move it away, then `python -m storage_engine.lake --forget TABLE`; or give the new table another name.",
             )
 
     def _claim(self, table: Table) -> Progress:
@@ -182,15 +201,18 @@ class Lane:
         if LakeTable.exists(self.path):
             lake = LakeTable.open(self.path, lake_id)
         elif progress.detail["version"] > 0:
-            raise LakeChanged(
-                f"the Delta table is gone; the store recorded its version {progress.detail['lake_version']}",
-                where=str(self.path),
-                next_step=f"Put it back, or call forget('{self.table}') on the tierer to tier what the store still holds.",
-            )
+            raise self._is_gone(progress)
         else:
             lake = LakeTable.create(self.path, table.descriptor, lake_id, self._epoch)
         self._data_commits = commits_since_compaction(self.path, lake.delta_version)
         return lake
+
+    def _is_gone(self, progress: Progress) -> LakeChanged:
+        return LakeChanged(
+            f"the Delta table is gone; the store recorded its version {progress.detail['lake_version']}",
+            where=str(self.path),
+            next_step="Put it back, or tier afresh what the store still holds: `python -m storage_engine.lake --forget TABLE`.",
+        )
 
     def _reconcile(self, lake: LakeTable, record: LakeRecord, progress: Progress) -> tuple[LakeRecord, Progress]:
         """Set the store's progress to what the lake covers, after a crash between the two commits; notice dropped partitions.
@@ -207,7 +229,7 @@ class Lane:
             raise LakeChanged(
                 f"the lake covers store version {record.version}, the store recorded {known}: the table was set back",
                 where=str(self.path),
-                next_step="Restore the table with `flashlake rollback`, which tells the tierer, or put the newer commits back.",
+                next_step="Go on from there with `python -m storage_engine.lake --undo TABLE`, or put the newer commits back.",
             )
         if record.version > known:
             log.info("%s: the lake is at store version %d, progress was at %d: repaired", self.table, record.version, known)

@@ -95,6 +95,12 @@ class Tierer:
         """How far the lake is behind, per table."""
         return tier_lag(self._store)
 
+    def undo(self, table: str) -> None:
+        """Make lake and store agree again after somebody else changed a lake table: back to the tierer's newest commit in it."""
+        self._lanes[table] = lane = Lane(self._store, self.lake_root, table, self._limits)
+        lane.undo()
+        self.errors.pop(table, None)
+
     def forget(self, table: str) -> None:
         """Drop what the store recorded about a lake table that was moved away; the next round tiers the table afresh."""
         owner = OWNER_PREFIX + table

@@ -277,6 +277,32 @@ def test_a_table_created_again_is_refused_until_its_lake_is_moved_away_and_forgo
     assert_lake_equals_store(store, "shop.events")
 
 
+@pytest.mark.parametrize("change", ["rows deleted", "older version"])
+def test_undo_brings_lake_and_store_together_again(store, lake, lake_rows, assert_lake_equals_store, change):
+    table = store.create_table(STOCK)
+    path = table_path(lake, "shop.stock")
+    with Tierer(store, lake) as tierer:
+        for n in range(3):
+            table.upsert(stock(range(n, n + 5), n))
+            tierer.run_once(force=True)
+    if change == "rows deleted":
+        DeltaTable(str(path)).delete("item = 1")
+        DeltaTable(str(path)).optimize.compact()
+    else:
+        (path / "_delta_log" / f"{3:020d}.json").unlink()
+    with Tierer(store, lake) as tierer:
+        with pytest.raises(LakeChanged, match="--undo"):
+            tierer.run_once(force=True)
+
+        tierer.undo("shop.stock")
+
+        tierer.run_once(force=True)
+        assert_lake_equals_store(store, "shop.stock")
+        table.upsert(stock([1, 77], 9))
+        tierer.run_once(force=True)
+    assert_lake_equals_store(store, "shop.stock")
+
+
 # freshness
 
 
