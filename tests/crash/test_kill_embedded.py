@@ -30,10 +30,11 @@ def acknowledgements_until_killed(directory: Path, n_acks: int, grace_s: float) 
     """Run the workload, kill it after `n_acks` acknowledgements and then `grace_s` more; the last sequence acknowledged to each writer."""
     command = [sys.executable, workload.__file__, str(directory), str(SEED)]
     acknowledged: dict[int, int] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as child:
-        assert child.stdout is not None
-        lines = b""
-        deadline = time.monotonic() + 60
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0)
+    assert child.stdout is not None, "opened as a pipe"
+    lines = b""
+    deadline = time.monotonic() + 60
+    try:
         while lines.count(b"\n") < n_acks:
             assert select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))[0], "no acknowledgement in time"
             received = os.read(child.stdout.fileno(), 1 << 16)
@@ -42,8 +43,11 @@ def acknowledgements_until_killed(directory: Path, n_acks: int, grace_s: float) 
         end = time.monotonic() + grace_s
         while (left_s := end - time.monotonic()) > 0 and select.select([child.stdout], [], [], left_s)[0]:
             lines += os.read(child.stdout.fileno(), 1 << 16)
+    finally:
         child.send_signal(signal.SIGKILL)
-        lines += child.stdout.read()
+        lines += child.stdout.readall()
+        child.stdout.close()
+        child.wait()
     for line in lines.decode().split("\n")[:-1]:
         writer, seq = map(int, line.split())
         acknowledged[writer] = max(acknowledged.get(writer, 0), seq)

@@ -10,6 +10,7 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,11 +130,9 @@ def main(directory: str, seed: int) -> None:
     while True:
         with storage_engine.connect(Path(directory).absolute().as_uri()) as store:
             make_tables(store)
-            threads = [threading.Thread(target=write, args=(store, writer)) for writer in range(N_WRITERS)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(N_WRITERS) as pool:
+                for written in [pool.submit(write, store, writer) for writer in range(N_WRITERS)]:
+                    written.result()
 
 
 if __name__ == "__main__":
