@@ -126,7 +126,7 @@ def encode_message(
     A batch below `bytes_min` is left as it is: compressing ten rows takes 40 times as long as writing them and saves nothing.
     Errors: InvalidOption for another compression.
     """
-    n_bytes = 0 if compression == "none" else batch.nbytes
+    n_bytes = 0 if compression == "none" else pa.ipc.get_record_batch_size(batch)
     if compression == "none" or (n_bytes < bytes_min and compression in _CODECS):
         return batch.serialize()
     sink = pa.BufferOutputStream()
