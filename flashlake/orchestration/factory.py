@@ -96,6 +96,10 @@ def derived_asset(definition: TableDefinition, spec: dg.AssetSpec) -> dg.AssetsD
                 columns = _column_schema(definition, warehouse.column_types(definition.name))
                 lineage = {key: value for key, value in spec.metadata.items() if key == "dagster/column_lineage"}
                 metadata = {**proof_metadata(proof, n_repaired), **lineage, "dagster/column_schema": columns}
+                if len(proof.n_rows_of) > 1:  # one result for the range; the rows are told for each of its days
+                    metadata["rows_in_range"] = metadata.pop("dagster/row_count")
+                    for partition, n_rows in proof.n_rows_of.items():
+                        context.add_asset_metadata({"dagster/row_count": n_rows}, asset_key=spec.key, partition_key=partition)
                 yield dg.MaterializeResult(asset_key=spec.key, metadata=metadata)
         except FlashlakeError as error:
             raise dg.Failure(

@@ -19,16 +19,18 @@ def prove(store: Store, table: str, partitions: Sequence[str] = ()) -> Proof:
     from query_engine.verify import verify
 
     reports = verify(store, None, table, partitions=partitions)
+    n_rows_of = count_rows(store.table(table), partitions) if partitions else {}
     return Proof(
         table=table,
         partitions=tuple(partitions),
         version=max(report.version for report in reports),
-        n_rows=count_rows(store.table(table), partitions),
+        n_rows=sum(n_rows_of.values()) if partitions else store.table(table).count(),
         n_compared=sum(report.rows_compared for report in reports),
         n_differing=sum(report.rows_differing for report in reports),
         sample=tuple({"pipeline": report.job, **row} for report in reports for row in report.sample)[:SAMPLE_ROWS_MAX],
         notes=tuple(dict.fromkeys(note for report in reports for note in report.notes)),
         pipelines=tuple(report.job for report in reports),
+        n_rows_of=n_rows_of,
     )
 
 
@@ -42,19 +44,23 @@ def repair(store: Store, table: str, partitions: Sequence[str] = ()) -> int:
     return write(store, None, table, partitions=partitions)
 
 
-def count_rows(table: Table, partitions: Sequence[str] = ()) -> int:
-    """Current rows of a primary-key table, log rows of a log table; of some partitions, or (empty) of all."""
+def count_rows(table: Table, partitions: Sequence[str]) -> dict[str, int]:
+    """Rows of each partition: current rows of a primary-key table, log rows of a log table."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     from query_engine.verify import partition_column
 
-    descriptor = table.descriptor
-    if not partitions:
-        return table.count()
-    if descriptor.has_primary_key:
-        column = partition_column(descriptor)
-        return table.read([column], where_partitions(column, partitions)).num_rows
-    wanted = set(partitions)
+    counts = dict.fromkeys(partitions, 0)
+    if table.descriptor.has_primary_key:
+        column = partition_column(table.descriptor)
+        values = pc.value_counts(pc.cast(table.read([column], where_partitions(column, partitions))[column], pa.string()))
+        return {**counts, **{item["values"]: item["counts"] for item in values.to_pylist()}}
     earliest = table.offsets("earliest")
-    return sum(stop - earliest.get(bucket, 0) for bucket, stop in table.offsets("latest").items() if bucket.partition in wanted)
+    for bucket, stop in table.offsets("latest").items():
+        if bucket.partition in counts:
+            counts[bucket.partition] += stop - earliest.get(bucket, 0)
+    return counts
 
 
 def where_partitions(column: str, partitions: Sequence[str]) -> str:

@@ -27,6 +27,7 @@ def journal_sensor(
 
     interval_s  seconds between ticks; quiet_s: seconds without new rows after which an ended day is sealed.
     """
+    # In the order of the definitions: what is read is reported before what reads it, so that nothing looks out of step.
     partitions: Mapping[str, dg.DailyPartitionsDefinition | None] = {
         definition.name: day_partitions(definition.policy, start) for definition in definitions
     }
@@ -47,6 +48,8 @@ def journal_sensor(
             return dg.SkipReason(str(error))
         now = datetime.now(UTC)
         sealed, cursor = seal(cursor, int(now.timestamp() * 1000), now.date().isoformat(), int(quiet_s * 1000), EVENTS_PER_TICK)
+        order = list(partitions)
+        sealed.sort(key=lambda day: (day.day, order.index(day.table)))
         events = [event for day in sealed if (event := _event(day, partitions[day.table])) is not None]
         skip = None if events else f"version {cursor.version}; {len(cursor.open_days)} days open, none sealed"
         return dg.SensorResult(asset_events=events, cursor=cursor.to_json(), skip_reason=skip)

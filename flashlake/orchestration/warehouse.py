@@ -20,7 +20,8 @@ class Proof:
 
     partitions      the partitions compared; empty: the whole table
     version         the store's version both sides were read at
-    n_rows          current rows of the table (in those partitions) at that version
+    n_rows          rows of the table (in those partitions) now: current rows, or log rows of a log table
+    n_rows_of       the same per partition; empty when the whole table was compared
     n_compared      rows compared, over all pipelines that write the table
     n_differing     rows that differ, are missing or are extra
     sample          some of the differing rows, printable
@@ -35,7 +36,8 @@ class Proof:
     n_differing: int
     sample: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
-    pipelines: tuple[str, ...] = field(default=())
+    pipelines: tuple[str, ...] = ()
+    n_rows_of: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def holds(self) -> bool:

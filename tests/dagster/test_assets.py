@@ -73,7 +73,8 @@ def test_a_range_of_days_is_one_run_with_one_proof(project: Path) -> None:
 
     result = materialize(project, DAY, day(3), day(2), day(1))
 
-    assert len(result.get_asset_materialization_events()) == 3
+    events = [event.materialization for event in result.get_asset_materialization_events()]
+    assert [(event.partition, event.metadata["dagster/row_count"].value) for event in events] == [(day(3), 1), (day(2), 1), (day(1), 1)]
     evaluations = result.get_asset_check_evaluations()
     assert [check.metadata["rows_compared"].value for check in evaluations] == [3]
 
