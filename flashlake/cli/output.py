@@ -38,8 +38,8 @@ def progress_bars() -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def write_rows(rows: pa.Table, form: str, *, title: str | None = None, out: TextIO | None = None) -> None:
-    """Write a result: "table" for people, "csv" with a header, "json" as one list of objects. Null is empty in CSV."""
+def write_rows(rows: pa.Table, form: str, *, title: str | None = None, thousands: bool = False, out: TextIO | None = None) -> None:
+    """Write a result: "table" for people, "csv" with a header, "json" as one list of objects. `thousands`: 1,000 in the table."""
     out = out or sys.stdout
     if form == "csv":
         out.write(csv_text(rows))
@@ -47,7 +47,7 @@ def write_rows(rows: pa.Table, form: str, *, title: str | None = None, out: Text
         json.dump(rows.to_pylist(), out, default=_json_value, ensure_ascii=False, indent=1)
         out.write("\n")
     else:
-        _write_table(rows, title, out)
+        _write_table(rows, title, out, thousands=thousands)
 
 
 def csv_text(rows: pa.Table) -> str:
@@ -81,24 +81,24 @@ def _json_value(value: Any) -> Any:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 
-def _write_table(rows: pa.Table, title: str | None, out: TextIO) -> None:
+def _write_table(rows: pa.Table, title: str | None, out: TextIO, *, thousands: bool) -> None:
     shown = RichTable(title=title, title_justify="left", header_style="bold")
     for item in rows.schema:
         is_number = pa.types.is_integer(item.type) or pa.types.is_floating(item.type) or pa.types.is_decimal(item.type)
         shown.add_column(Text(item.name), justify="right" if is_number else "left", overflow="fold")
     for row in rows.slice(0, TABLE_ROWS_MAX).to_pylist():
-        shown.add_row(*(Text(_cell(row[name])) for name in rows.column_names))
+        shown.add_row(*(Text(_cell(row[name], thousands=thousands)) for name in rows.column_names))
     console = Console(file=out) if out.isatty() else Console(file=out, width=max(200, 24 * rows.num_columns))
     console.print(shown)
     if rows.num_rows > TABLE_ROWS_MAX:
         say(f"... {rows.num_rows - TABLE_ROWS_MAX:,} more rows; --format csv or json writes them all")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, *, thousands: bool) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
         return value.hex() if len(value) <= 16 else f"{value[:16].hex()}... ({len(value)} bytes)"
     if isinstance(value, bool):
         return str(value).lower()
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if thousands and isinstance(value, int) else str(value)

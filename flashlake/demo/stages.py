@@ -6,7 +6,7 @@ A stage returns lines of the final table: a label and a StageResult. It raises a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
@@ -232,19 +232,20 @@ def spark_join(demo: Demo) -> Lines:
     run = run_assets(demo.dagster_url, SPARK_ASSETS, config=config)
     held = demo.engine.query("SELECT COUNT(*) AS n FROM dws.promotion_line")["n"][0].as_py()
     report = demo.config.lake.root / "reports" / "promotion_join.json"
-    is_verified = held > 0 and all(run.checks.values()) and (run.n_rows is None or run.n_rows == held)
-    return [
-        (
-            "spark dws.promotion_line",
-            StageResult(held, None, is_verified, f"{demo.config.lake.root / 'dws' / 'promotion_line'}, skew in {report}"),
-        )
-    ]
+    ((_, compared),) = compare(demo, ["promotions"])
+    where = f"{demo.config.lake.root / 'dws' / 'promotion_line'}, skew in {report}"
+    return [("spark dws.promotion_line", StageResult(held, None, compared.is_verified and all(run.checks.values()), where))]
 
 
 def answers(demo: Demo) -> Lines:
-    """The platform's answers against the same questions put to the package's Parquet files, to the row and to the cent."""
+    """The platform's answers, from stream, views and lake."""
+    return compare(demo, ["hours", "departments", "households"])
+
+
+def compare(demo: Demo, names: Sequence[str]) -> Lines:
+    """Answers against the same questions put to the package's Parquet files, to the row and to the cent."""
     lines = []
-    for name, expected in truth(demo.first_day, demo.days).items():
+    for name, expected in truth(demo.first_day, demo.days, names).items():
         started = time.monotonic()
         found = demo.engine.query(answer_query(name, demo.first_day, demo.days))
         seconds = time.monotonic() - started

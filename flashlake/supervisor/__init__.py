@@ -8,8 +8,8 @@ status.py     what `flashlake status` prints
 records.py    the files under data/run; process.py: a process by pid and start time
 """
 
-from flashlake.supervisor.control import run_in_foreground, start_services, stop_services
+from flashlake.supervisor.control import start_services, stay_in_foreground, stop_services
 from flashlake.supervisor.services import SERVICE_NAMES
 from flashlake.supervisor.status import status_table
 
-__all__ = ["SERVICE_NAMES", "run_in_foreground", "start_services", "status_table", "stop_services"]
+__all__ = ["SERVICE_NAMES", "start_services", "status_table", "stay_in_foreground", "stop_services"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,7 +15,6 @@ from flashlake.supervisor.probes import port_is_free
 from flashlake.supervisor.process import ProcessId, spawn, stop_group
 from flashlake.supervisor.records import RunDir, ServiceRecord
 from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, prepare_dagster_home, services
-from flashlake.supervisor.supervise import supervise
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
 
 POLL_SECONDS = 0.1
@@ -52,27 +53,15 @@ def start_services(
     return [run_dir.service(name) for name in chosen]
 
 
-def run_in_foreground(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> None:
-    """Supervise the named services (none: all) in this process until it is interrupted or terminated; then stop them.
-
-    Errors: StoreUnavailable for a port in use, or when a supervisor runs already.
-    """
-    known = services(config)
-    chosen = check_names(names, known) or list(known)
+def stay_in_foreground(config: Config) -> None:
+    """Wait until this process is interrupted or terminated, or the services are stopped by another; then stop them all."""
     run_dir = RunDir(config.services.run_dir)
-    if run_dir.supervisor() is not None:
-        raise StoreUnavailable("services run already", where=str(run_dir.path), next_step="Use them, or end them with `flashlake down`.")
-    if {"webserver", "daemon"} & set(chosen):
-        prepare_dagster_home(config)
-    for name in chosen:
-        check_port(known[name])
-        run_dir.want(name)
-    say(f"supervising {', '.join(chosen)}; logs in {config.services.log_dir}; interrupt to stop")
-    try:
-        supervise(config)
-    finally:
-        for name in chosen:
-            run_dir.unwant(name)
+    ended = threading.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: ended.set())
+    while run_dir.supervisor() is not None and not ended.wait(0.5):
+        pass
+    stop_services(config)
 
 
 def stop_services(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> list[str]:

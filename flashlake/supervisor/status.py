@@ -24,7 +24,7 @@ from storage_engine.schema.descriptor import Offsets
 
 SCHEMA = pa.schema(
     [
-        ("kind", pa.string()), ("name", pa.string()), ("health", pa.string()), ("pid", pa.int64()),
+        ("kind", pa.string()), ("name", pa.string()), ("health", pa.string()), ("pid", pa.string()),
         ("uptime_s", pa.int64()), ("lag_rows", pa.int64()), ("restarts", pa.int64()), ("detail", pa.string()),
     ]
 )  # fmt: skip
@@ -56,7 +56,7 @@ def service_line(record: ServiceRecord, is_wanted: bool, lag_rows: int | None) -
     is_running = record.is_running
     health = record.state if is_running or record.state == "waiting" else ("down" if is_wanted else "stopped")
     return {
-        "kind": "service", "name": record.name, "health": health, "pid": record.pid if is_running else None,
+        "kind": "service", "name": record.name, "health": health, "pid": str(record.pid) if is_running else None,
         "uptime_s": int(time.time() - record.since_s) if is_running else None, "lag_rows": lag_rows,
         "restarts": record.n_restarts if is_wanted else None, "detail": record.address or record.log,
     }  # fmt: skip

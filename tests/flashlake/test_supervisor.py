@@ -174,7 +174,7 @@ def test_up_serves_the_store_and_down_stops_it(config):
 
     line = next(row for row in table.to_pylist() if row["name"] == "store")
     assert is_well
-    assert (line["health"], line["pid"]) == ("healthy", record.pid)
+    assert (line["health"], line["pid"]) == ("healthy", str(record.pid))
     assert again[0].pid == record.pid, "a running service is left alone"
     assert stopped == ["store"]
     assert not record.process.is_alive

@@ -50,11 +50,11 @@ def run_demo_command(options: argparse.Namespace) -> int:
             first_day=first_day,
             days=options.days or config.demo.days,
             keep=options.keep,
-            skip=frozenset(options.skip),
+            skip=frozenset(options.skip) | ({"spark"} if "dagster" in options.skip else set()),
             bars=bars,
             say=say,
         )
-    write_rows(outcome.table, options.format, title="flashlake demo")
+    write_rows(outcome.table, options.format, title="flashlake demo", thousands=True)
     for line in outcome.where_to_look:
         say(line)
     return 0 if outcome.is_success else 1

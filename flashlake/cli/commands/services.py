@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import pyarrow as pa
 
 from flashlake.cli.options import command, config_of, with_format
 from flashlake.cli.output import say, write_rows
-from flashlake.supervisor import SERVICE_NAMES, run_in_foreground, start_services, status_table, stop_services
+from flashlake.config import Config
+from flashlake.supervisor import SERVICE_NAMES, start_services, status_table, stay_in_foreground, stop_services
 
 _SERVICES = f"services: {', '.join(SERVICE_NAMES)} (default: all)"
 
@@ -18,6 +20,7 @@ def add_to(found: Any) -> None:
     parser = command(
         found, "up", up, summary="start services and supervise them",
         more="It returns when all are healthy and prints where they are; they go on until `flashlake down`.\n"
+        "With the stream worker the project's .sql definitions are brought into the store: tables, views, jobs.\n"
         "Each is restarted when it ends; its output goes to the log directory.",
         example="flashlake up\nflashlake up store\nFLASHLAKE__STORE__PORT=9700 flashlake up store stream",
     )  # fmt: skip
@@ -37,13 +40,26 @@ def add_to(found: Any) -> None:
 
 def up(options: argparse.Namespace) -> int:
     config = config_of(options)
-    if options.foreground:
-        run_in_foreground(config, options.services, say=say)
-        return 0
     records = start_services(config, options.services, say=say)
-    rows = [{"service": record.name, "pid": record.pid, "address": record.address, "log": record.log} for record in records]
+    if not options.no_deploy and any(record.name == "stream" for record in records):
+        deploy_definitions(config)
+    rows = [{"service": record.name, "pid": str(record.pid), "address": record.address, "log": record.log} for record in records]
     write_rows(pa.Table.from_pylist(rows), options.format)
+    if options.foreground:
+        sys.stdout.flush()
+        stay_in_foreground(config)
     return 0
+
+
+def deploy_definitions(config: Config) -> None:
+    """The project's tables, views and jobs into the running store, so that the stream worker has something to do."""
+    from flashlake.deploy import deploy
+    from flashlake.sql import open_store
+
+    folder = config.project / "assets"
+    if any(folder.glob("*/*.sql")):
+        with open_store(config) as store:
+            say(f"definitions: {len(deploy(store, folder))} tables and views of {folder}")
 
 
 def down(options: argparse.Namespace) -> int:
