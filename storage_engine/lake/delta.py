@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, WriterProperties, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from storage_engine.errors import LakeChanged, ProgressConflict, WriteFailed
 from storage_engine.lake.columns import lake_schema, quoted, to_lake
@@ -382,13 +382,15 @@ def sync_commit(path: Path, delta_version: int, added: tuple[str, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _storage_errors(path: Path):
-    """Operating system errors inside delta-rs (disk full, no permission) as WriteFailed."""
+def _storage_errors(path: Path) -> Iterator[None]:
+    """What delta-rs raises, as WriteFailed: disk full and the like. A commit that lost a race stays CommitFailedError."""
     try:
         yield
-    except OSError as error:
+    except (OSError, DeltaError) as error:
+        if isinstance(error, CommitFailedError) and "os error" not in str(error):
+            raise
         raise WriteFailed(
             f"the lake refused the write: {error}",
             where=str(path),
-            next_step="Free space or fix permissions; tiering goes on where it stopped.",
+            next_step="Free space or fix permissions; nothing of it is visible, and tiering goes on where it stopped.",
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -113,6 +114,34 @@ def run_and_kill(tmp_path: Path, seed: int, after_s: float) -> None:
             assert process.poll() is None, (tmp_path / "errors.txt").read_text()
         finally:
             process.kill()
+
+
+@pytest.mark.crash
+def test_the_tiering_process_killed_beside_a_running_server_goes_on_when_it_is_started_again(tmp_path, lake_rows):
+    pick = random.Random(1)
+    server = [sys.executable, "-m", "storage_engine.server", "--dir", str(tmp_path / "store"), "--host", "127.0.0.1", "--port", "0"]
+    with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as serving:
+        try:
+            url = re.search(r"flashlake://\S+", serving.stdout.readline())[0]
+            command = [sys.executable, "-m", "storage_engine.lake", "--store", url, "--lake", str(tmp_path / "lake")]
+            with storage_engine.connect(url) as store:
+                prepare(store)
+                for number in range(max(N_KILLS // 3, 2)):
+                    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tiering:
+                        assert tiering.stdout.readline().startswith("tiering ")
+                        end = time.monotonic() + pick.uniform(0.3, 1.5)
+                        while time.monotonic() < end:
+                            store.table("shop.visits").append({"user_id": [number] * 5, "day": ["2026-01-01"] * 5})
+                            store.table("shop.stock").upsert(
+                                {"item": pick.sample(range(50), 9), "day": ["2026-01-01"] * 9, "n": [number] * 9}
+                            )
+                        tiering.kill()
+                assert subprocess.run([*command, "--once"]).returncode == 0
+                for name in ("shop.visits", "shop.stock"):
+                    columns = quoted_list(store.describe(name).column_names)
+                    assert lake_rows(table_path(tmp_path / "lake", name), columns) == rows_at(store, name, store.version())
+        finally:
+            serving.terminate()
 
 
 class DeathError(BaseException):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import resource
 from decimal import Decimal
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 
-from storage_engine.errors import InvalidPartition, LakeChanged, ProgressConflict
+from storage_engine.errors import InvalidPartition, LakeChanged, ProgressConflict, WriteFailed
 from storage_engine.lake.columns import lake_schema, to_lake
 from storage_engine.lake.delta import LakeTable, Target, last_record
 from storage_engine.lake.netting import net_changes
@@ -298,3 +299,19 @@ def test_a_column_added_to_the_table_is_null_in_older_rows(tmp_path, changelog, 
     table.append(table.record, Target(2, {BUCKET: 2}, 1), rows.to_reader)
 
     assert lake_rows(tmp_path / "events", "user_id, place") == [(1, None), (2, "Utrecht")]
+
+
+def test_a_full_disk_is_one_clear_error_and_the_next_write_goes_through(tmp_path, changelog, lake_rows):
+    table = LakeTable.create(tmp_path / "events", EVENTS, "lake-1", epoch=1)
+    append_events(table, changelog, [1], version=1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
+    try:
+        with pytest.raises(WriteFailed, match="File too large"):
+            append_events(table, changelog, list(range(2, 5000)), version=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    append_events(table, changelog, [2], version=2)
+
+    assert lake_rows(tmp_path / "events", "user_id") == [(1,), (2,)]
