@@ -3,7 +3,7 @@
 Control calls are actions (JSON both ways); calls that carry rows use kept-open lanes; fetch and read are streams.
 Holds: a call that may safely be sent twice is sent again after a broken connection, until `retry_s` is over. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
-Never: caches anything that the server owns.
+Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.flight as fl
 
 from storage_engine.client.backend import CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
+from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
@@ -94,12 +95,14 @@ class FlightBackend:
         return TableDescriptor.from_json(created)
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        self._require("alter_table")
         return TableDescriptor.from_json(self._control("alter_table", {"descriptor": descriptor.to_json()}, is_repeatable=False))
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         self._control("drop_table", {"name": name, "if_exists": if_exists}, is_repeatable=if_exists)
 
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
+        self._require("drop_partition")
         self._control("drop_partition", {"table": table, "partition": partition, "if_exists": if_exists}, is_repeatable=if_exists)
 
     def tables(self) -> list[TableDescriptor]:
@@ -116,6 +119,7 @@ class FlightBackend:
 
     # writes
     def commit(self, request: CommitRequest) -> CommitResult:
+        self._require(*features_of_commit(request))
         with self._writers.borrow() as writer:
             is_ours = request.write_id is None
             if is_ours:
@@ -152,6 +156,7 @@ class FlightBackend:
         self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
     ) -> Iterator[FetchedFrame]:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
+        self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
         retry = _Retry(self._retry_s)
         while left:
@@ -169,13 +174,16 @@ class FlightBackend:
                 left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
+        self._require(*features_of_lookup(insert_if_not_exists=insert_if_not_exists))
         arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": insert_if_not_exists}
         return self._table_over_lane(Call("lookup", arguments, [keys]))
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+        self._require("prefix_lookup")
         return self._table_over_lane(Call("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, [prefixes]))
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+        self._require(*features_of_read(at_version))
         call = Call("read", {"table": table, "columns": _listed(columns), "partitions": _listed(partitions), "at_version": at_version})
         return self._retried(lambda: self._read_stream(call), is_repeatable=True)
 
@@ -188,6 +196,9 @@ class FlightBackend:
         self._client.close()
 
     # the wire
+    def _require(self, *features: str) -> None:
+        require(self.capabilities, features, backend=self.url)
+
     def _control(self, method: str, arguments: Mapping[str, Any] | None = None, *, is_repeatable: bool = True) -> Any:
         return self._retried(lambda: self._action(method, arguments or {}), is_repeatable=is_repeatable)
 

@@ -6,7 +6,6 @@ import pyarrow as pa
 import pytest
 
 import storage_engine
-from storage_engine.client.backend import CAPABILITIES
 from storage_engine.errors import StoreUnavailable, UserError
 
 
@@ -39,10 +38,6 @@ def test_the_printed_calls_of_a_log_table(store):
     t.append(pa.record_batch({"order_id": [1, 2], "item": ["a", "b"]}))
 
     assert t.scan(columns=["item"], where="order_id = 2").read_all().to_pydict() == {"item": ["b"]}
-
-
-def test_a_backend_declares_only_features_that_have_a_name(store):
-    assert store.capabilities <= CAPABILITIES
 
 
 def test_a_store_is_a_context_manager(own):

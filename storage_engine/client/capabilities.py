@@ -1,0 +1,46 @@
+"""Capabilities: which features a call needs, and the refusal when a backend does not declare one. Pure.
+
+Holds: a call is refused before anything of it is sent or done, naming the feature and the backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from storage_engine.client.backend import CommitRequest
+from storage_engine.errors import UnsupportedByBackend
+
+
+def require(capabilities: frozenset[str], features: Iterable[str], *, backend: str) -> None:
+    """Errors: UnsupportedByBackend for the first of `features` that is not among `capabilities`."""
+    for feature in features:
+        if feature not in capabilities:
+            raise UnsupportedByBackend(
+                f"this backend lacks {feature}", where=backend, next_step=f"It has: {', '.join(sorted(capabilities)) or 'nothing'}."
+            )
+
+
+def features_of_commit(request: CommitRequest) -> Iterator[str]:
+    """What a commit needs.
+
+    >>> list(features_of_commit(CommitRequest()))
+    []
+    """
+    for op in request.ops:
+        yield op.kind
+        if op.columns is not None:
+            yield "partial_update"
+    if len({op.table for op in request.ops}) > 1 or (request.ops and request.progress):
+        yield "transactions"
+
+
+def features_of_lookup(*, insert_if_not_exists: bool) -> Iterator[str]:
+    yield "lookup"
+    if insert_if_not_exists:
+        yield "insert_if_not_exists"
+
+
+def features_of_read(at_version: int | None) -> Iterator[str]:
+    yield "read"
+    if at_version is not None:
+        yield "read_at_version"
