@@ -10,7 +10,6 @@ from storage_engine.stream.job import JobDescriptor, load_job, load_jobs, plan_j
 from storage_engine.stream.planner import JobPlan, plan_insert, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.session import Result, SqlSession
-from storage_engine.stream.translate import translate
 from storage_engine.stream.worker import Worker
 
 __all__ = [
@@ -28,5 +27,4 @@ __all__ = [
     "plan_job",
     "plan_view",
     "register_functions",
-    "translate",
 ]

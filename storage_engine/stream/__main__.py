@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 
-from storage_engine.connection import connect
 from storage_engine.errors import FlashlakeError
 from storage_engine.stream.runner import N_ROWS_MAX
 from storage_engine.stream.worker import Worker
@@ -16,6 +15,8 @@ from storage_engine.stream.worker import Worker
 
 def main() -> int:
     """Run jobs until SIGTERM or SIGINT; 0 when stopped, 1 when the store cannot be opened."""
+    from storage_engine.connection import connect  # the wiring of the whole package; a process needs it, the room does not
+
     parser = argparse.ArgumentParser(prog="python -m storage_engine.stream", description="Run the stream jobs of a store.")
     parser.add_argument("--store", required=True, metavar="URL", help="file:///path or flashlake://host:port")
     parser.add_argument("--rows-max", type=int, default=N_ROWS_MAX, metavar="N", help="input rows per micro-batch (default %(default)s)")

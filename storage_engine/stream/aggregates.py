@@ -36,12 +36,11 @@ NAMES = frozenset({
     "BITMAP_BUILD_CARDINALITY_AGG", "RB_BUILD_CARDINALITY_AGG", "BITMAP_OR_CARDINALITY_AGG", "RB_OR_CARDINALITY_AGG",
 })  # fmt: skip
 NOT_MAINTAINED = {
-    "LISTAGG": "its value depends on the order in which rows arrive", "STRING_AGG": "its value depends on the order in which rows arrive",
-    "ARRAY_AGG": "its value grows without bound", "COLLECT": "its value grows without bound",
-    "FIRST_VALUE": "its value depends on the order in which rows arrive", "LAST_VALUE": "its value depends on the order in which rows arrive",
-    "STDDEV_POP": "it is not kept incrementally", "STDDEV_SAMP": "it is not kept incrementally", "VAR_POP": "it is not kept incrementally",
-    "VAR_SAMP": "it is not kept incrementally", "STDDEV": "it is not kept incrementally", "VARIANCE": "it is not kept incrementally",
-}  # fmt: skip
+    **dict.fromkeys(("LISTAGG", "STRING_AGG", "FIRST_VALUE", "LAST_VALUE"), "its value depends on the order in which rows arrive"),
+    **dict.fromkeys(("ARRAY_AGG", "COLLECT"), "its value grows without bound"),
+    **dict.fromkeys(("STDDEV", "STDDEV_POP", "STDDEV_SAMP", "VARIANCE", "VAR_POP", "VAR_SAMP"), "it is not kept incrementally"),
+}
+"""Aggregates that are known and refused, with the reason."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +52,9 @@ class Accumulator:
 
     name: str
     kind: Kind
-    argument: exp.Expression | None
+    argument: exp.Expr | None
     argument_type: SqlType
-    condition: exp.Expression | None
+    condition: exp.Expr | None
     type: SqlType
     distinct: bool = False
 
@@ -75,11 +74,11 @@ class Accumulator:
     def is_retractable(self) -> bool:
         return self.kind in _ADDITIVE
 
-    def delta(self, *, retracting: bool) -> exp.Expression:
+    def delta(self, *, retracting: bool) -> exp.Expr:
         """The aggregate over one micro-batch; with `retracting`, rows count WEIGHT times."""
-        return self._cast(self._filtered(self._aggregate(retracting)))
+        return self._cast(self._filtered(self._aggregate(retracting=retracting)))
 
-    def total(self) -> exp.Expression:
+    def total(self) -> exp.Expr:
         """The aggregate over a whole input without weights."""
         if self.distinct:
             assert self.argument is not None
@@ -87,7 +86,7 @@ class Accumulator:
             return self._cast(self._filtered(render(call, self.argument)))
         return self.delta(retracting=False)
 
-    def merge(self, old: exp.Expression, delta: exp.Expression) -> exp.Expression:
+    def merge(self, old: exp.Expr, delta: exp.Expr) -> exp.Expr:
         """New state; `old` is NULL where the group is new."""
         if self.kind in ("rows", "count"):
             return cast(render("COALESCE(_0, 0) + COALESCE(_1, 0)", old, delta), self.type.duckdb)
@@ -97,7 +96,7 @@ class Accumulator:
             return render("least(_0, _1)" if self.kind == "min" else "greatest(_0, _1)", old, delta)
         return render("CASE WHEN _0 IS NULL THEN _1 WHEN _1 IS NULL THEN _0 ELSE rb_or(_0, _1) END", old, delta)
 
-    def _aggregate(self, retracting: bool) -> exp.Expression:
+    def _aggregate(self, *, retracting: bool) -> exp.Expr:
         weight = column(WEIGHT)
         if self.kind == "rows":
             return render("sum(_0)", weight) if retracting else render("count(*)")
@@ -116,7 +115,7 @@ class Accumulator:
             return render("rb_or_all(list(_0))", self.argument)
         return render(f"{self.kind}(_0)", self.argument)
 
-    def _filtered(self, aggregate: exp.Expression) -> exp.Expression:
+    def _filtered(self, aggregate: exp.Expr) -> exp.Expr:
         if self.condition is None:
             return aggregate
         if self.kind in ("bitmap_build", "bitmap_or"):
@@ -126,7 +125,7 @@ class Accumulator:
             return aggregate
         return exp.Filter(this=aggregate, expression=exp.Where(this=self.condition))
 
-    def _cast(self, aggregate: exp.Expression) -> exp.Expression:
+    def _cast(self, aggregate: exp.Expr) -> exp.Expr:
         return cast(aggregate, self.type.duckdb) if self.kind in _ADDITIVE else aggregate
 
 
@@ -138,7 +137,7 @@ class Call:
     """
 
     text: str
-    finish: exp.Expression
+    finish: exp.Expr
     type: SqlType
     nullable: bool
     needs: tuple[Accumulator, ...]
@@ -157,7 +156,7 @@ class CallBuilder:
         """The number of input rows of the group."""
         return self._accumulator("rows", None, types.BIGINT, None, types.BIGINT)
 
-    def call(self, name: str, argument: Value | None, *, distinct: bool, condition: exp.Expression | None, text: str) -> Call:
+    def call(self, name: str, argument: Value | None, *, distinct: bool, condition: exp.Expr | None, text: str) -> Call:
         """Bind one call. `argument` is None for COUNT(*).
 
         Errors: StatementRefused for a function that cannot be kept over this input.
@@ -175,35 +174,35 @@ class CallBuilder:
             raise StatementRefused(f"{text} lacks an argument", where=self._where, next_step="Only COUNT takes *.")
         distinct = distinct and name not in ("MIN", "MAX") and not name.startswith(("BITMAP", "RB"))
         if name == "COUNT":
-            counted = self._count(argument, condition, distinct)
+            counted = self._count(argument, condition, distinct=distinct)
             return Call(
                 text, render("COALESCE(_0, 0)", column(counted.name)), types.BIGINT, nullable=False, needs=(counted,), stored=counted
             )
         if name in ("SUM", "SUM0"):
-            return self._sum(name, argument, condition, distinct, text)
+            return self._sum(name, argument, condition, text, distinct=distinct)
         if name == "AVG":
-            return self._avg(argument, condition, distinct, text)
+            return self._avg(argument, condition, text, distinct=distinct)
         if name in ("MIN", "MAX"):
             kept = self._insert_only(name.lower(), argument, condition, argument.type, text)
             return Call(text, column(kept.name), argument.type, nullable=True, needs=(kept,), stored=kept)
         return self._bitmap(name, argument, condition, text)
 
-    def _count(self, argument: Value, condition: exp.Expression | None, distinct: bool) -> Accumulator:
+    def _count(self, argument: Value, condition: exp.Expr | None, *, distinct: bool) -> Accumulator:
         if not argument.nullable and condition is None and not distinct:
             return self.rows()
-        return self._accumulator("count", argument.ast, argument.type, condition, types.BIGINT, distinct)
+        return self._accumulator("count", argument.ast, argument.type, condition, types.BIGINT, distinct=distinct)
 
-    def _sum(self, name: str, argument: Value, condition: exp.Expression | None, distinct: bool, text: str) -> Call:
+    def _sum(self, name: str, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool) -> Call:
         of = argument.type
         if not of.is_numeric and of.is_known:
             raise StatementRefused(f"{text}: {of} cannot be added up", where=self._where, next_step="SUM takes numbers; CAST the argument.")
         result = types.decimal(38, of.scale or 0) if of.name == "DECIMAL" else of
-        total = self._accumulator("sum", argument.ast, of, condition, result, distinct)
+        total = self._accumulator("sum", argument.ast, of, condition, result, distinct=distinct)
         if name == "SUM0":
             return Call(text, render("COALESCE(_0, 0)", column(total.name)), result, nullable=False, needs=(total,))
         if not self.retracting:
             return Call(text, column(total.name), result, nullable=argument.nullable or condition is not None, needs=(total,), stored=total)
-        counted = self._count(argument, condition, distinct)
+        counted = self._count(argument, condition, distinct=distinct)
         finish = render("CASE WHEN _1 > 0 THEN _0 END", column(total.name), column(counted.name))
         if counted.kind == "rows":  # a group that exists has rows, and each has a value: the sum is never NULL
             finish = column(total.name)
@@ -211,10 +210,10 @@ class CallBuilder:
             text, finish, result, nullable=counted.kind != "rows", needs=(total, counted), stored=total if counted.kind == "rows" else None
         )
 
-    def _avg(self, argument: Value, condition: exp.Expression | None, distinct: bool, text: str) -> Call:
+    def _avg(self, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool) -> Call:
         of = argument.type
-        total = self._sum("SUM", argument, condition, distinct, text).needs[0]
-        counted = self._count(argument, condition, distinct)
+        total = self._sum("SUM", argument, condition, text, distinct=distinct).needs[0]
+        counted = self._count(argument, condition, distinct=distinct)
         result = types.arithmetic("/", types.decimal(38, of.scale or 0), types.BIGINT) if of.name == "DECIMAL" else of
         if of.name == "DECIMAL":
             quotient = divide(column(total.name), total.type, column(counted.name), counted.type, result)
@@ -223,7 +222,7 @@ class CallBuilder:
         finish = render("CASE WHEN _1 > 0 THEN _0 END", quotient, column(counted.name))
         return Call(text, finish, result, nullable=True, needs=(total, counted))
 
-    def _bitmap(self, name: str, argument: Value, condition: exp.Expression | None, text: str) -> Call:
+    def _bitmap(self, name: str, argument: Value, condition: exp.Expr | None, text: str) -> Call:
         builds = "BUILD" in name
         if builds and argument.type.is_known and not argument.type.is_integer:
             raise StatementRefused(
@@ -238,7 +237,7 @@ class CallBuilder:
             return Call(text, render("COALESCE(rb_cardinality(_0), 0)", column(kept.name)), types.BIGINT, nullable=False, needs=(kept,))
         return Call(text, column(kept.name), types.BYTES, nullable=True, needs=(kept,), stored=kept)
 
-    def _insert_only(self, kind: str, argument: Value, condition: exp.Expression | None, result: SqlType, text: str) -> Accumulator:
+    def _insert_only(self, kind: str, argument: Value, condition: exp.Expr | None, result: SqlType, text: str) -> Accumulator:
         if self.retracting:
             raise StatementRefused(
                 f"{text} over an input whose rows can change or go: what leaves cannot be taken out of it",
@@ -250,10 +249,11 @@ class CallBuilder:
     def _accumulator(
         self,
         kind: Kind,
-        argument: exp.Expression | None,
+        argument: exp.Expr | None,
         argument_type: SqlType,
-        condition: exp.Expression | None,
+        condition: exp.Expr | None,
         result: SqlType,
+        *,
         distinct: bool = False,
     ) -> Accumulator:
         made = Accumulator(f"a{len(self.accumulators)}", kind, argument, argument_type, condition, result, distinct)

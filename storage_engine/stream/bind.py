@@ -126,7 +126,7 @@ class Binder:
 
     # queries
 
-    def _query(self, tree: exp.Expression, prefix: str) -> tuple[Node, tuple[str, ...]]:
+    def _query(self, tree: exp.Expr, prefix: str) -> tuple[Node, tuple[str, ...]]:
         if isinstance(tree, exp.Subquery):
             return self._query(tree.this, prefix)
         if isinstance(tree, exp.SetOperation):
@@ -205,7 +205,7 @@ class Binder:
             node = lookup_binding.bind_lookup(self, join, node, scope)
         return node
 
-    def _source(self, item: exp.Expression, scope: Scope) -> Node:
+    def _source(self, item: exp.Expr, scope: Scope) -> Node:
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)
@@ -240,7 +240,7 @@ class Binder:
             self._views.pop()
             self.default_database = database
 
-    def _derived(self, tree: exp.Expression, alias: str, scope: Scope, renamed: tuple[str, ...] | None = None) -> Node:
+    def _derived(self, tree: exp.Expr, alias: str, scope: Scope, renamed: tuple[str, ...] | None = None) -> Node:
         times = [item.alias for item in tree.expressions if _is_proctime(_unaliased(item))] if isinstance(tree, exp.Select) else []
         if times:
             tree = tree.copy()
@@ -275,14 +275,14 @@ class Binder:
     def _expressions(self, scope: Scope) -> ExpressionBinder:
         return ExpressionBinder(scope.resolve, where=self.where)
 
-    def _filter(self, node: Node, condition: exp.Expression, scope: Scope) -> Node:
+    def _filter(self, node: Node, condition: exp.Expr, scope: Scope) -> Node:
         if _calls(condition):
             raise self._refuse(f"WHERE {text_of(condition)} uses an aggregate", "Use HAVING.")
         bound = self._expressions(scope).condition(condition)
         return Calc(node, tuple((item, column(item.name)) for item in node.fields), bound)
 
-    def _expand_stars(self, select: exp.Select, scope: Scope) -> list[exp.Expression]:
-        items: list[exp.Expression] = []
+    def _expand_stars(self, select: exp.Select, scope: Scope) -> list[exp.Expr]:
+        items: list[exp.Expr] = []
         for item in select.expressions:
             star_of = (
                 ""
@@ -305,12 +305,12 @@ class Binder:
     # GROUP BY
 
     def _aggregate(
-        self, node: Node, scope: Scope, items: list[exp.Expression], group: exp.Group | None, having: exp.Having | None
-    ) -> tuple[Node, list[Value], exp.Expression | None]:
+        self, node: Node, scope: Scope, items: list[exp.Expr], group: exp.Group | None, having: exp.Having | None
+    ) -> tuple[Node, list[Value], exp.Expr | None]:
         if group is not None and any(group.args.get(key) for key in ("grouping_sets", "cube", "rollup", "totals")):
             raise self._refuse(f"{text_of(group)}: grouping sets are not kept incrementally yet", "Write one INSERT INTO per set of keys.")
         plain = self._expressions(scope)
-        keys: list[tuple[Field, exp.Expression]] = []
+        keys: list[tuple[Field, exp.Expr]] = []
         by_text: dict[str, Field] = {}
         for written in group.expressions if group is not None else ():
             value = plain.bind(self._group_key(written, items, scope))
@@ -327,7 +327,7 @@ class Binder:
         made = Aggregate(node, tuple(keys), tuple(calls.builder.accumulators), tuple(calls.found), self.next_id())
         return made, values, condition
 
-    def _group_key(self, written: exp.Expression, items: list[exp.Expression], scope: Scope) -> exp.Expression:
+    def _group_key(self, written: exp.Expr, items: list[exp.Expr], scope: Scope) -> exp.Expr:
         """A key as written, by position (GROUP BY 1), or by the alias of a selected expression."""
         if isinstance(written, exp.Literal) and not written.is_string:
             position = int(written.name)
@@ -354,7 +354,7 @@ class _CallCollector:
         self._keys = keys
         self._where = where
 
-    def intercept(self, node: exp.Expression) -> Value | None:
+    def intercept(self, node: exp.Expr) -> Value | None:
         if isinstance(node, exp.Literal | exp.Boolean | exp.Null | exp.Interval):
             return None
         filtered = node.this if isinstance(node, exp.Filter) else node
@@ -380,7 +380,7 @@ class _CallCollector:
                 )
         return None
 
-    def _call(self, name: str, node: exp.Expression, call: exp.Expression) -> Value:
+    def _call(self, name: str, node: exp.Expr, call: exp.Expr) -> Value:
         arguments = call.expressions
         distinct = len(arguments) == 1 and isinstance(arguments[0], exp.Distinct)
         if distinct:
@@ -406,26 +406,26 @@ def table_fields(table: TableDescriptor, alias: str, *, nullable: bool = False) 
     )
 
 
-def _call_name(node: exp.Expression) -> str:
+def _call_name(node: exp.Expr) -> str:
     return str(node.this).upper() if isinstance(node, exp.Anonymous) else ""
 
 
-def _calls(node: exp.Expression) -> bool:
+def _calls(node: exp.Expr) -> bool:
     """True when an aggregate stands in the expression."""
     return any(
         _call_name(item) in aggregates.NAMES or _call_name(item) in aggregates.NOT_MAINTAINED for item in node.find_all(exp.Anonymous)
     )
 
 
-def _unaliased(item: exp.Expression) -> exp.Expression:
+def _unaliased(item: exp.Expr) -> exp.Expr:
     return item.this if isinstance(item, exp.Alias) else item
 
 
-def _is_proctime(node: exp.Expression) -> bool:
+def _is_proctime(node: exp.Expr) -> bool:
     return isinstance(node, exp.Anonymous) and str(node.this).upper() == "PROCTIME"
 
 
-def _name_of(item: exp.Expression, position: int) -> str:
+def _name_of(item: exp.Expr, position: int) -> str:
     return item.alias or (item.name if isinstance(item, exp.Column) else "") or f"EXPR${position}"
 
 

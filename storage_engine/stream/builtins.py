@@ -22,7 +22,7 @@ from storage_engine.stream.sqltypes import SqlType, common_type
 class Value:
     """A bound expression: `ast` in DuckDB's dialect over the fields of the input, its type, and whether it can be NULL."""
 
-    ast: exp.Expression
+    ast: exp.Expr
     type: SqlType
     nullable: bool = True
 
@@ -37,7 +37,7 @@ class Builtin:
     n_min: int
     n_max: int
     type: SqlType | Callable[[Sequence[Value]], SqlType]
-    build: Callable[[Sequence[Value]], exp.Expression]
+    build: Callable[[Sequence[Value]], exp.Expr]
     nulls: str = "any"
 
     def bind(self, name: str, args: Sequence[Value], where: str) -> Value:
@@ -67,7 +67,7 @@ NONDETERMINISTIC = frozenset(
 )
 
 
-def _t(template: str) -> Callable[[Sequence[Value]], exp.Expression]:
+def _t(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
     return lambda args: render(template, *[arg.ast for arg in args])
 
 
@@ -79,7 +79,7 @@ def _common(args: Sequence[Value]) -> SqlType:
     return common_type([arg.type for arg in args])
 
 
-def _variadic(name: str) -> Callable[[Sequence[Value]], exp.Expression]:
+def _variadic(name: str) -> Callable[[Sequence[Value]], exp.Expr]:
     return lambda args: exp.Anonymous(this=name, expressions=[arg.ast for arg in args])
 
 
@@ -90,28 +90,28 @@ def literal_text(value: Value, what: str) -> str:
     return value.ast.name
 
 
-def as_timestamp(value: Value) -> exp.Expression:
+def as_timestamp(value: Value) -> exp.Expr:
     """An argument of a time function; text is read as a timestamp, as Flink does."""
     return render("TRY_CAST(_0 AS TIMESTAMP)", value.ast) if value.type == types.STRING else value.ast
 
 
-def _date_format(args: Sequence[Value]) -> exp.Expression:
+def _date_format(args: Sequence[Value]) -> exp.Expr:
     return render("strftime(_0, _1)", as_timestamp(args[0]), string(to_strftime(literal_text(args[1], "the pattern of DATE_FORMAT"))))
 
 
-def _parsed(args: Sequence[Value], target: str) -> exp.Expression:
+def _parsed(args: Sequence[Value], target: str) -> exp.Expr:
     if len(args) == 1:
         return render(f"TRY_CAST(_0 AS {target})", args[0].ast)
     pattern = string(to_strftime(literal_text(args[1], "the pattern")))
     return render(f"CAST(TRY_STRPTIME(_0, _1) AS {target})", args[0].ast, pattern)
 
 
-def _from_unixtime(args: Sequence[Value]) -> exp.Expression:
+def _from_unixtime(args: Sequence[Value]) -> exp.Expr:
     pattern = to_strftime(literal_text(args[1], "the pattern")) if len(args) == 2 else "%Y-%m-%d %H:%M:%S"
     return render("strftime(make_timestamp(CAST(_0 AS BIGINT) * 1000000), _1)", args[0].ast, string(pattern))
 
 
-def _unix_timestamp(args: Sequence[Value]) -> exp.Expression:
+def _unix_timestamp(args: Sequence[Value]) -> exp.Expr:
     if not args:
         raise StatementRefused(
             "UNIX_TIMESTAMP() without arguments reads the clock", where="function call", next_step="Take the time from a column."
@@ -119,7 +119,7 @@ def _unix_timestamp(args: Sequence[Value]) -> exp.Expression:
     return render("CAST(floor(epoch(_0)) AS BIGINT)", _parsed(args, "TIMESTAMP"))
 
 
-def _to_timestamp_ltz(args: Sequence[Value]) -> exp.Expression:
+def _to_timestamp_ltz(args: Sequence[Value]) -> exp.Expr:
     digits = args[1].ast.name if len(args) == 2 else "3"
     factor = {"0": "1000000", "3": "1000"}.get(digits)
     if factor is None:
@@ -133,14 +133,14 @@ def _part(unit: str) -> Builtin:
     return Builtin(1, 1, types.BIGINT, lambda args: date_part(unit, args[0]))
 
 
-def date_part(unit: str, value: Value) -> exp.Expression:
+def date_part(unit: str, value: Value) -> exp.Expr:
     """EXTRACT(unit FROM value), BIGINT; DOW counts from 1 = Sunday, WEEK is ISO."""
     name = {"DAYOFMONTH": "DAY", "DAYOFYEAR": "DOY", "DAYOFWEEK": "DOW"}.get(unit, unit)
     template = "date_part('dow', _0) + 1" if name == "DOW" else f"date_part('{name.lower()}', _0)"
     return render(template, as_timestamp(value))
 
 
-def _substring(args: Sequence[Value]) -> exp.Expression:
+def _substring(args: Sequence[Value]) -> exp.Expr:
     start = render("CASE WHEN _0 = 0 THEN 1 ELSE _0 END", args[1].ast) if not _is_positive(args[1]) else args[1].ast
     if len(args) == 2:
         return render("SUBSTRING(_0, _1)", args[0].ast, start)
@@ -153,7 +153,7 @@ def _is_positive(value: Value) -> bool:
     return isinstance(value.ast, exp.Literal) and not value.ast.is_string and float(value.ast.name) > 0
 
 
-def _round(args: Sequence[Value]) -> exp.Expression:
+def _round(args: Sequence[Value]) -> exp.Expr:
     return cast(render("round(_0, _1)", args[0].ast, args[1].ast if len(args) == 2 else exp.Literal.number(0)), _round_type(args).duckdb)
 
 
@@ -166,16 +166,16 @@ def _round_type(args: Sequence[Value]) -> SqlType:
     return SqlType("DECIMAL", (of.precision or 0) - (of.scale or 0) + scale + (1 if scale < (of.scale or 0) else 0), scale)
 
 
-def _coalesce(args: Sequence[Value]) -> exp.Expression:
+def _coalesce(args: Sequence[Value]) -> exp.Expr:
     return exp.Anonymous(this="COALESCE", expressions=[arg.ast for arg in args])
 
 
-def _if(args: Sequence[Value]) -> exp.Expression:
+def _if(args: Sequence[Value]) -> exp.Expr:
     return render("CASE WHEN _0 THEN _1 ELSE _2 END", *[arg.ast for arg in args])
 
 
-def _extremum(comparison: str) -> Callable[[Sequence[Value]], exp.Expression]:
-    def build(args: Sequence[Value]) -> exp.Expression:
+def _extremum(comparison: str) -> Callable[[Sequence[Value]], exp.Expr]:
+    def build(args: Sequence[Value]) -> exp.Expr:
         any_null = " OR ".join(f"_{i} IS NULL" for i in range(len(args)))
         inner = ", ".join(f"_{i}" for i in range(len(args)))
         return render(f"CASE WHEN {any_null} THEN NULL ELSE {comparison}({inner}) END", *[arg.ast for arg in args])
@@ -183,24 +183,24 @@ def _extremum(comparison: str) -> Callable[[Sequence[Value]], exp.Expression]:
     return build
 
 
-def _concat(args: Sequence[Value]) -> exp.Expression:
+def _concat(args: Sequence[Value]) -> exp.Expr:
     return render(
         " || ".join(f"CAST(_{i} AS TEXT)" if arg.type != types.STRING else f"_{i}" for i, arg in enumerate(args)), *[a.ast for a in args]
     )
 
 
-def _mod(args: Sequence[Value]) -> exp.Expression:
+def _mod(args: Sequence[Value]) -> exp.Expr:
     return render("_0 % _1", args[0].ast, nonzero(args[1]))
 
 
-def nonzero(divisor: Value) -> exp.Expression:
+def nonzero(divisor: Value) -> exp.Expr:
     """The divisor of an exact division: zero is an error, as in Flink (DuckDB would give NULL)."""
     if isinstance(divisor.ast, exp.Literal) and divisor.ast.name.strip("0.") != "":
         return divisor.ast
     return render("CASE WHEN _0 = 0 THEN error('division by zero') ELSE _0 END", divisor.ast)
 
 
-def _key_value(args: Sequence[Value]) -> exp.Expression:
+def _key_value(args: Sequence[Value]) -> exp.Expr:
     # KEYVALUE(text, pair separator, key separator, key): the value of the first pair with that key
     return render(
         "list_extract(list_transform(list_filter(string_split(_0, _1), _p -> split_part(_p, _2, 1) = _3), "
@@ -209,7 +209,7 @@ def _key_value(args: Sequence[Value]) -> exp.Expression:
     )
 
 
-def _regexp_extract(args: Sequence[Value]) -> exp.Expression:
+def _regexp_extract(args: Sequence[Value]) -> exp.Expr:
     group = args[2].ast if len(args) == 3 else exp.Literal.number(0)
     return render("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1, _2) END", args[0].ast, args[1].ast, group)
 

@@ -148,7 +148,7 @@ def distinct_partial(node: Aggregate, members: tuple[str, ...]) -> str:
     return f"SELECT {', '.join(listed)} FROM ({relation(node.input)}) WHERE {' AND '.join(f'({c})' for c in conditions)} GROUP BY {by}"
 
 
-def distinct_state_keys(keys: tuple[tuple[str, exp.Expression], ...], relation_name: str) -> str:
+def distinct_state_keys(keys: tuple[tuple[str, exp.Expr], ...], relation_name: str) -> str:
     return f"SELECT {', '.join(f'{sql(tree)} AS {quoted(name)}' for name, tree in keys)} FROM {relation_name}"
 
 

@@ -14,8 +14,8 @@ _FRACTION_DIGITS_MAX = 15
 """A fraction of so many digits goes through DOUBLE without loss."""
 
 
-def divide(dividend: exp.Expression, of: SqlType, divisor: exp.Expression, by: SqlType, result: SqlType) -> exp.Expression:
-    """dividend / divisor as `result`, a DECIMAL. Both are exact numbers; the divisor is not zero."""
+def divide(dividend: exp.Expr, of: SqlType, divisor: exp.Expr, by: SqlType, result: SqlType) -> exp.Expr:
+    """Divide: dividend / divisor as `result`, a DECIMAL. Both are exact numbers; the divisor is not zero."""
     scale = result.scale or 0
     s, t = of.scale or 0, by.scale or 0
     if scale > _FRACTION_DIGITS_MAX or scale + t < s:

@@ -26,11 +26,15 @@ class Flink(Dialect):
     NULL_ORDERING = "nulls_are_small"
 
     class Tokenizer(tokens.Tokenizer):
+        """Names in backquotes; a hint may stand behind a table's name."""
+
         IDENTIFIERS = ["`"]  # noqa: RUF012  # the base class's form
         STRING_ESCAPES = ["'"]  # noqa: RUF012
         TOKENS_PRECEDING_HINT = {*tokens.Tokenizer.TOKENS_PRECEDING_HINT, TokenType.VAR, TokenType.IDENTIFIER}  # noqa: RUF012
 
     class Parser(parser.Parser):
+        """Calls stay as written, but for those with a syntax of their own."""
+
         FUNCTIONS = {}  # noqa: RUF012
         FUNCTION_PARSERS = {  # noqa: RUF012
             **{name: parse for name, parse in parser.Parser.FUNCTION_PARSERS.items() if name in _SPECIAL_SYNTAX},
@@ -38,13 +42,13 @@ class Flink(Dialect):
             "JSON_QUERY": lambda self: self._parse_json_function("JSON_QUERY"),
         }
 
-        def _parse_table_parts(self, *args: Any, **kwargs: Any) -> exp.Table | None:  # type: ignore[override]
+        def _parse_table_parts(self, *args: Any, **kwargs: Any) -> Any:
             table = super()._parse_table_parts(*args, **kwargs)
             if table is not None and self._match(TokenType.HINT):
                 table.meta["hint"] = " ".join(self._prev_comments or [])
             return table
 
-        def _parse_json_function(self, name: str) -> exp.Expression:
+        def _parse_json_function(self, name: str) -> exp.Expr:
             arguments = self._parse_csv(self._parse_assignment)
             call = exp.Anonymous(this=name, expressions=arguments)
             if self._match_text_seq("RETURNING"):
@@ -74,7 +78,8 @@ def _first_line(error: Exception) -> str:
     details = getattr(error, "errors", None)
     if details:
         first: Mapping[str, Any] = details[0]
-        return f"{first.get('description', 'syntax error')} near {first.get('highlight', '')!r}, line {first.get('line')}, column {first.get('col')}"
+        place = f"line {first.get('line')}, column {first.get('col')}"
+        return f"{first.get('description', 'syntax error')} near {first.get('highlight', '')!r}, {place}"
     return str(error).splitlines()[0]
 
 
@@ -84,7 +89,7 @@ def table_name(table: exp.Table, default_database: str = "") -> str:
     return f"{database}.{table.name}" if database else table.name
 
 
-def alias_of(source: exp.Expression) -> str:
+def alias_of(source: exp.Expr) -> str:
     """The name by which columns of a FROM item are qualified."""
     return source.alias or source.name
 
@@ -122,6 +127,6 @@ def query_hints(select: exp.Select) -> list[str]:
     return [str(item.this if isinstance(item, exp.Anonymous) else item.sql()).upper() for item in hint.expressions]
 
 
-def text_of(node: exp.Expression) -> str:
+def text_of(node: exp.Expr) -> str:
     """A piece of the user's statement, for messages and names."""
     return node.sql(dialect=Flink)

@@ -17,11 +17,11 @@ from storage_engine.stream import sqltypes as types
 from storage_engine.stream.builtins import BUILTINS, NONDETERMINISTIC, Value, as_timestamp, date_part, nonzero
 from storage_engine.stream.decimals import divide
 from storage_engine.stream.dialect import text_of
-from storage_engine.stream.render import cast, column, paren, render, sql, string
+from storage_engine.stream.render import cast, column, paren, render, string
 from storage_engine.stream.sqltypes import SqlType, arithmetic, common_type, parse_type
 
 Resolver = Callable[[exp.Column], Value]
-Intercept = Callable[[exp.Expression], "Value | None"]
+Intercept = Callable[[exp.Expr], "Value | None"]
 
 _COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
 _ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.Mod: "%"}
@@ -41,7 +41,7 @@ class ExpressionBinder:
         self._where = where
         self._strict = strict
 
-    def bind(self, node: exp.Expression) -> Value:
+    def bind(self, node: exp.Expr) -> Value:
         """The typed form of an expression. Errors: StatementRefused naming the part that cannot be bound."""
         if self._intercept is not None and (taken := self._intercept(node)) is not None:
             return taken
@@ -52,7 +52,7 @@ class ExpressionBinder:
             return self._pass_through(node)
         raise self._refuse(f"{text_of(node)} ({type(node).__name__}) is not supported here", "Rewrite the expression.")
 
-    def condition(self, node: exp.Expression) -> exp.Expression:
+    def condition(self, node: exp.Expr) -> exp.Expr:
         """A WHERE, ON or HAVING condition."""
         value = self.bind(node)
         if value.type not in (types.BOOLEAN, types.NULL, types.UNKNOWN):
@@ -83,7 +83,7 @@ class ExpressionBinder:
     def _boolean(self, node: exp.Boolean) -> Value:
         return Value(exp.Boolean(this=node.this), types.BOOLEAN, nullable=False)
 
-    def _null(self, node: exp.Null) -> Value:
+    def _null(self, _node: exp.Null) -> Value:
         return Value(exp.Null(), types.NULL)
 
     def _interval(self, node: exp.Interval) -> Value:
@@ -152,7 +152,7 @@ class ExpressionBinder:
         return Value(self._compute(operator, left, right, result), result, nullable)
 
     @staticmethod
-    def _compute(operator: str, left: Value, right: Value, result: SqlType) -> exp.Expression:
+    def _compute(operator: str, left: Value, right: Value, result: SqlType) -> exp.Expr:
         if operator == "/" and result.is_integer:
             return render("_0 // _1", left.ast, nonzero(right))
         if operator == "/" and result.name == "DECIMAL":
@@ -209,7 +209,7 @@ class ExpressionBinder:
 
     def _case(self, node: exp.Case) -> Value:
         subject = self.bind(node.this) if node.this is not None else None
-        branches: list[exp.Expression] = []
+        branches: list[exp.Expr] = []
         results: list[Value] = []
         for branch in node.args["ifs"]:
             test = self.bind(branch.this)
@@ -230,7 +230,7 @@ class ExpressionBinder:
         ]
         return BUILTINS["IF"].bind("IF", args, self._where)
 
-    def _unified(self, values: list[Value], node: exp.Expression) -> SqlType:
+    def _unified(self, values: list[Value], node: exp.Expr) -> SqlType:
         result = common_type([value.type for value in values])
         if result == types.UNKNOWN and all(value.type != types.UNKNOWN for value in values):
             listed = ", ".join(sorted({str(value.type) for value in values}))
@@ -330,12 +330,12 @@ class ExpressionBinder:
 
     # refusals
 
-    def _clock(self, node: exp.Expression) -> Value:
+    def _clock(self, node: exp.Expr) -> Value:
         if not self._strict:
             return self._pass_through(node)
         raise self._nondeterministic(text_of(node))
 
-    def _subquery(self, node: exp.Expression) -> Value:
+    def _subquery(self, node: exp.Expr) -> Value:
         if not self._strict:
             return self._pass_through(node)
         raise self._refuse(
@@ -347,18 +347,18 @@ class ExpressionBinder:
             return self._pass_through(node)
         raise self._refuse(f"the window function {text_of(node)} cannot be kept incrementally", "Use GROUP BY, or run it as batch.")
 
-    def _pass_through(self, node: exp.Expression) -> Value:
+    def _pass_through(self, node: exp.Expr) -> Value:
         made = node.copy()
         for key, child in list(made.args.items()):
             if isinstance(child, exp.Query | exp.DataType | exp.Identifier):
                 continue
-            if isinstance(child, exp.Expression):
+            if isinstance(child, exp.Expr):
                 made.set(key, self._inner(child))
             elif isinstance(child, list):
-                made.set(key, [self._inner(item) if isinstance(item, exp.Expression) else item for item in child])
+                made.set(key, [self._inner(item) if isinstance(item, exp.Expr) else item for item in child])
         return Value(made, types.UNKNOWN)
 
-    def _inner(self, node: exp.Expression) -> exp.Expression:
+    def _inner(self, node: exp.Expr) -> exp.Expr:
         if isinstance(node, exp.Query | exp.DataType | exp.Identifier | exp.Var | exp.Star):
             return node
         return self.bind(node).ast
@@ -373,7 +373,7 @@ class ExpressionBinder:
         return StatementRefused(what, where=self._where, next_step=next_step)
 
 
-def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expression:
+def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
     """CAST with Flink's meaning: numbers are cut towards zero, text is trimmed, times print their declared fraction."""
     source = value.type
     if target.is_integer and source == types.STRING:
@@ -387,7 +387,7 @@ def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expression:
     return cast(value.ast, target.duckdb)
 
 
-def _try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expression:
+def _try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
     """TRY_CAST: every cast on the way gives NULL instead of an error."""
     made = _cast_tree(Value(column("_0"), value.type), target, written)
     for item in list(made.find_all(exp.Cast)):
@@ -397,7 +397,7 @@ def _try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expressio
     return tried.transform(lambda item: paren(value.ast.copy()) if isinstance(item, exp.Column) and item.name == "_0" else item)
 
 
-def _cast_to_text(value: Value, written: str) -> exp.Expression:
+def _cast_to_text(value: Value, written: str) -> exp.Expr:
     source = value.type
     if source == types.BOOLEAN:
         made = render("upper(CAST(_0 AS TEXT))", value.ast)
@@ -415,20 +415,43 @@ def _cast_to_text(value: Value, written: str) -> exp.Expression:
     return made
 
 
+_B = ExpressionBinder
 _HANDLERS: dict[type, Callable[..., Value]] = {
-    exp.Column: ExpressionBinder._column, exp.Literal: ExpressionBinder._literal, exp.Boolean: ExpressionBinder._boolean, exp.Null: ExpressionBinder._null,
-    exp.Interval: ExpressionBinder._interval, exp.Paren: ExpressionBinder._paren, exp.Neg: ExpressionBinder._negative, exp.Not: ExpressionBinder._not,
-    exp.Connector: ExpressionBinder._connector, exp.NullSafeEQ: ExpressionBinder._null_safe, exp.NullSafeNEQ: ExpressionBinder._null_safe,
-    **dict.fromkeys(_COMPARISONS, ExpressionBinder._comparison), **dict.fromkeys(_ARITHMETIC, ExpressionBinder._arithmetic),
-    exp.DPipe: ExpressionBinder._concatenate, exp.Is: ExpressionBinder._is, exp.In: ExpressionBinder._in, exp.Between: ExpressionBinder._between,
-    exp.Escape: ExpressionBinder._escape, exp.Like: ExpressionBinder._like, exp.Case: ExpressionBinder._case, exp.If: ExpressionBinder._if,
-    exp.Cast: ExpressionBinder._cast, exp.Extract: ExpressionBinder._extract, exp.Floor: ExpressionBinder._rounded_time, exp.Ceil: ExpressionBinder._rounded_time,
-    exp.Trim: ExpressionBinder._trim, exp.Substring: ExpressionBinder._substring, exp.StrPosition: ExpressionBinder._position,
-    exp.Anonymous: ExpressionBinder._call, exp.CurrentTimestamp: ExpressionBinder._clock, exp.CurrentDate: ExpressionBinder._clock,
-    exp.CurrentTime: ExpressionBinder._clock, exp.Subquery: ExpressionBinder._subquery, exp.Exists: ExpressionBinder._subquery, exp.Window: ExpressionBinder._window,
-}  # fmt: skip
-
-
-def same(left: exp.Expression, right: exp.Expression) -> bool:
-    """True when two bound trees compute the same value, as written."""
-    return sql(left) == sql(right)
+    # leaves
+    exp.Column: _B._column,
+    exp.Literal: _B._literal,
+    exp.Boolean: _B._boolean,
+    exp.Null: _B._null,
+    exp.Interval: _B._interval,
+    # operators
+    exp.Paren: _B._paren,
+    exp.Neg: _B._negative,
+    exp.Not: _B._not,
+    exp.Connector: _B._connector,
+    exp.NullSafeEQ: _B._null_safe,
+    exp.NullSafeNEQ: _B._null_safe,
+    **dict.fromkeys(_COMPARISONS, _B._comparison),
+    **dict.fromkeys(_ARITHMETIC, _B._arithmetic),
+    exp.DPipe: _B._concatenate,
+    exp.Is: _B._is,
+    exp.In: _B._in,
+    exp.Between: _B._between,
+    exp.Escape: _B._escape,
+    exp.Like: _B._like,
+    # CASE, CAST, calls
+    exp.Case: _B._case,
+    exp.If: _B._if,
+    exp.Cast: _B._cast,
+    exp.Extract: _B._extract,
+    exp.Floor: _B._rounded_time,
+    exp.Ceil: _B._rounded_time,
+    exp.Trim: _B._trim,
+    exp.Substring: _B._substring,
+    exp.StrPosition: _B._position,
+    exp.Anonymous: _B._call,
+    # refused in a stream
+    **dict.fromkeys((exp.CurrentTimestamp, exp.CurrentDate, exp.CurrentTime), _B._clock),
+    **dict.fromkeys((exp.Subquery, exp.Exists), _B._subquery),
+    exp.Window: _B._window,
+}
+"""Which method binds which kind of node."""

@@ -10,6 +10,7 @@ Errors: StatementRefused for bytes that are not a bitmap.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,7 +28,8 @@ def register_functions(con: duckdb.DuckDBPyConnection) -> None:
     con.execute("SET integer_division = true")
     con.execute("SET TimeZone = 'UTC'")
     for name, function, parameters, result in _FUNCTIONS:
-        con.create_function(name, function, parameters, result, type="arrow", null_handling="special")
+        register: Any = con.create_function  # its stub knows no type names
+        register(name, function, parameters, result, type="arrow", null_handling="special")
 
 
 def open_connection(*, n_threads: int = 1, memory_limit: str | None = None, spill_dir: str | None = None) -> duckdb.DuckDBPyConnection:

@@ -31,15 +31,14 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
     hints = binder.check_table_hints(item, scan=False)
     if node.is_retracting and binder.settings.get(NDU_OPTION, "TRY_RESOLVE").upper() != "IGNORE":
         raise StatementRefused(
-            f"the lookup join with {table.name} stands behind an input whose rows can be taken back: the row taken back could find other values "
-            "than it found when it was inserted",
+            f"the lookup join with {table.name} stands behind an input whose rows can be taken back: "
+            "the row taken back could find other values than it found when it was inserted",
             where=binder.where,
             next_step=f"Join before the primary-key table, or SET '{NDU_OPTION}' = 'IGNORE' if {table.name} does not change.",
         )
     fields = table_fields(table, alias, nullable=is_outer)
-    input_aliases = {known for known, _, _ in scope.columns}
     scope.add(alias, table.column_names, fields)
-    keys, rest = _split_condition(binder, join, table, alias, input_aliases, scope)
+    keys, rest = _split_condition(binder, join, table, alias, scope)
     is_prefix = _check_keys(binder, table, keys)
     residual = None
     for part in rest:
@@ -97,10 +96,10 @@ def _check_time(binder: Binder, item: exp.Table, scope: Scope) -> None:
 
 
 def _split_condition(
-    binder: Binder, join: exp.Join, table: TableDescriptor, alias: str, input_aliases: set[str], scope: Scope
-) -> tuple[dict[str, exp.Expression], list[exp.Expression]]:
-    keys: dict[str, exp.Expression] = {}
-    rest: list[exp.Expression] = []
+    binder: Binder, join: exp.Join, table: TableDescriptor, alias: str, scope: Scope
+) -> tuple[dict[str, exp.Expr], list[exp.Expr]]:
+    keys: dict[str, exp.Expr] = {}
+    rest: list[exp.Expr] = []
     expressions = ExpressionBinder(scope.resolve, where=binder.where)
     for part in _conjuncts(join.args["on"]):
         pair = _key_pair(part, table, alias, scope) if isinstance(part, exp.EQ) else None
@@ -108,11 +107,11 @@ def _split_condition(
             rest.append(part)
             continue
         name, other = pair
-        keys[name] = _as_key(binder, table, name, expressions.bind(other), part)
+        keys[name] = _as_key(binder, table, name, expressions.bind(other), text_of(part))
     return keys, rest
 
 
-def _conjuncts(node: exp.Expression) -> list[exp.Expression]:
+def _conjuncts(node: exp.Expr) -> list[exp.Expr]:
     if isinstance(node, exp.Paren):
         return _conjuncts(node.this)
     if isinstance(node, exp.And):
@@ -120,7 +119,7 @@ def _conjuncts(node: exp.Expression) -> list[exp.Expression]:
     return [node]
 
 
-def _key_pair(part: exp.EQ, table: TableDescriptor, alias: str, scope: Scope) -> tuple[str, exp.Expression] | None:
+def _key_pair(part: exp.EQ, table: TableDescriptor, alias: str, scope: Scope) -> tuple[str, exp.Expr] | None:
     """(key column of the table, expression of the other side) when the equality is one."""
     for mine, other in ((part.this, part.expression), (part.expression, part.this)):
         if isinstance(mine, exp.Column) and mine.name in table.primary_key and _owner(mine, scope) == alias:
@@ -136,18 +135,18 @@ def _owner(node: exp.Column, scope: Scope) -> str:
     return owners[0] if len(owners) == 1 else ""
 
 
-def _as_key(binder: Binder, table: TableDescriptor, name: str, value: Value, part: exp.EQ) -> exp.Expression:
+def _as_key(binder: Binder, table: TableDescriptor, name: str, value: Value, written: str) -> exp.Expr:
     wanted = parse_type(table.column(name).type)
     if value.type == wanted:
         return value.ast
     if common_type([value.type, wanted]) not in (wanted, value.type) or (
         value.type.name != wanted.name and not (value.type.is_integer and wanted.is_integer)
     ):
-        raise StatementRefused(f"{text_of(part)} compares {value.type} with {wanted}", where=binder.where, next_step="CAST one side.")
+        raise StatementRefused(f"{written} compares {value.type} with {wanted}", where=binder.where, next_step="CAST one side.")
     return cast(value.ast, wanted.duckdb)
 
 
-def _check_keys(binder: Binder, table: TableDescriptor, keys: dict[str, exp.Expression]) -> bool:
+def _check_keys(binder: Binder, table: TableDescriptor, keys: dict[str, exp.Expr]) -> bool:
     """True for a prefix lookup, False for the whole key; refuses anything else."""
     if set(keys) == set(table.primary_key):
         return False

@@ -62,7 +62,7 @@ def insert_values(store: Store, statement: InsertInto) -> str:
     return f"wrote {rows.num_rows} rows into {sink.name}"
 
 
-def _tuples(text: str, where: str) -> list[list[exp.Expression]]:
+def _tuples(text: str, where: str) -> list[list[exp.Expr]]:
     tree = parse_select(f"SELECT * FROM ({text}) AS v", where=where)
     values = tree.find(exp.Values)
     if values is None:
@@ -70,7 +70,7 @@ def _tuples(text: str, where: str) -> list[list[exp.Expression]]:
     return [list(item.expressions) if isinstance(item, exp.Tuple) else [item] for item in values.expressions]
 
 
-def _row(items: list[exp.Expression], sink: TableDescriptor, targets: tuple[str, ...], where: str) -> str:
+def _row(items: list[exp.Expr], sink: TableDescriptor, targets: tuple[str, ...], where: str) -> str:
     if len(items) != len(targets):
         raise StatementRefused(
             f"a row of VALUES has {len(items)} values, {sink.name} takes {len(targets)}",

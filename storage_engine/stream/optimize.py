@@ -79,7 +79,7 @@ def _is_identity(node: Calc) -> bool:
     return all(isinstance(tree, exp.Column) and tree.name == item.name for item, tree in node.projections)
 
 
-def _conjuncts(tree: exp.Expression) -> list[exp.Expression]:
+def _conjuncts(tree: exp.Expr) -> list[exp.Expr]:
     if isinstance(tree, exp.Paren):
         return _conjuncts(tree.this)
     if isinstance(tree, exp.And):
@@ -87,8 +87,8 @@ def _conjuncts(tree: exp.Expression) -> list[exp.Expression]:
     return [tree]
 
 
-def _conjunction(parts: list[exp.Expression]) -> exp.Expression | None:
-    result: exp.Expression | None = None
+def _conjunction(parts: list[exp.Expr]) -> exp.Expr | None:
+    result: exp.Expr | None = None
     for part in parts:
         result = part if result is None else exp.And(this=paren(result), expression=paren(part))
     return result

@@ -10,6 +10,7 @@ Holds: a group is never read from, or written to, two places.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +18,7 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from storage_engine.stream.aggregates import Accumulator
+from storage_engine.stream.aggregates import Accumulator, Call
 from storage_engine.stream.plan import Aggregate, Calc, Field, Node, columns_of
 from storage_engine.stream.render import cast, column, render, string
 from storage_engine.stream.sqltypes import SqlType, parse_type
@@ -40,7 +41,7 @@ class DistinctState:
 
     accumulators: tuple[str, ...]
     table: TableDescriptor
-    keys: tuple[tuple[str, exp.Expression], ...]
+    keys: tuple[tuple[str, exp.Expr], ...]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Placement:
 
     mode: Literal["merge", "sink", "table"]
     table: TableDescriptor
-    keys: tuple[tuple[str, exp.Expression], ...]
+    keys: tuple[tuple[str, exp.Expr], ...]
     columns: tuple[tuple[str, str], ...]
     distinct: tuple[DistinctState, ...] = ()
     reason: str = ""
@@ -61,8 +62,8 @@ class Placement:
 
 def place(
     node: Aggregate,
-    outputs: tuple[tuple[str, exp.Expression], ...] | None,
-    condition: exp.Expression | None,
+    outputs: tuple[tuple[str, exp.Expr], ...] | None,
+    condition: exp.Expr | None,
     sink: TableDescriptor,
     job: str,
 ) -> Placement:
@@ -88,8 +89,8 @@ def place(
 
 def _merge(
     node: Aggregate,
-    outputs: tuple[tuple[str, exp.Expression], ...],
-    condition: exp.Expression | None,
+    outputs: tuple[tuple[str, exp.Expr], ...],
+    condition: exp.Expr | None,
     sink: TableDescriptor,
     distinct: tuple[DistinctState, ...],
 ) -> Placement:
@@ -132,7 +133,7 @@ def _merge(
 
 
 def _why_not_in_sink(
-    node: Aggregate, outputs: tuple[tuple[str, exp.Expression], ...], condition: exp.Expression | None, sink: TableDescriptor
+    node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...], condition: exp.Expr | None, sink: TableDescriptor
 ) -> str | None:
     """None when the sink's columns can be the state."""
     if condition is not None:
@@ -160,7 +161,7 @@ def _holds(item: Accumulator, declared: SqlType) -> bool:
     return item.type == declared or (item.type.is_integer and declared.is_integer)
 
 
-def _stored_columns(node: Aggregate, outputs: tuple[tuple[str, exp.Expression], ...]) -> dict[str, str]:
+def _stored_columns(node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...]) -> dict[str, str]:
     """Accumulator -> sink column that shows it unchanged."""
     calls = {item.name: call for item, call in node.calls}
     stored: dict[str, str] = {}
@@ -172,13 +173,13 @@ def _stored_columns(node: Aggregate, outputs: tuple[tuple[str, exp.Expression], 
 
 
 def _in_sink(
-    node: Aggregate, outputs: tuple[tuple[str, exp.Expression], ...], sink: TableDescriptor, distinct: tuple[DistinctState, ...]
+    node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...], sink: TableDescriptor, distinct: tuple[DistinctState, ...]
 ) -> Placement:
     keys = tuple((name, tree) for name, tree in outputs if name in sink.primary_key)
     return Placement("sink", sink, keys, tuple(_stored_columns(node, outputs).items()), distinct, "the result columns are the state")
 
 
-def _check_sink_key(node: Aggregate, outputs: tuple[tuple[str, exp.Expression], ...], sink: TableDescriptor, where: str) -> None:
+def _check_sink_key(node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...], sink: TableDescriptor, where: str) -> None:
     calls = {item.name for item, _ in node.calls}
     for name, tree in outputs:
         if name in sink.primary_key and columns_of(tree) & calls:
@@ -189,24 +190,24 @@ def _check_sink_key(node: Aggregate, outputs: tuple[tuple[str, exp.Expression], 
             )
 
 
-def _uses_calls(tree: exp.Expression, calls: dict[str, object]) -> bool:
+def _uses_calls(tree: exp.Expr, calls: Mapping[str, Call]) -> bool:
     return bool(columns_of(tree) & set(calls))
 
 
-def _printed(tree: exp.Expression, calls: dict[str, object]) -> str:
+def _printed(tree: exp.Expr, calls: Mapping[str, Call]) -> str:
     call = calls.get(tree.name) if isinstance(tree, exp.Column) else None
-    return getattr(call, "text", None) or "an expression"
+    return call.text if call is not None else "an expression"
 
 
 # state tables
 
 
-def key_columns(fields: tuple[Field, ...]) -> tuple[tuple[str, exp.Expression], ...]:
+def key_columns(fields: tuple[Field, ...]) -> tuple[tuple[str, exp.Expr], ...]:
     """How a group is written as a primary key: a null becomes a default, and its bit in the mask says so."""
     keys = []
-    mask: exp.Expression | None = None
+    mask: exp.Expr | None = None
     for i, item in enumerate(fields):
-        tree: exp.Expression = column(item.name)
+        tree: exp.Expr = column(item.name)
         if item.nullable:
             bit = render(f"CASE WHEN _0 IS NULL THEN {1 << i} ELSE 0 END", tree)
             mask = bit if mask is None else render("_0 + _1", mask, bit)
@@ -220,7 +221,7 @@ def key_columns(fields: tuple[Field, ...]) -> tuple[tuple[str, exp.Expression], 
 
 
 def _state_table(
-    name: str, keys: tuple[tuple[str, exp.Expression], ...], fields: tuple[Field, ...], values: list[Column], sink: TableDescriptor
+    name: str, keys: tuple[tuple[str, exp.Expr], ...], fields: tuple[Field, ...], values: list[Column], sink: TableDescriptor
 ) -> TableDescriptor:
     declared = {f"g{i}": str(item.type) for i, item in enumerate(fields)}
     key_names = tuple(item for item, _ in keys)

@@ -9,7 +9,8 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     LookupJoin   rows of another table as they are now, by its primary key or a prefix of it
     Aggregate    GROUP BY; its state is where placement.py says
 
-Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions are DuckDB trees over the input's field names.
+Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
+       are DuckDB trees over the input's field names.
 Never: reads or writes anything.
 """
 
@@ -67,8 +68,8 @@ class Calc:
     """Computed fields of the rows that meet the condition."""
 
     input: Node
-    projections: tuple[tuple[Field, exp.Expression], ...]
-    condition: exp.Expression | None = None
+    projections: tuple[tuple[Field, exp.Expr], ...]
+    condition: exp.Expr | None = None
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -104,12 +105,12 @@ class LookupJoin:
     input: Node
     table: TableDescriptor
     alias: str
-    keys: tuple[tuple[str, exp.Expression], ...]
+    keys: tuple[tuple[str, exp.Expr], ...]
     columns: tuple[str, ...]
     looked_up: tuple[Field, ...]
     is_outer: bool
     is_prefix: bool = False
-    residual: exp.Expression | None = None
+    residual: exp.Expr | None = None
     inserts_missing: bool = False
     id: int = 0
 
@@ -135,7 +136,7 @@ class Aggregate:
     """GROUP BY. Fields: the keys, then one per call."""
 
     input: Node
-    keys: tuple[tuple[Field, exp.Expression], ...]
+    keys: tuple[tuple[Field, exp.Expr], ...]
     accumulators: tuple[Accumulator, ...]
     calls: tuple[tuple[Field, Call], ...]
     id: int = 0
@@ -184,7 +185,7 @@ def lookups(node: Node) -> list[LookupJoin]:
     return [item for item in walk(node) if isinstance(item, LookupJoin)]
 
 
-def columns_of(tree: exp.Expression | None) -> set[str]:
+def columns_of(tree: exp.Expr | None) -> set[str]:
     """The fields an expression reads."""
     return {item.name for item in tree.find_all(exp.Column)} if tree is not None else set()
 
@@ -201,10 +202,12 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line += f" where {sql(node.condition)}" if node.condition is not None else ""
     elif isinstance(node, LookupJoin):
         keys = " and ".join(f"{name} = {sql(tree)}" for name, tree in node.keys)
-        line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: {', '.join(node.columns) or 'no columns'}"
+        line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: "
+        line += ", ".join(node.columns) or "no columns"
         line += " (inserts missing keys)" if node.inserts_missing else ""
     else:
-        line = f"Aggregate by {', '.join(sql(tree) for _, tree in node.keys) or 'nothing'}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
+        by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
+        line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))

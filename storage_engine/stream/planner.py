@@ -110,8 +110,8 @@ def plan_insert(
             f"{sink.name} is read and written: the job would feed itself", where=where, next_step="Write to another table."
         )
     drops = _enforcer(settings or {}, where)
-    placements = _placements(root, sink, targets, job)
-    _check_sink(root, sink, targets, placements, where)
+    placements = _placements(root, sink, job)
+    _check_sink(root, sink, placements, where)
     return JobPlan(root, sink, targets, placements, drops, query.notices, dict(binder.used_views))
 
 
@@ -159,7 +159,8 @@ def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query,
         raise StatementRefused("a column is named twice in the column list", where=where, next_step="Name each column once.")
     if len(targets) != len(query.column_names):
         raise StatementRefused(
-            f"{sink.name} takes {len(targets)} columns ({', '.join(targets)}), the query has {len(query.column_names)} ({', '.join(query.column_names)})",
+            f"{sink.name} takes {len(targets)} columns ({', '.join(targets)}), "
+            f"the query has {len(query.column_names)} ({', '.join(query.column_names)})",
             where=where,
             next_step="INSERT maps by position: name the columns after the table, or select as many.",
         )
@@ -203,7 +204,7 @@ def _enforcer(settings: Mapping[str, str], where: str) -> bool:
     return value == "DROP"
 
 
-def _placements(root: Node, sink: TableDescriptor, targets: tuple[str, ...], job: str) -> dict[int, Placement]:
+def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placement]:
     placements: dict[int, Placement] = {}
     top = top_aggregate(root)
     for node in walk(root):
@@ -217,7 +218,7 @@ def _placements(root: Node, sink: TableDescriptor, targets: tuple[str, ...], job
     return placements
 
 
-def _check_sink(root: Node, sink: TableDescriptor, targets: tuple[str, ...], placements: Mapping[int, Placement], where: str) -> None:
+def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Placement], where: str) -> None:
     """What the sink must be for the rows it gets."""
     if not root.is_retracting:
         return
@@ -237,7 +238,8 @@ def _check_sink(root: Node, sink: TableDescriptor, targets: tuple[str, ...], pla
     if key is None or not set(key) <= set(sink.primary_key):
         of_query = f"({', '.join(key)})" if key is not None else _key_of_query(root)
         raise StatementRefused(
-            f"the primary key of {sink.name} ({', '.join(sink.primary_key)}) does not contain the query's key {of_query}: two rows of the result could meet in one row of the table",
+            f"the primary key of {sink.name} ({', '.join(sink.primary_key)}) does not contain the query's key {of_query}: "
+            "two rows of the result could meet in one row of the table",
             where=where,
             next_step="Key the table by what identifies a row of the query: its GROUP BY columns, or the source's primary key.",
         )

@@ -14,11 +14,11 @@ _SAFE = (exp.Paren, exp.Column, exp.Dot)
 
 
 @lru_cache(maxsize=1024)
-def _template(text: str) -> exp.Expression:
+def _template(text: str) -> exp.Expr:
     return parse_one(text, dialect="duckdb")
 
 
-def render(template: str, *operands: exp.Expression) -> exp.Expression:
+def render(template: str, *operands: exp.Expr) -> exp.Expr:
     """A template with operands _0, _1, ... put in.
 
     >>> render("_0 // _1", parse_one("a + b"), parse_one("2")).sql("duckdb")
@@ -34,7 +34,7 @@ def render(template: str, *operands: exp.Expression) -> exp.Expression:
     return tree
 
 
-def paren(node: exp.Expression) -> exp.Expression:
+def paren(node: exp.Expr) -> exp.Expr:
     """The node, in parentheses when it is an operation."""
     if isinstance(node, _NEEDS_PAREN) and not isinstance(node, _SAFE):
         return exp.Paren(this=node)
@@ -46,14 +46,14 @@ def column(name: str) -> exp.Column:
     return exp.column(exp.to_identifier(name, quoted=True))
 
 
-def cast(node: exp.Expression, duckdb_type: str) -> exp.Expression:
+def cast(node: exp.Expr, duckdb_type: str) -> exp.Expr:
     return render(f"CAST(_0 AS {duckdb_type})", node)
 
 
-def string(text: str) -> exp.Expression:
+def string(text: str) -> exp.Expr:
     return exp.Literal.string(text)
 
 
-def sql(node: exp.Expression) -> str:
+def sql(node: exp.Expr) -> str:
     """DuckDB text of a tree."""
     return node.sql(dialect="duckdb", identify=True)

@@ -7,16 +7,16 @@ Holds: statements run one after another, the first that fails ends the run; sett
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, UnknownTable
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
+from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.validate import add_columns, set_options
 from storage_engine.stream import reports
 from storage_engine.stream.bind import ViewDefinition
@@ -39,8 +39,19 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
 }
 """Settings with an effect, and their values (None: any text)."""
 
-INERT_SETTINGS = ("table.exec.mini-batch.", "parallelism.default", "execution.checkpointing.", "state.", "table.exec.async-lookup.", "table.exec.state.ttl",
-                  "table.optimizer.", "table.exec.sink.upsert-materialize", "sql-client.", "table.local-time-zone", "restart-strategy")  # fmt: skip
+INERT_SETTINGS = (
+    "table.exec.mini-batch.",
+    "table.exec.async-lookup.",
+    "table.exec.state.ttl",
+    "table.exec.sink.upsert-materialize",
+    "table.optimizer.",
+    "table.local-time-zone",
+    "parallelism.default",
+    "execution.checkpointing.",
+    "restart-strategy",
+    "sql-client.",
+    "state.",
+)
 """Settings of a Flink cluster that are accepted, with a notice that they do nothing here."""
 
 
@@ -58,7 +69,7 @@ class SqlSession:
     query   answers SELECT (the query engine); without it a SELECT is refused by name
     """
 
-    def __init__(self, store: Store, query: Callable[[str], object] | None = None) -> None:
+    def __init__(self, store: Store, query: Callable[[str], Any] | None = None) -> None:
         self._store = store
         self._query = query
         self._database = DEFAULT_DATABASE
@@ -157,30 +168,35 @@ class SqlSession:
         existing = self._store.objects("materialized_view")
         if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
             return Result(f"materialized view {name} exists")
-        if name in existing or (catalog.table(name) is not None and name not in existing):
-            raise AlreadyExists(
-                f"{name} exists", where=f"line {statement.line}", next_step="DROP MATERIALIZED VIEW first, or choose another name."
-            )
         backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=self._settings)
-        plan = plan_insert(
-            catalog,
-            backing,
-            backing.column_names,
-            statement.sql,
-            job=_job_of_view(name),
-            default_database=statement.database,
-            settings=self._settings,
-        )
-        self._store.create_table(backing)
+        table = catalog.table(name)
+        if name in existing or (table is not None and not _is_same_table(table, backing)):
+            raise AlreadyExists(f"{name} exists", where=f"line {statement.line}", next_step="DROP it first, or choose another name.")
+        plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=self._settings)
+        self._store.create_table(backing, if_not_exists=True)
         submit(
-            self._store, name=name, sink=name, columns=plan.targets, select=statement.sql, text=statement.text, database=statement.database,
-            settings=self._settings, views=self._views, kind="view", refresh_s=statement.refresh,
-        )  # fmt: skip
-        self._store.put_object(
-            "materialized_view", name,
-            {"sql": statement.sql, "refresh_s": statement.refresh, "partition_by": list(statement.partition_by), "properties": dict(statement.properties),
-             "comment": statement.comment, "job": name, "table": name},
-        )  # fmt: skip
+            self._store,
+            name=name,
+            sink=name,
+            columns=None,
+            select=statement.sql,
+            text=statement.text,
+            database=statement.database,
+            settings=self._settings,
+            views=self._views,
+            kind="view",
+            refresh_s=statement.refresh,
+        )
+        definition = {
+            "sql": statement.sql,
+            "refresh_s": statement.refresh,
+            "partition_by": list(statement.partition_by),
+            "properties": dict(statement.properties),
+            "comment": statement.comment,
+            "job": name,
+            "table": name,
+        }
+        self._store.put_object("materialized_view", name, definition)
         return Result(f"materialized view {name}")
 
     def _drop_materialized(self, statement: st.DropView) -> Result:
@@ -219,9 +235,16 @@ class SqlSession:
             return Result(insert_once(self._store, statement, self._settings, self._views))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
         _, message = submit(
-            self._store, name=name, sink=statement.table, columns=statement.columns, select=statement.select_sql, text=statement.text,
-            database=statement.database, settings=self._settings, views=self._views,
-        )  # fmt: skip
+            self._store,
+            name=name,
+            sink=statement.table,
+            columns=statement.columns,
+            select=statement.select_sql,
+            text=statement.text,
+            database=statement.database,
+            settings=self._settings,
+            views=self._views,
+        )
         return Result(message)
 
     def _stop_job(self, statement: st.StopJob) -> Result:
@@ -273,16 +296,35 @@ def default_job_name(statement: st.InsertInto) -> str:
     return f"{name}({','.join(statement.columns)})" if statement.columns else name
 
 
-def _job_of_view(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+def _is_same_table(left: TableDescriptor, right: TableDescriptor) -> bool:
+    """True when both have the same columns and key: left over from a statement that was cut short."""
+    return [(c.name, c.type) for c in left.columns] == [(c.name, c.type) for c in right.columns] and left.primary_key == right.primary_key
 
 
+_S = SqlSession
 _HANDLERS: dict[type, Callable[..., Result]] = {
-    st.CreateTable: SqlSession._create_table, st.DropTable: SqlSession._drop_table, st.AlterTableAddColumn: SqlSession._add_columns,
-    st.AlterTableSet: SqlSession._set_table_options, st.DropPartition: SqlSession._drop_partition, st.CreateDatabase: SqlSession._create_database,
-    st.Use: SqlSession._use, st.SetOption: SqlSession._set, st.CreateView: SqlSession._create_view, st.DropView: SqlSession._drop_view,
-    st.CreateMaterializedView: SqlSession._create_materialized, st.RefreshMaterializedView: SqlSession._refresh, st.InsertInto: SqlSession._insert,
-    st.StopJob: SqlSession._stop_job, st.Query: SqlSession._select, st.ShowTables: SqlSession._show_tables, st.ShowDatabases: SqlSession._show_databases,
-    st.ShowViews: SqlSession._show_views, st.ShowJobs: SqlSession._show_jobs, st.ShowCreateTable: SqlSession._show_create,
-    st.ShowPartitions: SqlSession._show_partitions, st.DescribeTable: SqlSession._describe_table, st.DescribeJob: SqlSession._describe_job,
-}  # fmt: skip
+    st.CreateTable: _S._create_table,
+    st.DropTable: _S._drop_table,
+    st.AlterTableAddColumn: _S._add_columns,
+    st.AlterTableSet: _S._set_table_options,
+    st.DropPartition: _S._drop_partition,
+    st.CreateDatabase: _S._create_database,
+    st.Use: _S._use,
+    st.SetOption: _S._set,
+    st.CreateView: _S._create_view,
+    st.DropView: _S._drop_view,
+    st.CreateMaterializedView: _S._create_materialized,
+    st.RefreshMaterializedView: _S._refresh,
+    st.InsertInto: _S._insert,
+    st.StopJob: _S._stop_job,
+    st.Query: _S._select,
+    st.ShowTables: _S._show_tables,
+    st.ShowDatabases: _S._show_databases,
+    st.ShowViews: _S._show_views,
+    st.ShowJobs: _S._show_jobs,
+    st.ShowCreateTable: _S._show_create,
+    st.ShowPartitions: _S._show_partitions,
+    st.DescribeTable: _S._describe_table,
+    st.DescribeJob: _S._describe_job,
+}
+"""Which method runs which statement."""

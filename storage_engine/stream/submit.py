@@ -98,7 +98,7 @@ def _check_claims(job: JobDescriptor, existing: Mapping[str, JobDescriptor]) -> 
             raise StatementRefused(
                 f"column {shared[0]} of {job.sink} is kept by job {other.name}: two jobs cannot add up in one column",
                 where=f"job {job.name}",
-                next_step="Write other columns, or use a table with 'table.merge-engine' = 'aggregation', where several jobs may add to a column.",
+                next_step="Write other columns, or a table with 'table.merge-engine' = 'aggregation', where several jobs may add up.",
             )
 
 

@@ -79,7 +79,7 @@ class Worker:
         now = time.monotonic()
         n_rows = 0
         for name, slot in list(self._slots.items()):
-            if ignore_schedule or slot.due_s <= now:
+            if ignore_schedule or (slot.due_s <= now and slot.runner.job.refresh_s is not None):
                 n_rows += self._step(name, slot)
         return n_rows
 
