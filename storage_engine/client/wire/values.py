@@ -62,7 +62,6 @@ def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
         "version": info.version,
         "timestamp_ms": info.timestamp_ms,
         "ranges": {table: encode_ranges(ranges) for table, ranges in info.ranges.items()},
-        "owners": list(info.owners),
     }
 
 
@@ -71,7 +70,6 @@ def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
         version=value["version"],
         timestamp_ms=value["timestamp_ms"],
         ranges={table: decode_ranges(ranges) for table, ranges in value["ranges"].items()},
-        owners=tuple(value["owners"]),
     )
 
 
