@@ -76,7 +76,7 @@ def test_a_progress_that_expects_nothing_recorded_is_not_one_that_does_not_compa
 
 
 def test_a_commit_info_survives_the_wire():
-    info = CommitInfo(7, 1_500_000_000_000, {"a.b": {TableBucket("", 0): (3, 9), TableBucket("2017-01-01", 2): (0, 1)}}, ("job:x",))
+    info = CommitInfo(7, 1_500_000_000_000, {"a.b": {TableBucket("", 0): (3, 9), TableBucket("2017-01-01", 2): (0, 1)}})
 
     assert decode_commit_info(encode_commit_info(info)) == info
 
