@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from sqlglot import exp
+
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
@@ -112,7 +114,8 @@ def plan_insert(
     drops = _enforcer(settings or {}, where)
     placements = _placements(root, sink, job)
     _check_sink(root, sink, placements, where)
-    return JobPlan(root, sink, targets, placements, drops, query.notices, dict(binder.used_views))
+    notices = (*query.notices, *_order_notices(root, sink))
+    return JobPlan(root, sink, targets, placements, drops, notices, dict(binder.used_views))
 
 
 def plan_view(
@@ -243,6 +246,30 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
             where=where,
             next_step="Key the table by what identifies a row of the query: its GROUP BY columns, or the source's primary key.",
         )
+
+
+def _order_notices(root: Node, sink: TableDescriptor) -> list[str]:
+    """Rows that overwrite each other by key have an order inside a bucket of the source only: say so when a key may come from several."""
+    if (
+        root.is_retracting
+        or not sink.has_primary_key
+        or sink.merge_engine != "last_row"
+        or set(sink.primary_key) == {f.name for f in root.fields}
+    ):
+        return []
+    assert isinstance(root, Calc), "the root of a job is a projection onto the sink's columns"
+    key_inputs = {tree.name for item, tree in root.projections if item.name in sink.primary_key and isinstance(tree, exp.Column)}
+    notices = []
+    for scan in scans(root):
+        source = scan.table
+        routing = {f"{scan.alias}.{name}" for name in (*source.bucket_keys, *source.partition_keys)}
+        is_one_bucket = source.n_buckets == 1 and not source.partition_keys
+        is_routed = bool(source.bucket_keys or source.n_buckets == 1) and routing <= key_inputs
+        if not (is_one_bucket or is_routed):
+            notices.append(
+                f"rows of one key of {sink.name} may come from several buckets of {source.name}: which of them is last is not defined"
+            )
+    return notices
 
 
 def _key_of_query(root: Node) -> str:

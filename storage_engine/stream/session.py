@@ -19,7 +19,7 @@ from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.validate import add_columns, set_options
 from storage_engine.stream import reports
-from storage_engine.stream.bind import ViewDefinition
+from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.job import load_job, set_state
 from storage_engine.stream.lookup_binding import NDU_OPTION
@@ -229,6 +229,7 @@ class SqlSession:
     # jobs and inserts
 
     def _insert(self, statement: st.InsertInto) -> Result:
+        notices = _check_sink_hints(statement)
         if statement.is_values:
             return Result(insert_values(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
@@ -245,7 +246,7 @@ class SqlSession:
             settings=self._settings,
             views=self._views,
         )
-        return Result(message)
+        return Result("; ".join([message, *notices]))
 
     def _stop_job(self, statement: st.StopJob) -> Result:
         job = load_job(self._store, statement.name)
@@ -294,6 +295,16 @@ def default_job_name(statement: st.InsertInto) -> str:
     """The name of a job that was not named: its table, and its columns if the statement lists them."""
     name = f"insert-into_{statement.table}"
     return f"{name}({','.join(statement.columns)})" if statement.columns else name
+
+
+def _check_sink_hints(statement: st.InsertInto) -> list[str]:
+    """Notices for hints behind the sink's name that do nothing here. Errors: StatementRefused for one that is not known."""
+    for key in statement.hints:
+        if key not in INERT_TABLE_HINTS:
+            raise StatementRefused(
+                f"the hint '{key}' on {statement.table} is not known", where=f"line {statement.line}", next_step="Leave it out."
+            )
+    return [f"hint '{key}' has no effect here" for key in statement.hints]
 
 
 def _is_same_table(left: TableDescriptor, right: TableDescriptor) -> bool:

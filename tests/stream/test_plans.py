@@ -14,6 +14,7 @@ from storage_engine.stream.plan import lookups, scans
 
 DDL = """
 CREATE TABLE db.events (id BIGINT NOT NULL, shop BIGINT NOT NULL, kind STRING, amount DECIMAL(12,2), ts TIMESTAMP(3), ds STRING NOT NULL);
+CREATE TABLE db.many (id BIGINT, amount DECIMAL(12,2)) WITH ('bucket.num' = '4');
 CREATE TABLE db.orders (id BIGINT, shop BIGINT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED);
 CREATE TABLE db.shops (shop BIGINT, city STRING, PRIMARY KEY (shop) NOT ENFORCED);
 CREATE TABLE db.prices (shop BIGINT, item BIGINT, price INT, PRIMARY KEY (shop, item) NOT ENFORCED) WITH ('bucket.key' = 'shop');
@@ -185,3 +186,9 @@ def test_a_prefix_lookup_needs_the_bucket_key() -> None:
 def test_planning_twice_gives_the_same_plan() -> None:
     text = "SELECT shop, ds, COUNT(*), AVG(amount) FROM db.events GROUP BY shop, ds"
     assert plan("db.wide", text, "shop,ds,n,mean").explain() == plan("db.wide", text, "shop,ds,n,mean").explain()
+
+
+def test_a_key_that_may_come_from_several_buckets_is_announced() -> None:
+    from_many = plan("db.by_order", "SELECT id, amount FROM db.many")
+    assert any("which of them is last is not defined" in notice for notice in from_many.notices)
+    assert plan("db.by_order", "SELECT id, amount FROM db.events").notices == ()
