@@ -1,7 +1,8 @@
 """A disk that loses power at the n-th sync, fails the n-th call of an operation, or runs full.
 
 It works on real files. What survives power loss is tracked beside them: a file's bytes as of its last fdatasync, a directory's
-names as of its last sync. `after_power_loss` writes what the medium would hold into a new directory.
+names as of its last sync. As in Linux, pages that a failed fdatasync could not write count as clean afterwards.
+`after_power_loss` writes what the medium would hold into a new directory.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ class PowerLost(Exception):
 
 
 class _Inode:
+    """A file's bytes on the medium, and the sectors that look written but are not: a failed sync marks pages clean."""
+
     def __init__(self, synced: bytes) -> None:
         self.synced = synced
+        self.dropped: set[int] = set()
 
 
 class FaultyDisk(Disk):
@@ -73,6 +77,7 @@ class FaultyDisk(Disk):
 
     def write(self, fd: int, buffers: Sequence[Any], offset: int) -> int:
         data = b"".join(bytes(memoryview(buffer).cast("B")) for buffer in buffers if memoryview(buffer).nbytes)
+        self._open[fd][1].dropped.difference_update(range(offset // SECTOR_BYTES, -(-(offset + len(data)) // SECTOR_BYTES)))
         try:
             self._enter("write")
         except OSError:
@@ -88,9 +93,20 @@ class FaultyDisk(Disk):
         return super().write(fd, [data], offset)
 
     def fdatasync(self, fd: int) -> None:
-        self._sync("fdatasync")
         _, inode = self._open[fd]
-        inode.synced = os.pread(fd, self.size(fd), 0)
+        live = os.pread(fd, self.size(fd), 0)
+        sectors = range(0, len(live), SECTOR_BYTES)
+        try:
+            self._sync("fdatasync")
+        except OSError:
+            size = SECTOR_BYTES
+            inode.dropped.update(at // size for at in sectors if live[at : at + size] != inode.synced[at : at + size])
+            raise
+        synced = bytearray(live)
+        for at in sectors:
+            if at // SECTOR_BYTES in inode.dropped:
+                synced[at : at + SECTOR_BYTES] = inode.synced[at : at + SECTOR_BYTES].ljust(len(live[at : at + SECTOR_BYTES]), b"\0")
+        inode.synced = bytes(synced)
 
     def truncate(self, fd: int, size: int) -> None:
         self._enter("truncate")

@@ -12,7 +12,7 @@ import pytest
 from storage_engine.errors import DamagedFrame, DamageError, UnsupportedFormatVersion
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
 from storage_engine.log.disk import Disk
-from storage_engine.log.frame import HEADER_BYTES
+from storage_engine.log.frame import HEADER_BYTES, encode_commit_frame
 from tests.log.commits import COMMITS, acknowledge, encoded, open_log, stored_commits
 
 
@@ -128,6 +128,22 @@ def test_check_lists_every_damaged_frame_and_reads_what_it_already_read_again(tm
     found = [(Path(damage.file), damage.offset) for damage in log.check()]
 
     assert found == [(files[0], second[0] - int(files[0].stem)), (files[1], 64), (files[-1], 0)]
+
+
+def test_a_commit_frame_that_counts_other_frames_than_there_are_is_damage(tmp_path: Path) -> None:
+    log, _ = open_log(Disk(), tmp_path)
+    log.close()
+    path = tmp_path / "log" / "00000000000000000000.log"
+    position = path.stat().st_size
+    frames = [*encoded(COMMITS[1]), encode_commit_frame(b"{}", n_frames=1, durable=0)]
+    assert len(frames) == 3
+    with path.open("ab") as file:
+        for frame in frames:
+            file.write(frame.header.encode(position) + b"".join(bytes(memoryview(buffer)) for buffer in frame.buffers))
+            position += frame.header.length
+
+    with pytest.raises(DamagedFrame, match="a commit of 1 frames follows 2"):
+        open_log(Disk(), tmp_path)
 
 
 def test_check_works_on_a_log_that_refuses_to_recover(tmp_path: Path) -> None:

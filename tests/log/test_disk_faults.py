@@ -130,6 +130,22 @@ def test_after_a_failed_sync_reads_go_on_and_writes_are_refused(tmp_path: Path) 
     log.sync(first.end)  # what was durable stays so
 
 
+def test_what_recovery_shows_after_a_failed_sync_and_a_kill_survives_power_loss(tmp_path: Path) -> None:
+    disk = FaultyDisk(tmp_path)
+    log, _ = open_log(disk, tmp_path)
+    log.sync(log.append(encoded(COMMITS[0]), COMMITS[0].record).end)
+    n_syncs, n_truncates = disk.calls["fdatasync"], disk.calls["truncate"]
+    disk.fail = {("fdatasync", n_syncs + 1): errno.EIO, ("truncate", n_truncates + 1): errno.EIO}
+    with pytest.raises(WriteFailed):
+        log.sync(log.append(encoded(COMMITS[1]), COMMITS[1].record).end)
+
+    log, found = open_log(disk, tmp_path)  # as after a kill: the kernel's pages are all there, but some are not on the medium
+    assert found == COMMITS[:2]
+    log.sync(log.append(encoded(COMMITS[2]), COMMITS[2].record).end)
+
+    assert stored_commits(disk.after_power_loss("lost", tmp_path / "after")) == COMMITS[:3]
+
+
 class _SlowDisk(Disk):
     """A disk whose fdatasync waits until it is let go, and counts."""
 
@@ -183,6 +199,27 @@ def test_threads_that_wait_together_share_one_sync(tmp_path: Path, error: OSErro
     assert disk.n_syncs == 1
     assert [result is None for result in results] == [error is None] * len(ends)
     assert (log.durable == log.end) == (error is None)
+
+
+def test_a_commit_appended_while_a_sync_runs_waits_for_the_next_one(tmp_path: Path) -> None:
+    disk = _SlowDisk()
+    disk.gate.set()
+    log = CommitLog.open(disk, tmp_path)
+    list(log.recover())
+    disk.gate.clear()
+    disk.entered.clear()
+    disk.n_syncs = 0
+    first = log.append(encoded(COMMITS[0]), b"{}").end
+    threads, _ = _wait_in_threads(log, [first])
+    assert disk.entered.wait(30)
+
+    second = log.append(encoded(COMMITS[1]), b"{}").end
+    disk.gate.set()
+    threads[0].join(30)
+    assert (log.durable, disk.n_syncs) == (first, 1)
+
+    log.sync(second)
+    assert (log.durable, disk.n_syncs) == (second, 2)
 
 
 def test_many_threads_append_and_sync_and_every_commit_is_found_once(tmp_path: Path) -> None:
