@@ -19,6 +19,8 @@ _CHECKS = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ..
   ... on AssetChecks { checks { name executionForLatestMaterialization { runId status } } } } } } }"""
 _ROWS = """query($key: AssetKeyInput!) { assetNodeOrError(assetKey: $key) { ... on AssetNode { assetMaterializations(limit: 1) {
   runId metadataEntries { label ... on IntMetadataEntry { intValue } } } } } }"""
+_LOCATIONS = """{ workspaceOrError { __typename ... on PythonError { message } ... on Workspace { locationEntries {
+  name loadStatus locationOrLoadError { __typename ... on PythonError { message } } } } } }"""
 _ENDS = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 POLL_SECONDS = 0.5
 
@@ -39,6 +41,7 @@ def run_assets(
 
     Errors: UserError when Dagster refuses or the run fails, with the address of the run; StoreUnavailable when it does not end in time.
     """
+    await_code(url, timeout_s)
     keys = [{"path": table.split(".")} for table in tables]
     node = graphql(url, _PLACE, {"key": keys[0]})["assetNodeOrError"]
     if node["__typename"] != "AssetNode":
@@ -61,6 +64,27 @@ def run_assets(
     return DagsterRun(
         run_id, _row_count(url, keys[-1], run_id), {name: ok for key in keys for name, ok in _checks(url, key, run_id).items()}
     )
+
+
+def await_code(url: str, timeout_s: float) -> None:
+    """Wait until Dagster has loaded the project's code.
+
+    Errors: UserError with the reason when the code cannot be loaded; StoreUnavailable when it is not loaded in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        workspace = graphql(url, _LOCATIONS, {})["workspaceOrError"]
+        entries = workspace.get("locationEntries", [])
+        for entry in entries:
+            found = entry["locationOrLoadError"] or {}
+            if found.get("__typename") == "PythonError":
+                lines = [line.strip() for line in found["message"].splitlines() if line.strip()]
+                raise UserError(f"the code location does not load: {lines[-1]}", where=entry["name"], next_step=f"See {url}/locations.")
+        if entries and all(entry["loadStatus"] == "LOADED" for entry in entries):
+            return
+        if time.monotonic() > deadline:
+            raise StoreUnavailable("the code location is not loaded yet", where=url, next_step=f"See {url}/locations.")
+        time.sleep(POLL_SECONDS)
 
 
 def await_run(url: str, run_id: str, timeout_s: float) -> None:

@@ -41,7 +41,7 @@ class Outcome:
     def add(self, stage: str, result: StageResult, seconds: float) -> None:
         """One line. rows_per_s is over the rows that this run handled."""
         handled = result.n_rows if result.n_new is None else result.n_new
-        rate = round(handled / seconds) if handled and seconds > 0 else None
+        rate = round(handled / seconds) if handled and seconds > 0 and result.has_rate else None
         verified = {True: "yes", False: "NO", None: ""}[result.is_verified]
         self.is_success &= result.is_verified is not False
         figures = {"rows": result.n_rows, "new": result.n_new, "seconds": round(seconds, 2), "rows_per_s": rate}

@@ -38,7 +38,8 @@ ANSWERS = {
                 WHERE line_cnt IS NOT NULL AND stat_date >= '{first}' AND stat_date <= '{last}'""",
     "departments": "SELECT department, day, lines, sales_value FROM views.department_day WHERE day >= '{first}' AND day <= '{last}'",
     "households": "SELECT store_id, day, unique_households FROM views.store_day_uv WHERE day >= '{first}' AND day <= '{last}'",
-    "promotions": """SELECT display_location, mailer_location, COUNT(*) AS lines, SUM(sales_value) AS sales_value FROM dws.promotion_line
+    "promotions": """SELECT display_location, mailer_location, COUNT(*) AS lines, SUM(CAST(sales_value AS DECIMAL(12, 2))) AS sales_value
+                     FROM dws.promotion_line
                      WHERE ds >= '{first}' AND ds <= '{last}' GROUP BY display_location, mailer_location""",
 }
 TABLES = {
