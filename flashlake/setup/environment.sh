@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the virtual environment from requirements/lock.txt, once per content of the lock. Needs Python 3.11 and nothing else.
-# The stamp is a copy of the lock, written last: an interrupted set-up is taken up again, an unchanged one needs no network.
+# The lock is complete, so nothing is resolved again (--no-deps). The stamp is a copy of the lock, written last: an interrupted set-up is taken up again, an unchanged one needs no network.
 set -eu
 python=${PYTHON:-python3.11}
 venv=${VENV:-.venv}
@@ -25,7 +25,7 @@ if ! cmp -s "$lock" "$stamp"; then
   "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip --upgrade >/dev/null ||
     refuse "$venv has no pip and Python has no ensurepip to make one; remove $venv, install python3.11-venv, and repeat"
   say "installing the locked packages (once; about 1.4 GB, one to three minutes)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$lock" >&2 ||
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r "$lock" >&2 ||
     refuse "the locked packages could not be installed, see above; with the network restored, repeat the command: it goes on where it stopped"
   cp "$lock" "$stamp"
 fi

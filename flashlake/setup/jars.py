@@ -107,7 +107,7 @@ def resolve(jars: list[Jar], java: Java, scratch: Path) -> None:
         raise InvalidConfiguration(
             "Spark's resolver could not fetch the Delta jars: " + " / ".join(last),
             where=", ".join(jar.coordinate for jar in jars),
-            next_step="With the network restored, or a mirror in spark.jars.ivySettings, repeat `make setup`; or copy the files into jars/.",
+            next_step="With the network restored, or a mirror in ivySettings, repeat `make setup`; or copy the files into jars/.",
         )
 
 
