@@ -84,7 +84,7 @@ def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, sto
     name = source_name(scan)
     listed = ", ".join(quoted(column) for column in scan.columns)
     if not scan.table.has_primary_key:
-        con.register(f"{name}_log", table.scan(list(scan.columns), stop=stop, metadata=ordered).read_all())
+        con.register(f"{name}_log", table.scan(list(scan.columns), stop=stop, metadata=ordered))
         order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}" if ordered else ""
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")
         return

@@ -118,9 +118,9 @@ class Binder:
         self._n_ids += 1
         return self._n_ids
 
-    def bind(self, select_sql: str) -> Query:
+    def bind(self, select_sql: str, *, first_line: int = 1) -> Query:
         """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
-        tree = parse_select(select_sql, where=self.where)
+        tree = parse_select(select_sql, where=self.where, first_line=first_line)
         root, names = self._query(tree, prefix="")
         return Query(root, names, tuple(dict.fromkeys(self.notices)))
 

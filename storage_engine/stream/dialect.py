@@ -58,13 +58,13 @@ class Flink(Dialect):
             return call
 
 
-def parse_select(sql: str, *, where: str = "statement") -> exp.Query:
-    """Parse one SELECT (also WITH ... SELECT, UNION, VALUES).
+def parse_select(sql: str, *, where: str = "statement", first_line: int = 1) -> exp.Query:
+    """Parse one SELECT (also WITH ... SELECT, UNION, VALUES). `first_line`: where it begins in the user's text, for errors.
 
     Errors: StatementRefused with line and column, for text that is no query.
     """
     try:
-        trees = Flink.parse(Flink(), sql)
+        trees = Flink.parse(Flink(), "\n" * (first_line - 1) + sql)
     except (ParseError, TokenError) as error:
         raise StatementRefused(_first_line(error), where=where, next_step="Correct the statement; SQL is Flink's dialect.") from error
     trees = [tree for tree in trees if tree is not None]

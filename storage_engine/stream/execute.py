@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -247,7 +248,7 @@ class _Aggregation:
         tables.put(f"{self._name}_p", deltas)
         keys = tables.query(self._keys_sql)
         if any(keys[name].null_count for name in keys.column_names):
-            has_nulls = enforce_not_null(plan, keys.append_column("__i", pa.array(range(keys.num_rows), pa.int64())), outcome)
+            has_nulls = enforce_not_null(plan, keys.append_column("__i", pa.array(np.arange(keys.num_rows))), outcome)
             kept = has_nulls["__i"]
             keys, deltas = keys.take(kept), deltas.take(kept)
         if placement.mode == "merge" or not placement.columns:

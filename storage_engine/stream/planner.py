@@ -97,14 +97,15 @@ def plan_insert(
     job: str,
     default_database: str = "",
     settings: Mapping[str, str] | None = None,
+    first_line: int = 1,
 ) -> JobPlan:
-    """Plan INSERT INTO sink (columns) SELECT. `job` names the state tables.
+    """Plan INSERT INTO sink (columns) SELECT. `job` names the state tables, `first_line` is where the SELECT begins in the user's text.
 
     Errors: StatementRefused, UnknownTable.
     """
     where = f"job {job}"
     binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
-    query = binder.bind(select_sql)
+    query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
     root = optimize(_to_sink(query, sink, targets, where))
     if any(scan.table.name == sink.name for scan in scans(root)):

@@ -18,7 +18,8 @@ _TEXT = pa.string()
 
 
 def tables(store: Store, database: str | None) -> pa.Table:
-    names = [name for name in store.tables() if database is None or name.partition(".")[0] == database]
+    """Tables of users: state tables of jobs are left out."""
+    names = [name for name in store.tables() if "__state_" not in name and (database is None or name.partition(".")[0] == database)]
     return pa.table({"table": pa.array(names, _TEXT)})
 
 

@@ -81,6 +81,14 @@ class SqlSession:
         return [self._run(statement) for statement in parse_statements(text, self._database)]
 
     def _run(self, statement: st.Statement) -> Result:
+        try:
+            return self._handle(statement)
+        except (StatementRefused, UnknownTable) as error:
+            if "line" in error.where:
+                raise
+            raise type(error)(error.what, where=f"{error.where}, statement at line {statement.line}", next_step=error.next_step) from error
+
+    def _handle(self, statement: st.Statement) -> Result:
         handler = _HANDLERS.get(type(statement))
         if handler is None:
             raise StatementRefused(
@@ -245,6 +253,7 @@ class SqlSession:
             database=statement.database,
             settings=self._settings,
             views=self._views,
+            first_line=_first_line(statement),
         )
         return Result("; ".join([message, *notices]))
 
@@ -295,6 +304,12 @@ def default_job_name(statement: st.InsertInto) -> str:
     """The name of a job that was not named: its table, and its columns if the statement lists them."""
     name = f"insert-into_{statement.table}"
     return f"{name}({','.join(statement.columns)})" if statement.columns else name
+
+
+def _first_line(statement: st.InsertInto) -> int:
+    """The line on which the SELECT of a statement begins."""
+    before, _, _ = statement.text.partition(statement.select_sql)
+    return statement.line + before.count("\n")
 
 
 def _check_sink_hints(statement: st.InsertInto) -> list[str]:

@@ -31,6 +31,7 @@ def submit(
     views: Mapping[str, ViewDefinition],
     kind: str = "insert",
     refresh_s: float | None = 0.0,
+    first_line: int = 1,
 ) -> tuple[JobDescriptor, str]:
     """Store a continuous job; the job and a message.
 
@@ -48,6 +49,7 @@ def submit(
         job=state_name(name),
         default_database=database,
         settings=kept_settings,
+        first_line=first_line,
     )
     job = JobDescriptor(
         name=name,

@@ -232,3 +232,16 @@ def test_two_workers_of_one_store_count_each_row_once(store: Store, db: SqlSessi
     first.run_until_idle()
     second.run_until_idle()
     assert sink_rows(store, "db.totals") == [(1, 20, None)]
+
+
+def test_an_error_names_the_line_in_the_users_text(db: SqlSession) -> None:
+    with pytest.raises(StatementRefused, match="line 4, column"):
+        db.execute("SET 'pipeline.name' = 't';\nINSERT INTO db.copy\nSELECT id,\n  shop shop shop FROM db.a")
+    with pytest.raises(StatementRefused, match="statement at line 2"):
+        db.execute("SET 'pipeline.name' = 't';\nINSERT INTO db.copy SELECT id, nothing FROM db.a")
+
+
+def test_state_tables_are_not_shown_among_the_users_tables(store: Store, db: SqlSession) -> None:
+    db.execute("INSERT INTO db.totals (shop, n) SELECT shop, COUNT(DISTINCT id) FROM db.a GROUP BY shop")
+    assert any("__state_" in name for name in store.tables())
+    assert one(db, "SHOW TABLES")["table"].to_pylist() == ["db.a", "db.copy", "db.named", "db.totals"]
