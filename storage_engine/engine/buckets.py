@@ -18,7 +18,7 @@ from storage_engine.engine.rows import FrameCache, RowSource, fetch_rows
 from storage_engine.engine.state import TableState
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
-from storage_engine.log.frame import FrameHeader, decode_batch
+from storage_engine.log.frame import decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
 from storage_engine.schema.descriptor import TableBucket
 
@@ -135,16 +135,17 @@ class Buckets:
         def load() -> tuple[pa.RecordBatch, int]:
             stored = self._log.read(location)
             before = pa.total_allocated_bytes()
-            batch = decode_batch(stored.message, self.stored_schema(table, stored.header))
+            batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id))
             return batch, max(pa.total_allocated_bytes() - before, 0)
 
         return load
 
     @staticmethod
-    def stored_schema(table: TableState, header: FrameHeader) -> pa.Schema:
-        """The schema a frame was written with."""
+    def stored_schema(table: TableState, schema_id: int) -> pa.Schema:
+        """The schema that frames of `schema_id` were written with."""
         schema = table.descriptor.arrow_schema
-        return pa.schema([schema.field(name) for name in table.columns_of(header.schema_id)])
+        width = table.widths[schema_id]
+        return schema if width == len(schema) else pa.schema([schema.field(i) for i in range(width)])
 
     def _table(self, bucket: Bucket) -> TableState:
         table = self._table_of(bucket.id.table_id)
@@ -187,7 +188,7 @@ class Buckets:
         for entry in bucket.frames.find(bucket.frames.start_offset, end_offset):
             stored = self._log.read(entry.location)
             n = min(entry.end_offset, end_offset) - entry.base_offset
-            batch = decode_batch(stored.message, self.stored_schema(table, stored.header)).slice(0, n)
+            batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id)).slice(0, n)
             codes = None if stored.change_types is None else np.frombuffer(stored.change_types, np.uint8)[:n]
             yield entry.base_offset, codes, pa.Table.from_batches([batch.select(keys)])
 

@@ -137,7 +137,7 @@ class EmbeddedBackend:
             for op in request.ops:
                 transaction.add(op)
             transaction.finish()
-            if not (transaction.frames or record.progress or record.changes or record.write):
+            if not (transaction.frames or record.progress or record.changes):
                 transaction.void()
                 return self._state.version, self._log.end
             appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)

@@ -16,7 +16,7 @@ from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.pruning import prune_message
+from storage_engine.log.pruning import MessagePruner
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
@@ -64,17 +64,14 @@ def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket,
 
 def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
     """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded."""
+    pruners: dict[int, tuple[tuple[str, ...], MessagePruner | None]] = {}
     for step in steps:
         stored = log.read(step.location)
         header = stored.header
-        names = table.columns_of(header.schema_id)
-        message = stored.message
-        if columns is not None and tuple(columns) != names:
-            wanted = set(columns)
-            keep = [i for i, name in enumerate(names) if name in wanted] or [0]
-            schema = Buckets.stored_schema(table, header)
-            message = prune_message(message, schema, keep)
-            names = tuple(names[i] for i in keep)
+        if header.schema_id not in pruners:
+            pruners[header.schema_id] = _pruner(table, header.schema_id, columns)
+        names, pruner = pruners[header.schema_id]
+        message = stored.message if pruner is None else pruner.prune(stored.message)
         yield FetchedFrame(
             bucket=step.bucket,
             base_offset=header.base_offset,
@@ -85,6 +82,16 @@ def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Se
             change_types=None if stored.change_types is None else bytes(stored.change_types),
             message=message,
         )
+
+
+def _pruner(table: TableState, schema_id: int, columns: Sequence[str] | None) -> tuple[tuple[str, ...], MessagePruner | None]:
+    """The columns that frames of a schema answer with, and what cuts their messages down to them; None: as stored."""
+    names = table.columns_of(schema_id)
+    wanted = None if columns is None else set(columns)
+    if wanted is None or wanted.issuperset(names):
+        return names, None
+    keep = [i for i, name in enumerate(names) if name in wanted] or [0]
+    return tuple(names[i] for i in keep), MessagePruner(Buckets.stored_schema(table, schema_id), keep)
 
 
 def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:

@@ -16,6 +16,10 @@ from typing import Any
 from storage_engine.client.backend import Progress
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
+WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
+"""A writer that has not written for so long is forgotten, and with it the recognition of its retries (Fluss: 7 days)."""
+WRITERS_SWEEP_COMMITS = 4096
+
 
 @dataclass
 class CommitRecord:
@@ -110,7 +114,7 @@ class StoreState:
     partition_names: dict[int, str] = field(default_factory=lambda: {0: ""})
     objects: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     progress: dict[str, Progress] = field(default_factory=dict)
-    writers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    writers: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     next_table_id: int = 1
     next_partition_id: int = 1
 
@@ -136,9 +140,12 @@ class StoreState:
         for item in record.progress:
             self.progress[item.owner] = item
         if record.write:
-            self.writers[record.write[0]] = (record.write[1], record.version)
+            self.writers[record.write[0]] = (record.write[1], record.version, record.timestamp_ms)
         self.version = record.version
         self.timestamp_ms = record.timestamp_ms
+        if record.version % WRITERS_SWEEP_COMMITS == 0:
+            oldest_ms = record.timestamp_ms - WRITER_EXPIRATION_MS
+            self.writers = {writer: last for writer, last in self.writers.items() if last[2] >= oldest_ms}
 
     def _create_table(self, change: dict[str, Any]) -> None:
         descriptor = TableDescriptor.from_json(change["table"])
@@ -200,7 +207,7 @@ class StoreState:
             timestamp_ms=value["timestamp_ms"],
             objects=value["objects"],
             progress={item["owner"]: decode_progress(item) for item in value["progress"]},
-            writers={writer: (last[0], last[1]) for writer, last in value["writers"].items()},
+            writers={writer: (last[0], last[1], last[2]) for writer, last in value["writers"].items()},
             next_table_id=value["next_table_id"],
             next_partition_id=value["next_partition_id"],
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -73,11 +74,11 @@ class TableDescriptor:
     table_id: int = -1
     schema_id: int = 0
 
-    @property
+    @cached_property
     def arrow_schema(self) -> pa.Schema:
         return pa.schema([column.arrow for column in self.columns])
 
-    @property
+    @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
 
@@ -85,7 +86,7 @@ class TableDescriptor:
     def has_primary_key(self) -> bool:
         return bool(self.primary_key)
 
-    @property
+    @cached_property
     def physical_primary_key(self) -> tuple[str, ...]:
         """The primary key without the partition columns: what identifies a row inside a partition."""
         return tuple(name for name in self.primary_key if name not in self.partition_keys)
