@@ -92,6 +92,17 @@ def test_commits_not_synced_come_back_as_a_prefix(tmp_path: Path, unsynced: Fate
         assert rows in [COMMITS[:n] for n in range(2, 5)]
 
 
+def test_what_recovery_shows_after_a_kill_survives_power_loss(tmp_path: Path) -> None:
+    disk = FaultyDisk(tmp_path)
+    log, _ = open_log(disk, tmp_path)
+    log.append(encoded(COMMITS[0]), COMMITS[0].record)  # not synced; then the process is killed
+
+    _, found = open_log(disk, tmp_path)
+
+    assert found == COMMITS[:1]
+    assert stored_commits(disk.after_power_loss("lost", tmp_path / "after")) == COMMITS[:1]
+
+
 def test_after_power_loss_a_torn_tail_is_gone_for_good(tmp_path: Path) -> None:
     log, _ = open_log(Disk(), tmp_path)
     list(acknowledge(log, COMMITS[:2]))
