@@ -38,7 +38,10 @@ def test_scenario_2_two_streams_fill_one_wide_table(store: Store) -> None:
     for _ in range(6):
         for name, column in (("exposure", "exp_cnt"), ("page", "page_cnt")):
             rows = pa.Table.from_pylist(
-                [{"shop_id": rng.randrange(5), "stat_date": "d", "stat_hour": f"{rng.randrange(3):02}", column: rng.randrange(9)} for _ in range(40)]
+                [
+                    {"shop_id": rng.randrange(5), "stat_date": "d", "stat_hour": f"{rng.randrange(3):02}", column: rng.randrange(9)}
+                    for _ in range(40)
+                ]
             )
             written[name].append(rows)
             store.table(f"db.{name}_log").append(rows)
@@ -47,9 +50,12 @@ def test_scenario_2_two_streams_fill_one_wide_table(store: Store) -> None:
     oracle = (
         "SELECT shop_id, stat_date, stat_hour, e.exp_cnt, p.page_cnt FROM "
         "(SELECT shop_id, stat_date, stat_hour, CAST(sum(exp_cnt) AS BIGINT) AS exp_cnt FROM e GROUP BY ALL) e FULL JOIN "
-        "(SELECT shop_id, stat_date, stat_hour, CAST(sum(page_cnt) AS BIGINT) AS page_cnt FROM p GROUP BY ALL) p USING (shop_id, stat_date, stat_hour)"
+        "(SELECT shop_id, stat_date, stat_hour, CAST(sum(page_cnt) AS BIGINT) AS page_cnt FROM p GROUP BY ALL) p USING (shop_id, "
+        "stat_date, stat_hour)"
     )
-    assert sink_rows(store, "db.shop_stat_wide") == query_rows(oracle, e=pa.concat_tables(written["exposure"]), p=pa.concat_tables(written["page"]))
+    assert sink_rows(store, "db.shop_stat_wide") == query_rows(
+        oracle, e=pa.concat_tables(written["exposure"]), p=pa.concat_tables(written["page"])
+    )
 
 
 def test_scenario_5_ids_by_lookup_and_bitmaps_merged_in_the_store(store: Store) -> None:
@@ -57,10 +63,14 @@ def test_scenario_5_ids_by_lookup_and_bitmaps_merged_in_the_store(store: Store) 
     session.execute("USE db; CREATE TABLE log_exp_ri (user_id BIGINT, ds STRING, hh STRING, mm STRING)")
     session.execute(printed("CREATE TABLE `fluss_catalog`.`db`.`user_mapping_table`"))
     session.execute(printed("CREATE TABLE IF NOT EXISTS `fluss_catalog`.`db`.`ads_uv_agg`"))
-    mapping = session.execute("SET 'pipeline.name' = 'mapping'; " + printed("INSERT INTO `fluss_catalog`.`db`.`user_mapping_table` (user_id)"))
+    mapping = session.execute(
+        "SET 'pipeline.name' = 'mapping'; " + printed("INSERT INTO `fluss_catalog`.`db`.`user_mapping_table` (user_id)")
+    )
     assert "REPLICATED_SHUFFLE_HASH has no effect" in mapping[-1].message
     rng = random.Random(2)
-    events = pa.Table.from_pylist([{"user_id": rng.randrange(300), "ds": "20170101", "hh": "00", "mm": f"{rng.randrange(3):02}"} for _ in range(2_000)])
+    events = pa.Table.from_pylist(
+        [{"user_id": rng.randrange(300), "ds": "20170101", "hh": "00", "mm": f"{rng.randrange(3):02}"} for _ in range(2_000)]
+    )
     store.table("db.log_exp_ri").append(events)
     worker = Worker(store)
     worker.run_until_idle()
@@ -72,7 +82,8 @@ def test_scenario_5_ids_by_lookup_and_bitmaps_merged_in_the_store(store: Store) 
     ids = store.table("db.user_mapping_table").read()["uid_int64"].to_pylist()
     assert sorted(ids) == list(range(1, len(ids) + 1))
     session.execute(
-        "CREATE MATERIALIZED VIEW db.uv REFRESH ASYNC AS SELECT ds, hh, mm, SUM(RB_CARDINALITY(uv_bitmap)) AS users FROM db.ads_uv_agg GROUP BY ds, hh, mm"
+        "CREATE MATERIALIZED VIEW db.uv REFRESH ASYNC AS SELECT ds, hh, mm, SUM(RB_CARDINALITY(uv_bitmap)) AS users FROM db.ads_uv_agg "
+        "GROUP BY ds, hh, mm"
     )
     worker.run_until_idle()
     oracle = "SELECT ds, hh, mm, count(DISTINCT user_id) FROM events GROUP BY ALL"

@@ -89,7 +89,9 @@ def test_an_expression_gives_what_flink_gives(vector: dict[str, Any]) -> None:
         return
     kinds, rows = evaluate(vector["sql"])
     wanted = [tuple(row[1:]) for row in vector["rows"]]
-    assert [tuple(as_printed_by_flink(*pair) for pair in zip(row, other, strict=True)) for row, other in zip(rows, wanted, strict=True)] == wanted
+    assert [
+        tuple(as_printed_by_flink(*pair) for pair in zip(row, other, strict=True)) for row, other in zip(rows, wanted, strict=True)
+    ] == wanted
     for ours, flinks in zip(kinds, vector["types"], strict=True):
         flinks = flinks.removesuffix(" NOT NULL")
         if not flinks.startswith(("CHAR", "VARCHAR", "TIMESTAMP")):

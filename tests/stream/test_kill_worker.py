@@ -28,7 +28,8 @@ SEED = int(os.environ.get("CRASH_SEED", "1"))
 N_SHOPS = 5
 
 JOBS = f"""
-CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3)) WITH ('bucket.num' = '2');
+CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3))
+  WITH ('bucket.num' = '2');
 CREATE TABLE db.shops (shop BIGINT, city STRING, PRIMARY KEY (shop) NOT ENFORCED);
 CREATE TABLE db.users (uid BIGINT, number BIGINT, PRIMARY KEY (uid) NOT ENFORCED) WITH ('auto-increment.fields' = 'number');
 CREATE TABLE db.lines (id BIGINT, shop BIGINT, city STRING, amount DECIMAL(12,2), uid BIGINT);
@@ -42,7 +43,8 @@ SET 'pipeline.name' = 'lines';
 INSERT INTO db.lines SELECT e.id, e.shop, COALESCE(s.city, 'none'), e.amount, e.uid FROM db.events e
   LEFT JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS s ON e.shop = s.shop WHERE e.shop IS NOT NULL AND e.uid IS NOT NULL;
 SET 'pipeline.name' = 'once'; INSERT INTO db.once SELECT id % 100, id % {N_SHOPS} FROM db.events;
-SET 'pipeline.name' = 'wide_n'; INSERT INTO db.wide (city, n, total, users) SELECT city, COUNT(*), SUM(amount), COUNT(DISTINCT uid) FROM db.lines GROUP BY city;
+SET 'pipeline.name' = 'wide_n'; 
+INSERT INTO db.wide (city, n, total, users) SELECT city, COUNT(*), SUM(amount), COUNT(DISTINCT uid) FROM db.lines GROUP BY city;
 SET 'pipeline.name' = 'wide_mean'; INSERT INTO db.wide (city, mean) SELECT city, AVG(amount) FROM db.lines GROUP BY city;
 SET 'pipeline.name' = 'adding'; INSERT INTO db.adding SELECT shop, COUNT(*), SUM(amount) FROM db.lines GROUP BY shop;
 SET 'pipeline.name' = 'uv';
@@ -52,11 +54,15 @@ INSERT INTO db.uv SELECT l.shop, CAST(u.number % 2 AS INT), BITMAP_TO_BYTES(BITM
 CREATE MATERIALIZED VIEW db.unique_users REFRESH ASYNC AS SELECT shop, SUM(RB_CARDINALITY(users)) AS n FROM db.uv GROUP BY shop;
 """
 
-LINES = "(SELECT e.id, e.shop, COALESCE(s.city, 'none') AS city, e.amount, e.uid FROM events e LEFT JOIN shops s USING (shop) WHERE e.shop IS NOT NULL AND e.uid IS NOT NULL)"
+LINES = (
+    "(SELECT e.id, e.shop, COALESCE(s.city, 'none') AS city, e.amount, e.uid FROM events e LEFT JOIN shops s USING (shop) "
+    "WHERE e.shop IS NOT NULL AND e.uid IS NOT NULL)"
+)
 ORACLES = {
     "db.lines": f"SELECT * FROM {LINES}",
     "db.once": f"SELECT DISTINCT id % 100, CAST(id % {N_SHOPS} AS BIGINT) FROM events",
-    "db.wide": f"SELECT city, count(*), sum(amount), count(DISTINCT uid), CAST(round(sum(amount) / count(amount), 6) AS DECIMAL(38,6)) FROM {LINES} GROUP BY city",
+    "db.wide": f"SELECT city, count(*), sum(amount), count(DISTINCT uid), CAST(round(sum(amount) / count(amount), 6) AS DECIMAL(38,6)) "
+    f"FROM {LINES} GROUP BY city",
     "db.adding": f"SELECT shop, count(*), sum(amount) FROM {LINES} GROUP BY shop",
     "db.unique_users": f"SELECT shop, count(DISTINCT uid) FROM {LINES} GROUP BY shop",
 }  # fmt: skip

@@ -81,7 +81,9 @@ def test_a_filter_on_the_stream_runs_before_the_lookup() -> None:
 
 
 def test_an_outer_lookup_without_used_columns_is_not_made() -> None:
-    made = plan("db.log_sink", "SELECT e.id, e.kind FROM db.events e LEFT JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() s ON e.shop = s.shop")
+    made = plan(
+        "db.log_sink", "SELECT e.id, e.kind FROM db.events e LEFT JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() s ON e.shop = s.shop"
+    )
     assert lookups(made.root) == []
 
 
@@ -125,7 +127,10 @@ def test_state_is_kept_where_the_result_allows(sink: str, columns: str | None, s
 
 def test_group_by_takes_expressions_positions_and_aliases() -> None:
     texts = ["DATE_FORMAT(ts, 'yyyy-MM-dd')", "2", "d"]
-    plans = [plan("db.wide", f"SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd') AS d, COUNT(*) FROM db.events GROUP BY shop, {key}", "shop,ds,n") for key in texts]
+    plans = [
+        plan("db.wide", f"SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd') AS d, COUNT(*) FROM db.events GROUP BY shop, {key}", "shop,ds,n")
+        for key in texts
+    ]
     assert len({"\n".join(item.explain()) for item in plans}) == 1
 
 
@@ -147,7 +152,8 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.wide", "shop,ds,n", "SELECT shop, kind, COUNT(*) FROM db.events GROUP BY shop, kind, ds", "does not contain the query's key"),
         ("db.wide", "shop,ds,n", "SELECT shop, kind, COUNT(*) FROM db.events GROUP BY shop", "kind is neither in GROUP BY"),
         ("db.wide", "shop,n", "SELECT shop, COUNT(*) FROM db.events GROUP BY shop", "ds of db.wide is the primary key"),
-        ("db.wide", "shop,ds,best", "SELECT shop, 'x', MAX(amount) FROM db.orders GROUP BY shop", r"MAX\(amount\) over an input whose rows can change"),
+        ("db.wide", "shop,ds,best", "SELECT shop, 'x', MAX(amount) FROM db.orders GROUP BY shop", r"MAX\(amount\) over an input whose "
+            "rows can change"),
         ("db.by_order", None, "SELECT shop, amount FROM db.orders", "does not contain the query's key"),
         ("db.adding", None, "SELECT shop, COUNT(*), SUM(amount), SUM(amount) FROM db.events GROUP BY shop", "merges with max"),
         ("db.adding", "shop,n", "SELECT shop, COUNT(*) FROM db.orders GROUP BY shop", "cannot be un-merged"),
@@ -155,12 +161,16 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.wide", "shop,ds,users", "SELECT shop, ds, LISTAGG(kind) FROM db.events GROUP BY shop, ds", "order in which rows arrive"),
         ("db.ids", None, "SELECT shop, id FROM db.events", "uid is assigned by the table"),
         ("db.events", None, "SELECT * FROM db.events", "feed itself"),
-        ("db.log_sink", None, "SELECT e.id, p.city FROM db.events e JOIN db.shops FOR SYSTEM_TIME AS OF e.ts AS p ON e.shop = p.shop", "PROCTIME"),
-        ("db.log_sink", None, "SELECT e.id, p.city FROM db.events e JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS p ON e.kind = p.city", "does not give its key"),
-        ("db.log_sink", None, "SELECT e.id, p.kind FROM db.events e JOIN db.events FOR SYSTEM_TIME AS OF PROCTIME() AS p ON e.id = p.id", "log table; a lookup needs"),
+        ("db.log_sink", None, "SELECT e.id, p.city FROM db.events e JOIN db.shops FOR SYSTEM_TIME AS OF e.ts AS p ON e.shop = p.shop",
+         "PROCTIME"),
+        ("db.log_sink", None, "SELECT e.id, p.city FROM db.events e JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS p ON e.kind = "
+            "p.city", "does not give its key"),
+        ("db.log_sink", None, "SELECT e.id, p.kind FROM db.events e JOIN db.events FOR SYSTEM_TIME AS OF PROCTIME() AS p ON e.id = "
+            "p.id", "log table; a lookup needs"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events /*+ OPTIONS('scan.fast' = '1') */", "hint 'scan.fast'"),
         ("db.log_sink", None, "SELECT /*+ GO_FASTER(x) */ id, kind FROM db.events", "hint GO_FASTER"),
-        ("db.by_order", None, "SELECT o.id, o.amount FROM db.orders o JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() s ON o.shop = s.shop", "could find other values"),
+        ("db.by_order", None, "SELECT o.id, o.amount FROM db.orders o JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() s ON o.shop = "
+            "s.shop", "could find other values"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_with_its_reason(sink: str, columns: str | None, select: str, reason: str) -> None:
@@ -179,7 +189,10 @@ def test_a_syntax_error_names_its_line() -> None:
 
 
 def test_a_prefix_lookup_needs_the_bucket_key() -> None:
-    made = plan("db.log_sink", "SELECT e.id, CAST(p.price AS STRING) FROM db.events e JOIN db.prices FOR SYSTEM_TIME AS OF PROCTIME() p ON e.shop = p.shop")
+    made = plan(
+        "db.log_sink",
+        "SELECT e.id, CAST(p.price AS STRING) FROM db.events e JOIN db.prices FOR SYSTEM_TIME AS OF PROCTIME() p ON e.shop = p.shop",
+    )
     assert [join.is_prefix for join in lookups(made.root)] == [True]
 
 

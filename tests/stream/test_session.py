@@ -26,7 +26,8 @@ def db(store: Store, session: SqlSession) -> SqlSession:
 
 
 def append(store: Store, *rows: tuple[int | None, int | None, int | None]) -> None:
-    store.table("db.a").append(pa.table({name: pa.array([row[i] for row in rows], kind) for i, (name, kind) in enumerate([("id", pa.int64()), ("shop", pa.int64()), ("qty", pa.int32())])}))  # fmt: skip
+    types = {"id": pa.int64(), "shop": pa.int64(), "qty": pa.int32()}
+    store.table("db.a").append(pa.table({name: pa.array([row[i] for row in rows], types[name]) for i, name in enumerate(types)}))
 
 
 def one(session: SqlSession, sql: str) -> pa.Table:
@@ -134,7 +135,10 @@ def test_a_column_added_while_a_job_runs_belongs_to_the_next_job(store: Store, d
     worker = Worker(store)
     append(store, (1, 1, 10))
     worker.run_until_idle()
-    db.execute("ALTER TABLE db.totals ADD top INT; SET 'pipeline.name' = 'u'; INSERT INTO db.totals (shop, top) SELECT shop, MAX(qty) FROM db.a GROUP BY shop")
+    db.execute(
+        "ALTER TABLE db.totals ADD top INT; SET 'pipeline.name' = 'u'; INSERT INTO db.totals (shop, top) SELECT shop, MAX(qty) FROM "
+        "db.a GROUP BY shop"
+    )
     append(store, (2, 1, 7))
     worker.run_until_idle()
     assert sink_rows(store, "db.totals") == [(1, 17, None, 10)]
@@ -150,7 +154,10 @@ def test_a_job_that_writes_all_columns_leaves_a_later_column_alone(store: Store,
     append(store, (1, 1, 11))
     worker.run_until_idle()
     assert sink_rows(store, "db.named") == [(1, "11", 3)]
-    assert db.execute("SET 'pipeline.name' = 't'; INSERT INTO db.named SELECT shop, CAST(qty AS STRING) FROM db.a")[-1].message == "job t runs already"
+    assert (
+        db.execute("SET 'pipeline.name' = 't'; INSERT INTO db.named SELECT shop, CAST(qty AS STRING) FROM db.a")[-1].message
+        == "job t runs already"
+    )
 
 
 def test_batch_mode_runs_once_and_overwrites(store: Store, db: SqlSession) -> None:

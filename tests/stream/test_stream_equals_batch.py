@@ -15,8 +15,10 @@ from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 
-EVENTS = "CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3)) WITH ('bucket.num' = '3', 'bucket.key' = 'id')"
-KEYED = "CREATE TABLE db.orders (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED) WITH ('bucket.num' = '3')"
+EVENTS = """CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3))
+  WITH ('bucket.num' = '3', 'bucket.key' = 'id')"""
+KEYED = """CREATE TABLE db.orders (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED)
+  WITH ('bucket.num' = '3')"""
 
 LOG_CASES = {
     "projection and filter": (
@@ -25,21 +27,28 @@ LOG_CASES = {
         "SELECT id, strftime(ts, '%Y-%m-%d %H'), CAST(amount * 2 AS DECIMAL(14,2)) FROM events WHERE qty // 2 > 1",
     ),
     "sums in the sink": (
-        "CREATE TABLE db.s (shop BIGINT, day STRING, n BIGINT, q INT, total DECIMAL(38,2), low DECIMAL(12,2), high DECIMAL(12,2), PRIMARY KEY (shop, day) NOT ENFORCED)",
-        "SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd'), COUNT(*), SUM(qty), SUM(amount), MIN(amount), MAX(amount) FROM db.events WHERE shop IS NOT NULL "
+        "CREATE TABLE db.s (shop BIGINT, day STRING, n BIGINT, q INT, total DECIMAL(38,2), low DECIMAL(12,2), high DECIMAL(12,2), "
+        "PRIMARY KEY (shop, day) NOT ENFORCED)",
+        "SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd'), COUNT(*), SUM(qty), SUM(amount), MIN(amount), MAX(amount) FROM db.events WHERE "
+        "shop IS NOT NULL "
         "GROUP BY shop, DATE_FORMAT(ts, 'yyyy-MM-dd')",
-        "SELECT shop, strftime(ts, '%Y-%m-%d'), count(*), CAST(sum(qty) AS INT), sum(amount), min(amount), max(amount) FROM events WHERE shop IS NOT NULL GROUP BY ALL",
+        "SELECT shop, strftime(ts, '%Y-%m-%d'), count(*), CAST(sum(qty) AS INT), sum(amount), min(amount), max(amount) FROM events "
+        "WHERE shop IS NOT NULL GROUP BY ALL",
     ),
     "averages and filters in a state table": (
         "CREATE TABLE db.s (shop BIGINT, mean DECIMAL(38,6), whole INT, few BIGINT, ratio DOUBLE, PRIMARY KEY (shop) NOT ENFORCED)",
-        "SELECT shop, AVG(amount), AVG(qty), COUNT(*) FILTER (WHERE kind = 'a'), CAST(SUM(qty) AS DOUBLE) / COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
-        "SELECT shop, CAST(round(sum(amount) / count(amount), 6) AS DECIMAL(38,6)), CAST(trunc(sum(qty) / count(qty)) AS INT), count(*) FILTER (kind = 'a'), "
+        "SELECT shop, AVG(amount), AVG(qty), COUNT(*) FILTER (WHERE kind = 'a'), CAST(SUM(qty) AS DOUBLE) / COUNT(*) FROM db.events "
+        "WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, CAST(round(sum(amount) / count(amount), 6) AS DECIMAL(38,6)), CAST(trunc(sum(qty) / count(qty)) AS INT), count(*) "
+        "FILTER (kind = 'a'), "
         "sum(qty)::DOUBLE / count(*) FROM events WHERE shop IS NOT NULL GROUP BY shop",
     ),
     "distinct counts": (
         "CREATE TABLE db.s (shop BIGINT, users BIGINT, kinds BIGINT, sum_distinct INT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
-        "SELECT shop, COUNT(DISTINCT uid), COUNT(DISTINCT kind), SUM(DISTINCT qty), COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
-        "SELECT shop, count(DISTINCT uid), count(DISTINCT kind), CAST(sum(DISTINCT qty) AS INT), count(*) FROM events WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, COUNT(DISTINCT uid), COUNT(DISTINCT kind), SUM(DISTINCT qty), COUNT(*) FROM db.events WHERE shop IS NOT NULL "
+        "GROUP BY shop",
+        "SELECT shop, count(DISTINCT uid), count(DISTINCT kind), CAST(sum(DISTINCT qty) AS INT), count(*) FROM events WHERE shop IS NOT "
+        "NULL GROUP BY shop",
     ),
     "having": (
         "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
@@ -48,7 +57,8 @@ LOG_CASES = {
     ),
     "two levels of aggregates": (
         "CREATE TABLE db.s (n BIGINT, shops BIGINT, q BIGINT, PRIMARY KEY (n) NOT ENFORCED)",
-        "SELECT n, COUNT(*), SUM(q) FROM (SELECT shop, COUNT(*) AS n, SUM(CAST(qty AS BIGINT)) AS q FROM db.events GROUP BY shop) GROUP BY n",
+        "SELECT n, COUNT(*), SUM(q) FROM (SELECT shop, COUNT(*) AS n, SUM(CAST(qty AS BIGINT)) AS q FROM db.events GROUP BY shop) GROUP "
+        "BY n",
         "SELECT n, count(*), CAST(sum(q) AS BIGINT) FROM (SELECT shop, count(*) AS n, sum(qty) AS q FROM events GROUP BY shop) GROUP BY n",
     ),
     "a global aggregate": (
@@ -57,15 +67,20 @@ LOG_CASES = {
         "SELECT 1, count(*), count(DISTINCT uid) FROM events",
     ),
     "an aggregation table": (
-        "CREATE TABLE db.s (shop BIGINT, n BIGINT, total DECIMAL(38,2), high DECIMAL(12,2), users BIGINT, PRIMARY KEY (shop) NOT ENFORCED) WITH ("
-        "'table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.total.agg' = 'sum', 'fields.high.agg' = 'max', 'fields.users.agg' = 'sum')",
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, total DECIMAL(38,2), high DECIMAL(12,2), users BIGINT, PRIMARY KEY (shop) NOT "
+        "ENFORCED) WITH ("
+        "'table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.total.agg' = 'sum', 'fields.high.agg' = 'max', "
+        "'fields.users.agg' = 'sum')",
         "SELECT shop, COUNT(*), SUM(amount), MAX(amount), COUNT(DISTINCT uid) FROM db.events WHERE shop IS NOT NULL GROUP BY shop",
         "SELECT shop, count(*), sum(amount), max(amount), count(DISTINCT uid) FROM events WHERE shop IS NOT NULL GROUP BY shop",
     ),
     "bitmaps": (
-        "CREATE TABLE db.s (shop BIGINT, shard INT, users BYTES, PRIMARY KEY (shop, shard) NOT ENFORCED) WITH ('table.merge-engine' = 'aggregation', 'fields.users.agg' = 'rbm32')",
-        "SELECT shop, CAST(uid % 4 AS INT), BITMAP_TO_BYTES(BITMAP_BUILD_AGG(CAST(uid / 4 AS INT))) FROM db.events WHERE uid IS NOT NULL AND shop IS NOT NULL GROUP BY shop, CAST(uid % 4 AS INT)",
-        "SELECT shop, CAST(uid % 4 AS INT), rb_build(list(CAST(uid // 4 AS UINTEGER))) FROM events WHERE uid IS NOT NULL AND shop IS NOT NULL GROUP BY ALL",
+        "CREATE TABLE db.s (shop BIGINT, shard INT, users BYTES, PRIMARY KEY (shop, shard) NOT ENFORCED) WITH ('table.merge-engine' = "
+        "'aggregation', 'fields.users.agg' = 'rbm32')",
+        "SELECT shop, CAST(uid % 4 AS INT), BITMAP_TO_BYTES(BITMAP_BUILD_AGG(CAST(uid / 4 AS INT))) FROM db.events WHERE uid IS NOT "
+        "NULL AND shop IS NOT NULL GROUP BY shop, CAST(uid % 4 AS INT)",
+        "SELECT shop, CAST(uid % 4 AS INT), rb_build(list(CAST(uid // 4 AS UINTEGER))) FROM events WHERE uid IS NOT NULL AND shop IS "
+        "NOT NULL GROUP BY ALL",
     ),
     "distinct rows": (
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
@@ -131,8 +146,16 @@ def event(rng: random.Random, number: int) -> dict[str, Any]:
 
 
 def event_table(rows: list[dict[str, Any]]) -> pa.Table:
-    types = [("id", pa.int64()), ("shop", pa.int64()), ("kind", pa.string()), ("qty", pa.int32()), ("amount", pa.decimal128(12, 2)), ("uid", pa.int64()), ("ts", pa.timestamp("ms"))]  # fmt: skip
-    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in types})
+    types = {
+        "id": pa.int64(),
+        "shop": pa.int64(),
+        "kind": pa.string(),
+        "qty": pa.int32(),
+        "amount": pa.decimal128(12, 2),
+        "uid": pa.int64(),
+        "ts": pa.timestamp("ms"),
+    }
+    return pa.table({name: pa.array([row[name] for row in rows], kind) for name, kind in types.items()})
 
 
 def submit(store: Store, source: str, sink: str, select: str) -> None:
@@ -226,9 +249,12 @@ def test_several_jobs_fill_their_columns_of_one_row(store: Store) -> None:
     SqlSession(store).execute(
         f"""{EVENTS}; {KEYED};
         CREATE TABLE db.wide (shop BIGINT, lines BIGINT, orders BIGINT, users BIGINT, PRIMARY KEY (shop) NOT ENFORCED);
-        SET 'pipeline.name' = 'lines'; INSERT INTO db.wide (shop, lines) SELECT shop, COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop;
-        SET 'pipeline.name' = 'orders'; INSERT INTO db.wide (shop, orders) SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop;
-        SET 'pipeline.name' = 'users'; INSERT INTO db.wide (shop, users) SELECT shop, COUNT(DISTINCT uid) FROM db.events WHERE shop IS NOT NULL GROUP BY shop"""
+        SET 'pipeline.name' = 'lines';
+        INSERT INTO db.wide (shop, lines) SELECT shop, COUNT(*) FROM db.events WHERE shop IS NOT NULL GROUP BY shop;
+        SET 'pipeline.name' = 'orders';
+        INSERT INTO db.wide (shop, orders) SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop;
+        SET 'pipeline.name' = 'users';
+        INSERT INTO db.wide (shop, users) SELECT shop, COUNT(DISTINCT uid) FROM db.events WHERE shop IS NOT NULL GROUP BY shop"""
     )
     rng = random.Random(3)
     events = event_table([event(rng, n) for n in range(300)])
