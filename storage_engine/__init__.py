@@ -3,10 +3,10 @@
 `connect(url)` is the door: embedded (file://), served (flashlake://).
 """
 
-from storage_engine.client.backend import CommitInfo, CommitResult, Progress, WriteId, WriteOp
-from storage_engine.connection import connect
+from storage_engine.api import CommitInfo, CommitResult, Progress, WriteId, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
+from storage_engine.connection import connect
 from storage_engine.schema.descriptor import Column, Offsets, TableBucket, TableDescriptor
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage_engine.client.backend import Backend
+from storage_engine.api import Backend
 from storage_engine.client.store import Session, Store
 from storage_engine.errors import UserError
 
@@ -23,7 +23,8 @@ def connect(url: str, **options: Any) -> Store:
         from storage_engine.engine.embedded import EmbeddedBackend
 
         if parts.netloc:
-            raise UserError(f"{url} names a host", where="store url", next_step=f"Write file:///{parts.netloc}{parts.path} with three slashes.")
+            hint = f"Write file:///{parts.netloc}{parts.path} with three slashes."
+            raise UserError(f"{url} names a host", where="store url", next_step=hint)
         return wrap(EmbeddedBackend.open(parts.path, **options))
     if parts.scheme == "flashlake":
         from storage_engine.client.flight import FlightBackend

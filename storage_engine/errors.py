@@ -10,6 +10,9 @@ their condition. Every error says what happened, where, and what to do next; dat
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class FlashlakeError(Exception):
     """Root of everything raised on purpose: `what` happened, `where`, and the `next_step` for the reader."""
@@ -43,6 +46,13 @@ class StatementRefused(UserError):
 
 class UnknownTable(UserError):
     """No table, view or job of that name."""
+
+
+def unknown_table(name: str, known: Iterable[str]) -> UnknownTable:
+    """The error for a table that does not exist; it names those that look alike."""
+    alike = difflib.get_close_matches(name, list(known), n=3)
+    hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
+    return UnknownTable(f"there is no table {name}", where="catalog", next_step=hint)
 
 
 class AlreadyExists(UserError):

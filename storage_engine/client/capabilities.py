@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from storage_engine.client.backend import CommitRequest
+from storage_engine.api import CommitRequest
 from storage_engine.errors import UnsupportedByBackend
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from storage_engine.client.backend import Backend, CommitRequest, Progress
+from storage_engine.api import Backend, CommitRequest, Progress
 from storage_engine.schema.descriptor import Offsets
 
 if TYPE_CHECKING:

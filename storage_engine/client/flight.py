@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from storage_engine.client.backend import CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
+from storage_engine.api import CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.wire import (

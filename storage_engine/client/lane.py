@@ -16,7 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from storage_engine.client.backend import WriteId
+from storage_engine.api import WriteId
 from storage_engine.client.wire import CELL_SCHEMA, Assembler, Call, Message, Reply, decode_chunk, decode_reply, encode_call, encode_chunk
 
 LANE = b"lane"

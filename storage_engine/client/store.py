@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from storage_engine.client.backend import Backend, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
+from storage_engine.api import Backend, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
 from storage_engine.client.table import Table
-from storage_engine.errors import UnknownTable
+from storage_engine.errors import unknown_table
 from storage_engine.schema.descriptor import TableDescriptor
 
 
@@ -98,12 +98,3 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
-
-
-def unknown_table(name: str, known: Mapping[str, Any]) -> UnknownTable:
-    """The error for a table that does not exist; it names those that look alike."""
-    import difflib
-
-    alike = difflib.get_close_matches(name, list(known), n=3)
-    hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
-    return UnknownTable(f"there is no table {name}", where="catalog", next_step=hint)

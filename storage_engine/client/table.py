@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.client.backend import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor

@@ -17,13 +17,12 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.client.backend import CAPABILITIES, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
-from storage_engine.client.store import unknown_table
+from storage_engine.api import CAPABILITIES, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
 from storage_engine.engine import catalog, checkpoint, reads
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
-from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed
+from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader

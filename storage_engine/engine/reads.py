@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.client.backend import CommitInfo, FetchedFrame
+from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import StoreState, TableState

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from storage_engine.client.backend import Progress, WriteOp
+from storage_engine.api import Progress, WriteOp
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
-from storage_engine.errors import InvalidOption, ProgressConflict, UserError
+from storage_engine.errors import InvalidOption, ProgressConflict, UserError, unknown_table
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
@@ -55,8 +55,6 @@ class Transaction:
         """Plan one operation. Errors: UnknownTable, SchemaMismatch, InvalidPartition, UserError; the transaction is then void."""
         table = self.state.tables.get(op.table)
         if table is None:
-            from storage_engine.client.store import unknown_table
-
             raise unknown_table(op.table, self.state.tables)
         descriptor = table.descriptor
         if (op.kind == "append") == descriptor.has_primary_key:

@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict

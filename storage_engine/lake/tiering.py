@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError, ProgressConflict, UserError
 from storage_engine.lake.freshness import Pending, TierLag, freshness_ms, tier_lag, tiered_tables

@@ -16,7 +16,7 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import SchemaMismatch, StatementRefused

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.client.backend import Backend, FetchedFrame
+from storage_engine.api import Backend, FetchedFrame
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,

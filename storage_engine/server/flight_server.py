@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from storage_engine.client.backend import Backend, FetchedFrame
+from storage_engine.api import Backend, FetchedFrame
 from storage_engine.client.flight import ERROR_KEY
 from storage_engine.client.lane import read_message, write_message
 from storage_engine.client.wire import (

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.client.backend import WriteOp
+from storage_engine.api import WriteOp
 from storage_engine.errors import SchemaMismatch
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream import compile as sql_of

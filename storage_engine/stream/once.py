@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 from sqlglot import exp
 
-from storage_engine.client.backend import WriteOp
+from storage_engine.api import WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets

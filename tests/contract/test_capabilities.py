@@ -7,7 +7,7 @@ import pytest
 
 import storage_engine
 from storage_engine import WriteOp
-from storage_engine.client.backend import CAPABILITIES
+from storage_engine.api import CAPABILITIES
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.errors import UnsupportedByBackend
 from storage_engine.server import FlightServer

@@ -11,7 +11,7 @@ import pyarrow.flight as fl
 import pytest
 
 import storage_engine
-from storage_engine.client.backend import CommitRequest, WriteOp
+from storage_engine.api import CommitRequest, WriteOp
 from storage_engine.client.flight import FlightBackend, parse_url
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.errors import (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import storage_engine.client.wire.envelope as envelope
 from storage_engine import errors
-from storage_engine.client.backend import CommitInfo, CommitRequest, FetchedFrame, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, FetchedFrame, Progress, WriteId, WriteOp
 from storage_engine.client.wire import (
     Assembler,
     Call,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from storage_engine.client.backend import FetchedFrame
+from storage_engine.api import FetchedFrame
 from storage_engine.schema.descriptor import TableBucket
 
 FRAME_SCHEMA = pa.schema(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.client.backend import CommitInfo, CommitRequest, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, Progress, WriteId, WriteOp
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
 Ranges = Mapping[TableBucket, tuple[int, int]]
