@@ -10,7 +10,7 @@ from flashlake.orchestration import Proof
 
 if TYPE_CHECKING:
     from storage_engine import Store
-    from storage_engine.client.backend import CommitInfo
+    from storage_engine.api import CommitInfo
 
 
 class StoreWarehouse(dg.ConfigurableResource):
@@ -43,6 +43,10 @@ class StoreWarehouse(dg.ConfigurableResource):
     def column_types(self, table: str) -> dict[str, str]:
         with self.open() as store:
             return {column.name: column.type for column in store.describe(table).columns}
+
+    def version(self) -> int:
+        with self.open() as store:
+            return store.version()
 
     def commits(self, after: int, limit: int) -> "list[CommitInfo]":
         with self.open() as store:

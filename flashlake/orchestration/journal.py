@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from storage_engine.client.backend import CommitInfo
+from storage_engine.api import CommitInfo
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,11 @@ def journal_sensor(
         warehouse: Warehouse = getattr(context.resources, RESOURCE_KEY)
         before = JournalCursor.from_json(context.cursor)
         try:
+            if warehouse.version() < before.version:  # another store: the old one was removed
+                context.log.warning(
+                    f"the store is younger than version {before.version}, where the journal was left; reading it from its start"
+                )
+                before = JournalCursor()
             cursor = _read(warehouse, before, partitions)
         except RetriableError as error:
             return dg.SkipReason(str(error))

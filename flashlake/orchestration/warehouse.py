@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from storage_engine.client.backend import CommitInfo
+from storage_engine.api import CommitInfo
 
 RESOURCE_KEY = "warehouse"
 
@@ -57,6 +57,10 @@ class Warehouse(Protocol):
 
     def column_types(self, table: str) -> dict[str, str]:
         """Column name -> SQL type, as the store has it."""
+        ...
+
+    def version(self) -> int:
+        """The store's newest version."""
         ...
 
     def commits(self, after: int, limit: int) -> list[CommitInfo]:

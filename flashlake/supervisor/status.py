@@ -17,7 +17,7 @@ from flashlake.config import Config
 from flashlake.supervisor.probes import port_answers
 from flashlake.supervisor.records import RunDir, ServiceRecord
 from flashlake.supervisor.services import services
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets

@@ -11,7 +11,7 @@ from flashlake.orchestration import load_definitions
 from flashlake.orchestration.journal import JournalCursor, follow, seal
 from resources import StoreWarehouse
 from storage_engine import connect
-from storage_engine.client.backend import CommitInfo
+from storage_engine.api import CommitInfo
 from storage_engine.schema.descriptor import TableBucket
 from tests.dagster.shop import START, day, run_stream, sales
 
@@ -89,6 +89,16 @@ def test_the_sensor_reports_each_sealed_day_of_source_and_derived_tables_once(pr
     assert JournalCursor.from_json(first.cursor).version == version
     assert second.asset_events == []
     assert "none sealed" in str(second.skip_message)
+
+
+def test_a_store_that_was_made_anew_is_followed_from_its_start(project: Path) -> None:
+    with connect(f"file://{project}/data/store") as store:
+        store.table("ods.sales").append(sales(day(2), "1.00"))
+
+    with dg.instance_for_test() as instance:
+        result = tick(project, instance, JournalCursor(10_000).to_json())
+
+    assert [event.partition for event in result.asset_events] == [day(2)]
 
 
 def test_a_store_that_is_down_is_a_skipped_tick_and_moves_no_cursor(project: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import storage_engine
-from storage_engine.client.backend import CommitRequest, CommitResult
+from storage_engine.api import CommitRequest, CommitResult
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
 from storage_engine.lake import Limits, Tierer, find_snapshot, open_union, table_path

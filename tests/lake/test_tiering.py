@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 import storage_engine
-from storage_engine.client.backend import Progress
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import LakeChanged, ProgressConflict, UserError
 from storage_engine.lake import Limits, Tierer, table_path, tier_lag
