@@ -32,60 +32,64 @@ class Section(BaseModel):
 class StoreSection(Section):
     """The streaming store and its server."""
 
-    dir: Path = Field(Path("data/store"), description="folder of the store; one process opens it at a time")
-    host: str = Field("127.0.0.1", description="address the server listens on; other than loopback needs authentication")
-    port: Port = Field(9650, description="port the server listens on (Arrow Flight)")
-    url: str = Field("", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder')
+    dir: Path = Field(default=Path("data/store"), description="folder of the store; one process opens it at a time")
+    host: str = Field(default="127.0.0.1", description="address the server listens on; other than loopback needs authentication")
+    port: Port = Field(default=9650, description="port the server listens on (Arrow Flight)")
+    url: str = Field(
+        default="", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
+    )
 
 
 class LakeSection(Section):
     """Delta tables behind the store."""
 
-    root: Path = Field(Path("data/lake"), description="folder of the lake: ROOT/database/table")
+    root: Path = Field(default=Path("data/lake"), description="folder of the lake: ROOT/database/table")
 
 
 class DagsterSection(Section):
     """Dagster's web server and daemon."""
 
-    home: Path = Field(Path("data/dagster"), description="DAGSTER_HOME: run history, schedules, event log")
-    host: str = Field("127.0.0.1", description="address the web server listens on")
-    port: Port = Field(3000, description="port of the web server")
-    workspace: Path = Field(Path("workspace.yaml"), description="the code locations Dagster loads")
+    home: Path = Field(default=Path("data/dagster"), description="DAGSTER_HOME: run history, schedules, event log")
+    host: str = Field(default="127.0.0.1", description="address the web server listens on")
+    port: Port = Field(default=3000, description="port of the web server")
+    workspace: Path = Field(default=Path("workspace.yaml"), description="the code locations Dagster loads")
 
 
 class SparkSection(Section):
     """Batch work on Spark."""
 
-    master: str = Field("local[2]", description="Spark master: local[N] or spark://host:port")
-    driver_memory: str = Field("2g", description="memory of the driver JVM; plan 3 GB of resident memory for 2g")
-    shuffle_partitions: int = Field(4, ge=1, description="spark.sql.shuffle.partitions")
-    jars: Path | Literal[""] = Field(Path("jars"), description="folder of the Delta jars; empty: the cluster has them")
+    master: str = Field(default="local[2]", description="Spark master: local[N] or spark://host:port")
+    driver_memory: str = Field(default="2g", description="memory of the driver JVM; plan 3 GB of resident memory for 2g")
+    shuffle_partitions: int = Field(default=4, ge=1, description="spark.sql.shuffle.partitions")
+    jars: Path | Literal[""] = Field(default=Path("jars"), description="folder of the Delta jars; empty: the cluster has them")
     conf: dict[str, str] = Field(default_factory=dict, description="further spark.* settings, passed on as they are")
 
 
 class QuerySection(Section):
     """DuckDB queries."""
 
-    memory_limit: str = Field("4GB", description="memory of one query session before it spills")
-    spill_dir: Path = Field(Path("data/spill"), description="where queries spill")
+    memory_limit: str = Field(default="4GB", description="memory of one query session before it spills")
+    spill_dir: Path = Field(default=Path("data/spill"), description="where queries spill")
 
 
 class ServicesSection(Section):
     """Processes that `flashlake up` supervises."""
 
-    log_dir: Path = Field(Path("data/logs"), description="one log file per service")
-    run_dir: Path = Field(Path("data/run"), description="records of the running processes")
-    start_seconds_max: int = Field(120, ge=1, description="seconds until a started service must be healthy")
-    stop_seconds_max: int = Field(20, ge=1, description="seconds a service gets to stop before it is killed")
-    backoff_seconds_max: int = Field(30, ge=1, description="longest pause between restarts of a failing service, in seconds")
+    log_dir: Path = Field(default=Path("data/logs"), description="one log file per service")
+    run_dir: Path = Field(default=Path("data/run"), description="records of the running processes")
+    start_seconds_max: int = Field(default=120, ge=1, description="seconds until a started service must be healthy")
+    stop_seconds_max: int = Field(default=20, ge=1, description="seconds a service gets to stop before it is killed")
+    backoff_seconds_max: int = Field(default=30, ge=1, description="longest pause between restarts of a failing service, in seconds")
 
 
 class DemoSection(Section):
     """`flashlake demo`."""
 
-    first_day: str = Field("2017-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$", description="first day of real transactions that is streamed")
-    days: int = Field(7, ge=1, le=365, description="how many days are streamed")
-    seed: int = Field(7, ge=0, description="seed of the made events")
+    first_day: str = Field(
+        default="2017-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$", description="first day of real transactions that is streamed"
+    )
+    days: int = Field(default=28, ge=1, le=366, description="how many days are streamed")
+    seed: int = Field(default=7, ge=0, description="seed of the made events")
 
 
 class Config(Section):
@@ -99,7 +103,7 @@ class Config(Section):
     services: ServicesSection = ServicesSection()
     demo: DemoSection = DemoSection()
     functions: dict[str, str] = Field(default_factory=dict, description="name in CREATE FUNCTION ... AS 'name' to 'python.module.function'")
-    project: Path = Field(Path("."), exclude=True)
+    project: Path = Field(default=Path("."), exclude=True)
 
     @property
     def server_url(self) -> str:

@@ -40,14 +40,14 @@ def progress_bars() -> Progress:
 
 def write_rows(rows: pa.Table, form: str, *, title: str | None = None, thousands: bool = False, out: TextIO | None = None) -> None:
     """Write a result: "table" for people, "csv" with a header, "json" as one list of objects. `thousands`: 1,000 in the table."""
-    out = out or sys.stdout
+    stream: TextIO = sys.stdout if out is None else out
     if form == "csv":
-        out.write(csv_text(rows))
+        stream.write(csv_text(rows))
     elif form == "json":
-        json.dump(rows.to_pylist(), out, default=_json_value, ensure_ascii=False, indent=1)
-        out.write("\n")
+        json.dump(rows.to_pylist(), stream, default=_json_value, ensure_ascii=False, indent=1)
+        stream.write("\n")
     else:
-        _write_table(rows, title, out, thousands=thousands)
+        _write_table(rows, title, stream, thousands=thousands)
 
 
 def csv_text(rows: pa.Table) -> str:

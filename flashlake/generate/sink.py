@@ -58,15 +58,15 @@ def write_parquet(
 ) -> GenerateReport:
     """Write the whole series into one Parquet file (.part, then renamed)."""
     part_file = path.with_name(path.name + ".part")
-    writer: pq.ParquetWriter | None = None
+    opened: list[pq.ParquetWriter] = []  # at the first batch, which knows the schema
 
     def write(rows: pa.RecordBatch, part: str, reached: int) -> None:  # noqa: ARG001 - a file has no positions
-        nonlocal writer
-        writer = writer or pq.ParquetWriter(part_file, rows.schema, compression="zstd")
-        writer.write_batch(rows)
+        if not opened:
+            opened.append(pq.ParquetWriter(part_file, rows.schema, compression="zstd"))
+        opened[0].write_batch(rows)
 
     report = _drive(series, str(path), lambda _: 0, write, batch_rows=batch_rows, rate=None, on_rows=on_rows)
-    if writer is not None:
+    for writer in opened:
         writer.close()
         part_file.replace(path)
     return report

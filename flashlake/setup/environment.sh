@@ -1,6 +1,7 @@
 #!/bin/sh
 # Makes the virtual environment from requirements/lock.txt, once per content of the lock. Needs Python 3.11 and nothing else.
-# The lock is complete, so nothing is resolved again (--no-deps). The stamp is a copy of the lock, written last: an interrupted set-up is taken up again, an unchanged one needs no network.
+# The lock is complete, so nothing is resolved again (--no-deps). The stamp is a copy of the lock, written last: an interrupted
+# set-up is taken up again, an unchanged one needs no network.
 set -eu
 python=${PYTHON:-python3.11}
 venv=${VENV:-.venv}
