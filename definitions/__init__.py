@@ -4,7 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets import LAKE_ASSETS
+from assets import LAKE_ASSETS, LAKE_CHECKS
 from flashlake.orchestration import load_definitions
 from resources import project_resources
 
@@ -13,5 +13,7 @@ FIRST_DAY = "2017-01-01"
 
 defs = dg.Definitions.merge(
     load_definitions(PROJECT / "assets", start=FIRST_DAY),
-    dg.Definitions(assets=list(LAKE_ASSETS), resources=project_resources(PROJECT), executor=dg.in_process_executor),
+    dg.Definitions(
+        assets=list(LAKE_ASSETS), asset_checks=list(LAKE_CHECKS), resources=project_resources(PROJECT), executor=dg.in_process_executor
+    ),
 )

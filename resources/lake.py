@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 
@@ -24,6 +25,16 @@ class Lake(dg.ConfigurableResource):
     def path(self, table: str) -> Path:
         """The folder of a table: ROOT/database/name."""
         return self.root.joinpath(*table.split("."))
+
+    def duckdb(self) -> "duckdb.DuckDBPyConnection":
+        """A DuckDB that reads the lake's tables with delta_scan(). The caller closes it."""
+        from storage_engine.lake import connect_delta
+
+        return connect_delta()
+
+    def scan(self, table: str, version: int) -> str:
+        """SQL for a table at one of its versions, for a connection of duckdb()."""
+        return f"delta_scan('{self.path(table)}', version := {int(version)})"
 
     def replace(
         self, table: str, schema: "pa.Schema", batches: "Iterator[pa.RecordBatch]", *, partition_by: str, where: str | None = None

@@ -15,11 +15,14 @@ class Spark(dg.ConfigurableResource):
 
     project: str
 
-    def run(self, context: dg.AssetExecutionContext, job: str, arguments: Mapping[str, Any]) -> dg.MaterializeResult:
+    def run(
+        self, context: dg.AssetExecutionContext, job: str, arguments: Mapping[str, Any], *, short: bool = False
+    ) -> dg.MaterializeResult:
         """Run `python -m spark_jobs.JOB ARGUMENTS_FILE` and return what it reported.
 
+        short      the job takes about a minute: start fast rather than run fast
         arguments  JSON values; they travel in a file, next to the engine's configuration under "engine".
-        Errors:    dagster.Failure when the job exits with another status than 0; its log is in the run's log.
+        Errors:    DagsterPipesExecutionError when the job exits with another status than 0; what it raised is in the run's log.
         """
         from flashlake.config import load_config
         from flashlake.setup import find_java, spark_environment
@@ -32,6 +35,7 @@ class Spark(dg.ConfigurableResource):
             "driver_memory": config.spark.driver_memory,
             "shuffle_partitions": config.spark.shuffle_partitions,
             "jars": jars,
+            "short": short,
             "conf": config.spark.conf,
         }
         with tempfile.TemporaryDirectory(prefix="flashlake-spark-") as scratch:

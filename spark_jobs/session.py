@@ -26,6 +26,7 @@ class EngineConfig:
     shuffle_partitions  before adaptive execution coalesces them
     jars                Delta's jars; empty: the cluster has them
     event_log           folder for the event log, from which task times are read; empty: none
+    short               a job of about a minute: no optimising compiler, no parallel collector; it ends before they pay
     conf                further spark.* settings, applied last
     """
 
@@ -35,6 +36,7 @@ class EngineConfig:
     shuffle_partitions: int = 4
     jars: tuple[str, ...] = ()
     event_log: str = ""
+    short: bool = False
     conf: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -54,6 +56,10 @@ class EngineConfig:
             "spark.ui.enabled": "false",
             "spark.ui.showConsoleProgress": "false",
         }
+        if self.master.startswith("local") and not self.remote:
+            settings |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}  # nobody else needs to reach it
+        if self.short:
+            settings["spark.driver.extraJavaOptions"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
         if self.jars:
             settings["spark.jars"] = ",".join(self.jars)
         if self.event_log:

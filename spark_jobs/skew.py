@@ -45,7 +45,7 @@ def key_skew(rows: DataFrame, side: str, keys: Sequence[str], n_heaviest: int = 
     """Count rows per key. One pass with a shuffle by the key."""
     counts = rows.groupBy(*keys).count().cache()
     try:
-        total = counts.agg(F.sum("count"), F.count("*"), F.percentile_approx("count", 0.5), F.max("count")).first()
+        total = counts.agg(F.sum("count"), F.count("*"), F.percentile_approx("count", 0.5), F.max("count")).collect()[0]
         top = counts.orderBy(F.desc("count"), *keys).limit(n_heaviest).collect()
     finally:
         counts.unpersist()
@@ -62,7 +62,7 @@ def pair_skew(lines: DataFrame, promotions: DataFrame, n_heaviest: int = 5) -> K
     right = promotions.groupBy("product_id").agg(F.count("*").alias("n_promotions"))
     pairs = left.join(right, "product_id").select("product_id", (F.col("n_lines") * F.col("n_promotions")).alias("count")).cache()
     try:
-        total = pairs.agg(F.sum("count"), F.count("*"), F.percentile_approx("count", 0.5), F.max("count")).first()
+        total = pairs.agg(F.sum("count"), F.count("*"), F.percentile_approx("count", 0.5), F.max("count")).collect()[0]
         top = pairs.orderBy(F.desc("count"), "product_id").limit(n_heaviest).collect()
     finally:
         pairs.unpersist()
@@ -134,7 +134,7 @@ def measure_join(
             F.count("*"), F.sum(F.xxhash64("basket_id", "product_id", "display_location", "mailer_location").cast("decimal(38,0)"))
         )
         n_rows, checksum = result.collect()[0]  # collect() runs this very plan; first() would plan another
-        text = result._jdf.queryExecution().executedPlan().toString()
+        text: str = result._jdf.queryExecution().executedPlan().toString()  # pyright: ignore[reportOptionalCall]  # py4j has no types
         session.sparkContext.setJobGroup("", "")
     return JoinRun(group, n_rows, int(checksum or 0), text)
 

@@ -13,8 +13,8 @@ from spark_jobs.task_times import Spread, Task, stage_tasks, widest_shuffle_read
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-TASK_MS_MEANINGFUL = 100.0
-"""Below this median a task's time is start-up and garbage collection; its spread says little about the data."""
+TASK_MS_MEANINGFUL = 20.0
+"""Below this median a task's processor time is start-up; its spread says little about the data."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class MeasuredRun:
     skew_bytes: int | None
     run: JoinRun
     run_ms: Spread
+    cpu_ms: Spread
     shuffle_rows: Spread
     shuffle_bytes: Spread
 
@@ -38,6 +39,7 @@ class MeasuredRun:
             "checksum": str(self.run.checksum),
             "skew_markers": list(self.run.skew_markers),
             "task_ms": self.run_ms.to_json(),
+            "task_cpu_ms": self.cpu_ms.to_json(),
             "task_rows": self.shuffle_rows.to_json(),
             "task_bytes": self.shuffle_bytes.to_json(),
         }
@@ -102,26 +104,37 @@ def scaled_threshold(off: MeasuredRun, n_lines: int) -> int:
 def finding(report: SkewReport) -> str:
     """What the numbers say, in a few sentences."""
     by_side: Mapping[tuple[str, tuple[str, ...]], KeySkew] = {(keys.side, keys.keys): keys for keys in report.keys}
-    full, product, pairs = by_side[("lines", FULL_KEY)], by_side[("lines", ("product_id",))], by_side[("pairs", ("product_id",))]
+    pairs = by_side[("pairs", ("product_id",))]
     sentences = [
-        f"By product, store and week the heaviest of {full.n_keys} keys has {full.max} of {full.n_rows} lines: the key is not skewed.",
-        f"By product alone the heaviest of {product.n_keys} has {product.max} lines ({product.share:.2%}), "
-        f"and {pairs.max} of {pairs.n_rows} pairs ({pairs.share:.2%}).",
+        _of_key("By product, store and week", by_side[("lines", FULL_KEY)], report.n_partitions),
+        _of_key("By product alone", by_side[("lines", ("product_id",))], report.n_partitions),
+        f"Of {pairs.n_rows} pairs of a line and a promotion of its product, the heaviest product has {pairs.max} ({pairs.share:.2%}).",
     ]
     for plan, words in (("full_key", "Shuffled by the full key"), ("by_product", "Shuffled by product")):
         off, on = report.run(plan, skew_handling=False), report.run(plan, skew_handling=True)
-        if off is None or on is None:
-            continue
-        split = on.run_ms.n_tasks - off.run_ms.n_tasks
-        did = f"split partitions into {split} more tasks" if split > 0 else "changed nothing"
-        sentences.append(
-            f"{words}, the slowest of {off.run_ms.n_tasks} tasks takes {off.run_ms.ratio:g} times the median "
-            f"({off.run_ms.max:g} ms to {off.run_ms.median:g} ms), and the largest reads {off.shuffle_rows.ratio:g} times the median's rows; "
-            f"adaptive skew handling {did}: {on.run_ms.ratio:g} times ({on.run_ms.max:g} ms to {on.run_ms.median:g} ms)."
-        )
-        if off.run_ms.median < TASK_MS_MEANINGFUL:
-            sentences.append(f"Tasks of {off.run_ms.median:g} ms are mostly start-up: read the rows per task here, not the times.")
+        if off is not None and on is not None:
+            sentences.append(_of_runs(words, off, on))
     return " ".join(sentences)
+
+
+def _of_key(words: str, keys: KeySkew, n_partitions: int) -> str:
+    """A key is heavy when it alone is more than a task's fair share, which is all rows over all tasks."""
+    share = keys.max * n_partitions / max(keys.n_rows, 1)
+    verdict = f"{share:.1f} times a task's fair share: skewed" if share > 1 else f"{share:.2f} of a task's fair share: not skewed"
+    return f"{words} the heaviest of {keys.n_keys} keys has {keys.max} of {keys.n_rows} {keys.side}, {verdict}."
+
+
+def _of_runs(words: str, off: MeasuredRun, on: MeasuredRun) -> str:
+    n_more = on.cpu_ms.n_tasks - off.cpu_ms.n_tasks
+    did = f"split partitions into {n_more} more tasks" if n_more > 0 else "found nothing to split"
+    hint = ""
+    if off.cpu_ms.median < TASK_MS_MEANINGFUL:
+        hint = f" (Tasks of {off.cpu_ms.median:g} ms are mostly start-up: read the rows here, not the times.)"
+    return (
+        f"{words}, the slowest of {off.cpu_ms.n_tasks} tasks takes {off.cpu_ms.ratio:g} times the median's processor time "
+        f"({off.cpu_ms.max:.0f} to {off.cpu_ms.median:.0f} ms) and the largest reads {off.shuffle_rows.ratio:g} times the median's rows; "
+        f"adaptive skew handling {did}: {on.cpu_ms.ratio:g} times ({on.cpu_ms.max:.0f} to {on.cpu_ms.median:.0f} ms).{hint}"
+    )
 
 
 def _measured(
@@ -133,9 +146,10 @@ def _measured(
     return MeasuredRun(plan, skew_bytes is not None, skew_bytes, run, *_spreads(tasks))
 
 
-def _spreads(tasks: list[Task]) -> tuple[Spread, Spread, Spread]:
+def _spreads(tasks: list[Task]) -> tuple[Spread, Spread, Spread, Spread]:
     return (
         Spread.of(task.run_ms for task in tasks),
+        Spread.of(task.cpu_ms for task in tasks),
         Spread.of(task.shuffle_rows for task in tasks),
         Spread.of(task.shuffle_bytes for task in tasks),
     )

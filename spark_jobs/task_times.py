@@ -15,9 +15,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Task:
-    """One successful task: executor run time, and what it read from shuffles."""
+    """One successful task: its time on the clock and on the processor, and what it read from shuffles."""
 
     run_ms: int
+    cpu_ms: float
     shuffle_rows: int
     shuffle_bytes: int
 
@@ -80,4 +81,5 @@ def widest_shuffle_read(stages: dict[int, list[Task]]) -> list[Task]:
 
 def _task(metrics: dict[str, Any]) -> Task:
     read = metrics["Shuffle Read Metrics"]
-    return Task(metrics["Executor Run Time"], read["Total Records Read"], read["Local Bytes Read"] + read["Remote Bytes Read"])
+    cpu_ms = metrics["Executor CPU Time"] / 1e6
+    return Task(metrics["Executor Run Time"], cpu_ms, read["Total Records Read"], read["Local Bytes Read"] + read["Remote Bytes Read"])

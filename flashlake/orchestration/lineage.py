@@ -46,19 +46,19 @@ def column_sources(select_sql: str, schemas: Mapping[str, Mapping[str, str]]) ->
     if scope is None:
         return {}
     outputs: dict[str, list[ColumnSource]] = {}
-    for position, projection in enumerate(scope.expression.selects):
+    for position, projection in enumerate(_query(scope).selects):
         found = list(dict.fromkeys(_sources(projection, scope, schemas)))
         outputs[projection.alias_or_name or f"_{position}"] = found
     return outputs
 
 
-def _sources(expression: exp.Expression, scope: Scope, schemas: Mapping[str, Mapping[str, str]]) -> Iterator[ColumnSource]:
+def _sources(expression: exp.Expr, scope: Scope, schemas: Mapping[str, Mapping[str, str]]) -> Iterator[ColumnSource]:
     for column in expression.find_all(exp.Column):
         for alias, source in scope.sources.items():
             if column.table and column.table != alias:
                 continue
             if isinstance(source, Scope):
-                inner = next((item for item in source.expression.selects if item.alias_or_name == column.name), None)
+                inner = next((item for item in _query(source).selects if item.alias_or_name == column.name), None)
                 if inner is not None:
                     yield from _sources(inner, source, schemas)
                     break
@@ -69,18 +69,28 @@ def _sources(expression: exp.Expression, scope: Scope, schemas: Mapping[str, Map
                     break
 
 
+def _query(scope: Scope) -> exp.Query:
+    assert isinstance(scope.expression, exp.Query), "a scope belongs to a query"
+    return scope.expression
+
+
 def _table_name(table: exp.Table) -> str:
     return f"{table.db}.{table.name}" if table.db else table.name
 
 
-def _parse(select_sql: str) -> exp.Expression:
+def _parse(select_sql: str) -> exp.Query:
     try:
-        return sqlglot.parse_one(_without_backquotes(select_sql))
+        tree = sqlglot.parse_one(_without_backquotes(select_sql))
     except SqlglotError as error:
         first = str(error).splitlines()[0]
         raise StatementRefused(
             f"the SELECT cannot be parsed: {first}", where=f"SELECT ... {select_sql.strip()[:40]!r}", next_step="Correct the statement."
         ) from error
+    if not isinstance(tree, exp.Query):
+        raise StatementRefused(
+            "a table is filled by a SELECT", where=f"{select_sql.strip()[:40]!r}", next_step="Write INSERT INTO ... SELECT ..."
+        )
+    return tree
 
 
 def _without_backquotes(sql: str) -> str:

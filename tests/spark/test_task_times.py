@@ -19,7 +19,7 @@ def task(stage: int, run_ms: int, rows: int, reason: str = "Success") -> dict:
         "Event": "SparkListenerTaskEnd",
         "Stage ID": stage,
         "Task End Reason": {"Reason": reason},
-        "Task Metrics": {"Executor Run Time": run_ms, "Shuffle Read Metrics": read},
+        "Task Metrics": {"Executor Run Time": run_ms, "Executor CPU Time": run_ms * 500_000, "Shuffle Read Metrics": read},
     }
 
 
@@ -45,7 +45,9 @@ def test_only_successful_tasks_of_the_group_count_and_the_stage_with_most_rows_i
     stages = stage_tasks(log, "a")
 
     assert sorted(stages) == [1, 2]
-    assert [read.run_ms for read in widest_shuffle_read(stages)] == [10, 40]
+    join = widest_shuffle_read(stages)
+    assert [task.run_ms for task in join] == [10, 40]
+    assert [task.cpu_ms for task in join] == [5.0, 20.0]
 
 
 def test_a_spread_is_the_largest_over_the_median() -> None:
