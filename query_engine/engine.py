@@ -112,12 +112,12 @@ class QueryEngine:
         return " AND ".join(kept) or None
 
 
-def _is_about(node: exp.Expression, column: str) -> bool:
+def _is_about(node: exp.Expr, column: str) -> bool:
     """True for a comparison of the column with string literals, which the store's predicates understand."""
     if not isinstance(node, exp.EQ | exp.GT | exp.GTE | exp.LT | exp.LTE | exp.In | exp.Between):
         return False
     operands = exp.Column | exp.Literal | exp.Anonymous | exp.Query | exp.Func
-    parts = [part for part in node.find_all(exp.Expression) if isinstance(part, operands)]
+    parts = [part for part in node.find_all(exp.Expr) if isinstance(part, operands)]
     columns = [part for part in parts if isinstance(part, exp.Column)]
     others = [part for part in parts if not isinstance(part, exp.Column)]
     is_plain = all(isinstance(part, exp.Literal) and part.is_string for part in others)

@@ -68,7 +68,7 @@ class _Scope:
         raise StatementRefused(f"there is no column {text_of(node)}", where="query", next_step=hint)
 
 
-def _query(query: exp.Expression, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expression, dict[str, SqlType]]:
+def _query(query: exp.Expr, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expr, dict[str, SqlType]]:
     known = dict(tables)
     with_ = query.args.get("with_") or query.args.get("with")
     if with_ is not None:
@@ -92,7 +92,7 @@ def _query(query: exp.Expression, tables: dict[str, Columns], outer: _Scope | No
     return _select(query, known, outer)
 
 
-def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expression, dict[str, SqlType]]:
+def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None) -> tuple[exp.Expr, dict[str, SqlType]]:
     scope = _Scope(outer, {item.alias for item in select.expressions if item.alias})
     from_ = select.args.get("from_") or select.args.get("from")
     joins = select.args.get("joins") or []
@@ -107,7 +107,7 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
     if where is not None:
         where.set("this", binder.rows(where.this))
     outputs: dict[str, SqlType] = {}
-    projections: list[exp.Expression] = []
+    projections: list[exp.Expr] = []
     for index, item in enumerate(select.expressions):
         if isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star)):
             projections.append(item)
@@ -136,11 +136,11 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
     return select, outputs
 
 
-def _is_position(node: exp.Expression) -> bool:
+def _is_position(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and not node.is_string
 
 
-def _add_source(source: exp.Expression, tables: dict[str, Columns], scope: _Scope) -> None:
+def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope) -> None:
     if isinstance(source, exp.Table):
         if source.args.get("version") is not None:
             raise StatementRefused(
@@ -163,13 +163,13 @@ class _Binder:
         self._rows = ExpressionBinder(scope.resolve, where="query", intercept=self._nested, strict=False)
         self._values = ExpressionBinder(scope.resolve, where="query", intercept=self._aggregate, strict=False)
 
-    def rows(self, node: exp.Expression) -> exp.Expression:
+    def rows(self, node: exp.Expr) -> exp.Expr:
         return self._rows.bind(node).ast
 
-    def value(self, node: exp.Expression) -> Value:
+    def value(self, node: exp.Expr) -> Value:
         return self._values.bind(node)
 
-    def _nested(self, node: exp.Expression) -> Value | None:
+    def _nested(self, node: exp.Expr) -> Value | None:
         """A query inside an expression: EXISTS, IN (SELECT ...), or a scalar subquery."""
         if isinstance(node, exp.Subquery) or (isinstance(node, exp.Exists) and isinstance(node.this, exp.Query)):
             made = node.copy()
@@ -184,7 +184,7 @@ class _Binder:
             return Value(made, types.BOOLEAN)
         return None
 
-    def _aggregate(self, node: exp.Expression) -> Value | None:
+    def _aggregate(self, node: exp.Expr) -> Value | None:
         nested = self._nested(node)
         if nested is not None:
             return nested
@@ -208,7 +208,7 @@ class _Binder:
         )
         totals = {accumulator.name: accumulator.total() for accumulator in bound.needs}
 
-        def total(part: exp.Expression) -> exp.Expression:
+        def total(part: exp.Expr) -> exp.Expr:
             return totals[part.name].copy() if isinstance(part, exp.Column) and part.name in totals else part
 
         made = bound.finish.transform(total)
