@@ -1,7 +1,8 @@
 """Buckets: the live parts of every table. Per bucket its frames, and for a primary-key table the key index over them.
 
 Owner: engine/embedded.py creates and publishes; transactions plan against them.
-State: derived. Frame indexes come from the log (or a checkpoint); a key index is rebuilt from its changelog when first needed.
+State: derived. Frame indexes come from the log (or a checkpoint); a key index is made when first needed, from its snapshot and the
+       tail of its changelog, or from the whole changelog.
 Never: writes the log, decides what a row becomes (kv/merge does).
 """
 
@@ -14,6 +15,7 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, fetch_rows
 from storage_engine.engine.state import TableState
 from storage_engine.kv import AutoIncrement, KvBucket
@@ -59,12 +61,19 @@ class Buckets:
     """All buckets by id. Reading rows goes through here, because a row may be in the log or still staged."""
 
     def __init__(
-        self, log: CommitLog, index: FrameIndex, cache_bytes_max: int, table_of: Callable[[int], TableState | None]
+        self,
+        log: CommitLog,
+        index: FrameIndex,
+        cache_bytes_max: int,
+        table_of: Callable[[int], TableState | None],
+        snapshots: KeySnapshots | None = None,
     ) -> None:
+        """`snapshots`: where key indexes begin; None: at the first frame."""
         self.index = index
         self._log = log
         self._cache = FrameCache(cache_bytes_max)
         self._table_of = table_of
+        self._snapshots = snapshots
         self._all: dict[BucketId, Bucket] = {}
         self._building = Lock()
         self.counters: dict[int, AutoIncrement] = {}
@@ -88,6 +97,13 @@ class Buckets:
                 bucket = self._all.get(BucketId(table_id, partition_id, number))
                 if bucket is not None:
                     yield bucket
+
+    def ids(self) -> set[BucketId]:
+        return set(self._all)
+
+    def built(self) -> list[Bucket]:
+        """The buckets that have a key index in this process."""
+        return [bucket for bucket in list(self._all.values()) if bucket.kv is not None]
 
     def drop(self, *, table_id: int, partition_id: int | None = None) -> None:
         """Forget the buckets of a table or of one of its partitions."""
@@ -155,7 +171,7 @@ class Buckets:
     # key indexes
 
     def kv_of(self, bucket: Bucket) -> KvBucket:
-        """The key index of a bucket, rebuilt from its changelog when this process has not needed it yet."""
+        """The key index of a bucket, made when this process has not needed it yet."""
         with self._building:
             if bucket.kv is None:
                 bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
@@ -165,7 +181,12 @@ class Buckets:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
         kv = KvBucket(table.descriptor, lambda offsets: self.rows_at(bucket, offsets), ids=self.ids_of(table))
-        kv.rebuild(self._changes(bucket, table, end_offset))
+        start_offset = bucket.frames.start_offset
+        stored = self._snapshots.load(bucket.id, bucket.frames, end_offset) if self._snapshots and start_offset < end_offset else None
+        if stored is not None:
+            snapshot, start_offset = stored
+            kv.restore(snapshot)
+        kv.rebuild(self._changes(bucket, table, start_offset, end_offset))
         return kv
 
     def ids_of(self, table: TableState) -> AutoIncrement | None:
@@ -183,9 +204,11 @@ class Buckets:
             if bucket.kv is not None:
                 bucket.kv.alter(table.descriptor)
 
-    def _changes(self, bucket: Bucket, table: TableState, end_offset: int) -> Iterator[tuple[int, np.ndarray | None, pa.Table]]:
+    def _changes(
+        self, bucket: Bucket, table: TableState, start_offset: int, end_offset: int
+    ) -> Iterator[tuple[int, np.ndarray | None, pa.Table]]:
         keys = [*table.descriptor.physical_primary_key]
-        for entry in bucket.frames.find(bucket.frames.start_offset, end_offset):
+        for entry in bucket.frames.find(start_offset, end_offset):
             stored = self._log.read(entry.location)
             n = min(entry.end_offset, end_offset) - entry.base_offset
             batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id)).slice(0, n)

@@ -36,15 +36,20 @@ class Checkpoint:
     position: LogPosition
 
 
-def save(disk: Disk, directory: Path, state: StoreState, frames: FrameIndex, position: LogPosition) -> None:
-    """Replace the checkpoint. The log must be durable up to `position`."""
+def encode(state: StoreState, frames: FrameIndex, position: LogPosition) -> bytes:
+    """The file's bytes. The caller keeps state and frames still meanwhile."""
     encoded = json.dumps(state.to_json(), separators=(",", ":")).encode()
     sink = pa.BufferOutputStream()
     table = frames.to_table()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     body = b"".join([_BODY.pack(int(position), len(encoded)), encoded, sink.getvalue()])
-    disk.replace_file(_path(directory), [_HEAD.pack(_MAGIC, google_crc32c.value(body)), body])
+    return _HEAD.pack(_MAGIC, google_crc32c.value(body)) + body
+
+
+def write(disk: Disk, directory: Path, encoded: bytes) -> None:
+    """Replace the checkpoint. The log must be durable up to its position. Errors: OSError."""
+    disk.replace_file(_path(directory), [encoded])
 
 
 def load(disk: Disk, directory: Path) -> Checkpoint | None:

@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 from storage_engine.api import CAPABILITIES, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
 from storage_engine.engine import catalog, checkpoint, reads
 from storage_engine.engine.buckets import Buckets
+from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
@@ -31,7 +33,7 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
-CHECKPOINT_COMMITS = 20_000
+CHECKPOINTS = CheckpointPolicy()
 
 
 def _now_ms() -> int:
@@ -43,7 +45,9 @@ class EmbeddedBackend:
 
     capabilities = CAPABILITIES
 
-    def __init__(self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
+    ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
         self._disk = disk
@@ -56,36 +60,48 @@ class EmbeddedBackend:
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
-            self._recover()
+            self._recover(checkpoints)
         except BaseException:
             self._lock.release()
             raise
 
     @classmethod
     def open(
-        cls, directory: str | Path, *, sync: SyncMode = "commit", disk: Disk | None = None, now_ms: Callable[[], int] = _now_ms
+        cls,
+        directory: str | Path,
+        *,
+        sync: SyncMode = "commit",
+        disk: Disk | None = None,
+        now_ms: Callable[[], int] = _now_ms,
+        checkpoints: CheckpointPolicy = CHECKPOINTS,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
+        checkpoints  how much a start after a crash may have to replay
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        return cls(Path(directory).absolute(), disk or Disk(), sync, now_ms)
+        return cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
 
     # recovery
 
-    def _recover(self) -> None:
+    def _recover(self, policy: CheckpointPolicy) -> None:
         loaded = checkpoint.load(self._disk, self.directory)
         self._state = loaded.state if loaded else StoreState()
         self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
         index = loaded.frames if loaded else FrameIndex()
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id))
+        snapshots = KeySnapshots(self._disk, self.directory)
+        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots)
         for table_id in self._state.names:
             for bucket_id, _ in index.buckets(table_id):
                 self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
-        self._checkpointed = self._state.version
+        version, position = (self._state.version, int(loaded.position)) if loaded else (0, 0)
         for commit in self._log.recover():
             self._publish(CommitRecord.decode(commit.record), commit.frames)
+        self._checkpointer = Checkpointer(
+            self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, policy,
+            version=version, position=position,
+        )  # fmt: skip
 
     def _publish(self, record: CommitRecord, frames: Sequence[tuple[FrameHeader, FrameLocation]]) -> None:
         """Make a written commit visible: state, then frames. Key indexes follow separately."""
@@ -147,18 +163,12 @@ class EmbeddedBackend:
             self._publish(record, [(frame.header, at) for frame, at in zip(transaction.frames, appended.locations, strict=True)])
             transaction.commit()
             self._changed.notify_all()
-        if record.version - self._checkpointed >= CHECKPOINT_COMMITS:
-            self._checkpoint()
+        self._checkpointer.after_commit(bucket for bucket, _ in transaction.changed)
         return record.version, appended.end
 
     def _await_durable(self, end: LogPosition) -> None:
         if self._sync == "commit":
             self._log.sync(end)
-
-    def _checkpoint(self) -> None:
-        self._log.sync()
-        checkpoint.save(self._disk, self.directory, self._state, self._buckets.index, self._log.end)
-        self._checkpointed = self._state.version
 
     def _require_open(self) -> None:
         if self._is_closed:
@@ -309,14 +319,14 @@ class EmbeddedBackend:
 
     def close(self) -> None:
         """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
+        self._checkpointer.stop()
         with self._writer, self._changed:
             if self._is_closed:
                 return
             self._is_closed = True
             self._changed.notify_all()
             try:
-                if self._state.version > self._checkpointed:
-                    self._checkpoint()
+                self._checkpointer.write_last()
             finally:
                 self._log.close()
                 self._lock.release()

@@ -1,0 +1,160 @@
+"""Checkpointer: decides when derived state is worth a copy on disk, and writes it beside the commits.
+
+Owner: engine/embedded.py tells it of each commit and closes it. It holds the writer's lock only to copy what it writes.
+State: the thread, begun when a copy is first due; versions and positions of the last checkpoint.
+Holds: what is written covers only what is durable in the log. A copy that cannot be written is named in the log of the process and
+       tried again later: the log is the truth, only the next start takes longer.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from storage_engine.engine import checkpoint
+from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine.key_snapshots import KeySnapshots, covered_by
+from storage_engine.engine.state import StoreState
+from storage_engine.errors import WriteFailed
+from storage_engine.log.commit_log import CommitLog
+from storage_engine.log.disk import Disk
+
+RETRY_COMMITS = 1_000
+"""After a copy that could not be written, this many commits pass before the next attempt."""
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckpointPolicy:
+    """When copies are written.
+
+    commits, log_bytes   since the last checkpoint: whichever comes first
+    rows                 changes of a bucket since its last key snapshot, while the store runs; more for a large bucket, so that
+                         the copies stay a small part of what is written: a quarter of its keys
+    rows_at_close        the same when the store is closed: fewer are replayed faster than a file is read
+    """
+
+    commits: int = 20_000
+    log_bytes: int = 256 * 1024 * 1024
+    rows: int = 1_000_000
+    rows_at_close: int = 100_000
+
+
+class Checkpointer:
+    """Writes the checkpoint and the key snapshots of one store."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        log: CommitLog,
+        state: StoreState,
+        buckets: Buckets,
+        snapshots: KeySnapshots,
+        writer: threading.RLock,  # type: ignore[valid-type]  # a factory in typeshed of 3.11
+        policy: CheckpointPolicy,
+        *,
+        version: int,
+        position: int,
+    ) -> None:
+        """`version` and `position` are those of the checkpoint on disk, or 0."""
+        self._disk = disk
+        self._directory = directory
+        self._log = log
+        self._state = state
+        self._buckets = buckets
+        self._snapshots = snapshots
+        self._writer = writer
+        self._policy = policy
+        self._version = version
+        self._position = position
+        self._not_before = 0
+        self._wake = threading.Condition()
+        self._is_asked = False
+        self._is_closing = False
+        self._thread: threading.Thread | None = None
+
+    def after_commit(self, changed: Iterable[Bucket]) -> None:
+        """Wake the thread when a copy is due. The caller holds the writer's lock; `changed` are buckets with a key index."""
+        if self._state.version < self._not_before:
+            return
+        due = [bucket for bucket in changed if self._n_uncovered(bucket) >= self._rows_max(bucket)]
+        policy = self._policy
+        if not due and self._state.version - self._version < policy.commits and self._log.end - self._position < policy.log_bytes:
+            return
+        with self._wake:
+            if self._is_closing:
+                return
+            self._is_asked = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="flashlake-checkpoint", daemon=True)
+                self._thread.start()
+            self._wake.notify_all()
+
+    def stop(self) -> None:
+        """End the thread after the copy under way. The caller must not hold the writer's lock."""
+        with self._wake:
+            self._is_closing = True
+            self._wake.notify_all()
+            thread = self._thread
+        if thread is not None:
+            thread.join()
+
+    def write_last(self) -> None:
+        """What a closing store leaves for the next start; the caller holds the writer's lock and has called stop()."""
+        self._log.sync()
+        self._save_snapshots(lambda _: self._policy.rows_at_close)
+        if self._state.version > self._version:
+            self._save_checkpoint()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                self._wake.wait_for(lambda: self._is_asked or self._is_closing)
+                if self._is_closing:
+                    return
+                self._is_asked = False
+            self._save_snapshots(self._rows_max)
+            self._save_checkpoint()
+
+    def _rows_max(self, bucket: Bucket) -> int:
+        return max(self._policy.rows, bucket.kv.n_keys // 4 if bucket.kv else 0)
+
+    def _n_uncovered(self, bucket: Bucket) -> int:
+        return bucket.frames.end_offset - max(self._snapshots.covered_offset(bucket.id), bucket.frames.start_offset)
+
+    def _save_snapshots(self, rows_max: Callable[[Bucket], int]) -> None:
+        for bucket in self._buckets.built():
+            with self._writer:
+                covered = covered_by(bucket.frames)
+                if bucket.kv is None or covered is None or self._n_uncovered(bucket) < rows_max(bucket):
+                    continue
+                keys = bucket.kv.snapshot()
+            try:
+                self._log.sync()
+                self._snapshots.save(bucket.id, covered, keys)
+            except (OSError, WriteFailed) as error:
+                _logger.warning("the key index of bucket %s could not be stored: %s", bucket.id, error)
+                self._not_before = self._state.version + RETRY_COMMITS
+        with self._writer:
+            live = self._buckets.ids()
+        try:
+            self._snapshots.keep(live)
+        except OSError as error:
+            _logger.warning("old key snapshots could not be removed: %s", error)
+
+    def _save_checkpoint(self) -> None:
+        with self._writer:
+            version, position = self._state.version, self._log.end
+            encoded = checkpoint.encode(self._state, self._buckets.index, position)
+        try:
+            self._log.sync(position)
+            checkpoint.write(self._disk, self._directory, encoded)
+        except (OSError, WriteFailed) as error:
+            _logger.warning("the checkpoint could not be written: %s", error)
+            self._not_before = self._state.version + RETRY_COMMITS
+            return
+        self._version, self._position = version, int(position)
