@@ -84,7 +84,9 @@ class Table:
         found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
         if missing == "null":
             return found
-        return found.filter(found["_found"]).drop_columns(["_found"])
+        is_found = found.column(found.num_columns - 1)
+        rows = found.remove_column(found.num_columns - 1)
+        return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
 
     def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""

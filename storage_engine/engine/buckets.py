@@ -15,8 +15,9 @@ from threading import Lock
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.engine.gather import GATHER_ROWS_MAX, GatherBudget, RowGather
 from storage_engine.engine.key_snapshots import KeySnapshots
-from storage_engine.engine.rows import FrameCache, RowSource, fetch_rows
+from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
 from storage_engine.engine.state import TableState
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
@@ -43,6 +44,7 @@ class Bucket:
     index: FrameIndex
     staged: list[Staged] = field(default_factory=list)
     kv: KvBucket | None = None
+    gather: RowGather | None = None
 
     @property
     def frames(self) -> BucketFrames:
@@ -72,6 +74,7 @@ class Buckets:
         self.index = index
         self._log = log
         self._cache = FrameCache(cache_bytes_max)
+        self._gathers = GatherBudget(cache_bytes_max // 4)
         self._table_of = table_of
         self._snapshots = snapshots
         self._all: dict[BucketId, Bucket] = {}
@@ -111,7 +114,9 @@ class Buckets:
         if partition_id is None:
             self.counters.pop(table_id, None)
         for bucket_id in [i for i in self._all if i.table_id == table_id and partition_id in (None, i.partition_id)]:
-            del self._all[bucket_id]
+            bucket = self._all.pop(bucket_id)
+            if bucket.gather is not None:
+                self._gathers.forget(bucket.gather)
 
     # rows
 
@@ -122,6 +127,8 @@ class Buckets:
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         staged = list(bucket.staged)
+        if not staged:
+            return self._logged_rows(bucket, table, offsets, schema)
         staged_from = staged[0].base_offset if staged else bucket.frames.end_offset
         logged = offsets < staged_from
         if logged.all():
@@ -140,19 +147,54 @@ class Buckets:
         if len(offsets) == 0:
             return schema.empty_table()
         frames = bucket.frames
-        touched, source_of = np.unique(frames.locate(offsets), return_inverse=True)
+        located = frames.locate(offsets)
+        if len(offsets) <= GATHER_ROWS_MAX and schema is table.descriptor.arrow_schema and _is_plain(table):
+            gathered = self._gathered_rows(bucket, table, frames.entries, located, offsets)
+            if gathered is not None:
+                return pa.Table.from_batches([gathered])
+        touched, source_of = np.unique(located, return_inverse=True)
         sources = []
         for base_offset, end_offset, position, _, _, length, _ in frames.entries[touched].tolist():
             location = FrameLocation(position, length)
             sources.append(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
         return fetch_rows(sources, source_of, offsets, schema, self._cache)
 
+    def row_at(self, bucket: Bucket, offset: int) -> pa.RecordBatch | None:
+        """The row at an offset, in the table's present columns; None when it is not in the log (yet)."""
+        at = bucket.frames.locate_one(offset)
+        if at is None:
+            return None
+        base_offset, end_offset, location = at
+        table = self._table(bucket)
+        batch = self._cache.get(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
+        return adapt(batch.slice(offset - base_offset, 1), table.descriptor.arrow_schema)
+
+    def _gathered_rows(
+        self, bucket: Bucket, table: TableState, entries: np.ndarray, located: np.ndarray, offsets: np.ndarray
+    ) -> pa.RecordBatch | None:
+        schema = table.descriptor.arrow_schema
+        gather = bucket.gather
+        if gather is None or gather.schema is not schema:
+            if gather is not None:
+                self._gathers.forget(gather)
+            gather = bucket.gather = RowGather(schema, self._gathers)
+        if not gather.is_possible:
+            return None
+
+        def load(entry: np.void) -> tuple[pa.RecordBatch, int]:
+            batch, heap_bytes = self._load(table, FrameLocation(int(entry["position"]), int(entry["length"])))()
+            whole = adapt(batch, schema)
+            return whole, heap_bytes + (whole.nbytes if whole is not batch else 0)
+
+        return gather.rows(entries, located, offsets, load)
+
     def _load(self, table: TableState, location: FrameLocation) -> Callable[[], tuple[pa.RecordBatch, int]]:
         def load() -> tuple[pa.RecordBatch, int]:
             stored = self._log.read(location)
             before = pa.total_allocated_bytes()
             batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id))
-            return batch, max(pa.total_allocated_bytes() - before, 0)
+            copied = location.length if _root(stored.message).size == location.length else 0  # read beyond the mapping
+            return batch, max(pa.total_allocated_bytes() - before, 0) + copied
 
         return load
 
@@ -218,3 +260,15 @@ class Buckets:
 
 def _loader(staged: Staged) -> Callable[[], tuple[pa.RecordBatch, int]]:
     return lambda: (staged.batch, 0)
+
+
+def _root(buffer: pa.Buffer) -> pa.Buffer:
+    """The buffer that a slice was cut from first."""
+    while buffer.parent is not None:
+        buffer = buffer.parent
+    return buffer
+
+
+def _is_plain(table: TableState) -> bool:
+    """True when the table's frames are written uncompressed: decoding one copies nothing."""
+    return table.descriptor.options.get("table.log.arrow.compression.type", "none").lower() == "none"

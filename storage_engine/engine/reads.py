@@ -11,14 +11,18 @@ import pyarrow.compute as pc
 
 from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
-from storage_engine.engine.routing import split
+from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
+from storage_engine.kv.single import encode_key
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.pruning import MessagePruner
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
+
+_ONE_FOUND = pa.array([True])
 
 
 class FetchStep(NamedTuple):
@@ -99,6 +103,8 @@ def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequenc
     descriptor = table.descriptor
     names = _columns(descriptor, columns)
     checked = _keys(descriptor, keys, descriptor.primary_key, "lookup")
+    if checked.num_rows == 1 and not descriptor.partition_keys and (one := _lookup_one(buckets, table, checked, names)) is not None:
+        return one
     pieces: list[pa.Table] = []
     positions: list[np.ndarray] = []
     found_mask = np.zeros(checked.num_rows, np.bool_)
@@ -107,10 +113,13 @@ def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequenc
         bucket = _bucket(buckets, table, name)
         if bucket is None:
             continue
-        rows, found = buckets.kv_of(bucket).get(part)
+        rows, found = _get(buckets, bucket, part)
         found_mask[rows_of[found]] = True
         positions.append(rows_of[found])
         pieces.append(rows.select(names) if found.all() else rows.filter(pa.array(found)).select(names))
+    if len(pieces) == 1 and found_mask.all() and len(rows_of) == checked.num_rows and at is None:
+        answer = [*pieces[0].columns, pa.chunked_array([pa.array(found_mask)])]
+        return pa.Table.from_arrays(answer, schema=_answer_schema(descriptor, names))
     schema = pa.schema([pa.field(name, descriptor.arrow_schema.field(name).type) for name in names])
     stacked = pa.concat_tables([piece.cast(schema) for piece in pieces]).combine_chunks() if pieces else schema.empty_table()
     index = np.zeros(checked.num_rows, np.int64)
@@ -118,6 +127,47 @@ def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequenc
         index[np.concatenate(positions)] = np.arange(stacked.num_rows)
     aligned = stacked.take(pa.array(index, mask=~found_mask)) if checked.num_rows else stacked
     return aligned.append_column("_found", pa.array(found_mask))
+
+
+def _get(buckets: Buckets, bucket: Bucket, keys: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """What KvBucket.get() answers; without its steps for keys not there when all are there."""
+    kv = buckets.kv_of(bucket)
+    wanted = key_arrays(keys, kv.descriptor.physical_primary_key)
+    offsets = kv.find(encode_keys(wanted))
+    if offsets is not None and offsets.min() >= 0:
+        rows = buckets.rows_at(bucket, offsets)
+        if all(rows.column(name).chunk(0).equals(array) for name, array in zip(kv.descriptor.physical_primary_key, wanted, strict=True)):
+            return rows, np.ones(len(offsets), np.bool_)
+    return kv.get(keys)
+
+
+def _lookup_one(buckets: Buckets, table: TableState, keys: pa.Table, names: list[str]) -> pa.Table | None:
+    """The same answer for one key by the shortest way; None when there is none (rare types, shared hashes, a key not there)."""
+    descriptor = table.descriptor
+    scalars = [column[0] for column in keys.columns]
+    key = encode_key([scalar.as_py() for scalar in scalars], descriptor.key_schema.types)
+    if key is None or descriptor.primary_key != descriptor.physical_primary_key:
+        return None
+    number = 0
+    if descriptor.n_buckets > 1:
+        number = int(bucket_of_rows(descriptor, keys, 0)[0])
+    bucket = _bucket(buckets, table, TableBucket("", number))
+    offset = None if bucket is None else buckets.kv_of(bucket).find_one(key)
+    if bucket is None or offset is None or offset < 0:
+        return None
+    row = buckets.row_at(bucket, offset)
+    if row is None or any(not row.column(name)[0].equals(scalar) for name, scalar in zip(keys.column_names, scalars, strict=True)):
+        return None
+    schema = _answer_schema(descriptor, names)
+    columns = row.columns if names == row.schema.names else [row.column(name) for name in names]
+    return pa.Table.from_arrays([*columns, _ONE_FOUND], schema=schema)
+
+
+def _answer_schema(descriptor: TableDescriptor, names: list[str]) -> pa.Schema:
+    whole = descriptor.answer_schema
+    if tuple(names) == descriptor.column_names:
+        return whole
+    return pa.schema([whole.field(name) for name in (*names, "_found")])
 
 
 def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table:
@@ -226,6 +276,8 @@ def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], 
     if not descriptor.has_primary_key:
         problem = f"{descriptor.name} is a log table and has no {what}"
         raise UserError(problem, where=descriptor.name, next_step="Use scan() to read its log.")
+    if needed == descriptor.primary_key and keys.schema.equals(descriptor.key_schema) and not any(c.null_count for c in keys.columns):
+        return keys
     lacking = [name for name in needed if name not in keys.column_names]
     if lacking:
         raise SchemaMismatch(

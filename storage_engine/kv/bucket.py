@@ -26,6 +26,7 @@ from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex
 from storage_engine.kv.merge import ChangePlan, plan_delete, plan_upsert
 from storage_engine.kv.prefix_index import PrefixIndex
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
+from storage_engine.kv.single import hash_key
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.keys import encode_keys, hash64
@@ -138,6 +139,21 @@ class KvBucket:
 
         Shapes: prefixes (n,) with the bucket-key columns -> rows (m,), position (m,) of each row's prefix; at most `limit` rows of each.
         """
+    def find_one(self, key: bytes) -> int | None:
+        """Offset of the row that an encoded key's hash leads to, MISSING without one; the caller compares the row's key.
+
+        None: only get() can tell, because hashes are shared.
+        """
+        if self._homeless or self._hash_keys is not hash64:
+            return None
+        return self._index.get_one(hash_key(key))
+
+    def find(self, keys: pa.Array) -> Int64s | None:
+        """As find_one(), for n encoded keys."""
+        if self._homeless or self._hash_keys is not hash64:
+            return None
+        return self._index.get(self._hash(keys))
+
         assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
         names = self.descriptor.bucket_keys
         wanted = encode_keys(key_columns(prefixes, names))

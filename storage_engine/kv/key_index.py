@@ -75,6 +75,16 @@ class KeyIndex:
         slots = self._slots
         return slots.offsets[_probe(slots, hashes)]
 
+    def get_one(self, key_hash: int) -> int:
+        """As get(), for one hash."""
+        slots = self._slots
+        position = (key_hash * int(_SPREAD) & 0xFFFFFFFFFFFFFFFF) >> int(slots.shift)
+        while (seen := slots.hashes.item(position)) != key_hash:
+            if seen == 0:
+                return MISSING
+            position += 1
+        return slots.offsets.item(position)
+
     def put(self, hashes: Hashes, offsets: Int64s) -> None:
         """Point each hash to its offset, whether it is there or not."""
         if len(hashes) == 0:

@@ -7,6 +7,7 @@ Holds: a bucket's frames are dense and in order, each begins at the end offset o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -125,6 +126,15 @@ class BucketFrames:
                 next_step="Ask for offsets between earliest and latest.",
             )
         return frames
+
+    def locate_one(self, offset: int) -> tuple[int, int, FrameLocation] | None:
+        """Base offset, end offset and location of the frame that holds an offset; None when no frame does."""
+        entries = self.entries
+        number = bisect_right(entries["end_offset"], offset)
+        if number == len(entries):
+            return None
+        base_offset, end_offset, position, _, _, length, _ = entries[number].item()
+        return (base_offset, end_offset, FrameLocation(position, length)) if base_offset <= offset else None
 
     def offset_at_version(self, version: int) -> int:
         """The end offset as it was at a version: rows of that commit and all before it lie below."""

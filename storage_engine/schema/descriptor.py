@@ -91,6 +91,17 @@ class TableDescriptor:
         """The primary key without the partition columns: what identifies a row inside a partition."""
         return tuple(name for name in self.primary_key if name not in self.partition_keys)
 
+    @cached_property
+    def key_schema(self) -> pa.Schema:
+        """The primary key's columns as a conformed key has them: without nulls."""
+        return pa.schema([pa.field(name, self.column(name).arrow.type, nullable=False) for name in self.primary_key])
+
+    @cached_property
+    def answer_schema(self) -> pa.Schema:
+        """What a lookup answers: the columns, null where there is no row, and `_found`."""
+        fields = [pa.field(column.name, column.arrow.type) for column in self.columns]
+        return pa.schema([*fields, pa.field("_found", pa.bool_())])
+
     @property
     def is_prefix_lookup_possible(self) -> bool:
         """True when the bucket key is a proper prefix of the physical primary key."""

@@ -1,0 +1,76 @@
+"""The short ways of a lookup answer what the long ones do: rows gathered by address, one key in plain Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import storage_engine
+from storage_engine.kv.key_index import nonzero
+from storage_engine.kv.single import encode_key, hash_key
+from storage_engine.schema.keys import encode_keys, hash64
+
+DDL = """CREATE TABLE g.t (k BIGINT NOT NULL, s STRING, i INT, d DOUBLE, b BYTES, small TINYINT, at TIMESTAMP(3),
+  PRIMARY KEY (k) NOT ENFORCED) WITH ('bucket.num' = '3')"""
+
+
+def rows(keys: np.ndarray, seed: int) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    n = len(keys)
+
+    def some(values: list[object]) -> list[object]:
+        return [None if gone else value for value, gone in zip(values, rng.random(n) < 0.3 * (seed % 2), strict=True)]
+
+    return pa.table(
+        {
+            "k": pa.array(keys, pa.int64()),
+            "s": pa.array(some(["x" * int(m) + "é" for m in rng.integers(0, 40, n)]), pa.string()),
+            "i": pa.array(some(rng.integers(-9, 9, n).tolist()), pa.int32()),
+            "d": pa.array(some(rng.random(n).tolist()), pa.float64()),
+            "b": pa.array(some([bytes(int(m)) for m in rng.integers(0, 9, n)]), pa.binary()),
+            "small": pa.array(some(rng.integers(-9, 9, n).tolist()), pa.int8()),
+            "at": pa.array(some(rng.integers(0, 1 << 40, n).tolist()), pa.timestamp("ms")),
+        }
+    )
+
+
+@pytest.mark.parametrize("extra", ["", "compressed", "altered"])
+def test_rows_of_many_frames_are_found_by_their_keys_with_nulls_and_text(tmp_path: Path, extra: str) -> None:
+    with storage_engine.connect(f"file://{tmp_path}") as store:
+        store.execute(DDL.replace("'3')", "'3', 'table.log.arrow.compression.type' = 'ZSTD')") if extra == "compressed" else DDL)
+        table = store.table("g.t")
+        expected: dict[int, dict[str, object]] = {}
+        rng = np.random.default_rng(5)
+        for seed in range(40):
+            part = rows(rng.choice(500, 60, replace=False), seed)
+            table.upsert(part)
+            expected |= {row["k"]: row for row in part.to_pylist()}
+            if extra == "altered" and seed == 20:
+                store.execute("ALTER TABLE g.t ADD COLUMN later STRING")
+                table = store.table("g.t")
+            draw = rng.choice(520, 50, replace=False)
+            found = table.lookup({"k": draw}, missing="null").to_pylist()
+            for key, row in zip(draw.tolist(), found, strict=True):
+                assert row.pop("_found") == (key in expected)
+                row.pop("later", None)
+                if key in expected:
+                    assert row == expected[key]
+            key = int(draw[0])
+            one = table.lookup([key], columns=["s", "k"])
+            assert one.to_pylist() == ([{"s": expected[key]["s"], "k": key}] if key in expected else [])
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**31), 2**31 - 1), st.text(), st.binary()), min_size=1))
+def test_one_key_in_python_is_encoded_and_hashed_as_in_columns(keys: list[tuple[int, int, str, bytes]]) -> None:
+    kinds = [pa.int64(), pa.int32(), pa.string(), pa.binary()]
+    encoded = encode_keys([pa.array(list(column), kind) for column, kind in zip(zip(*keys, strict=True), kinds, strict=True)])
+    hashes = nonzero(hash64(encoded))
+    for key, bytes_of_key, key_hash in zip(keys, encoded.to_pylist(), hashes.tolist(), strict=True):
+        assert encode_key(key, kinds) == bytes_of_key
+        assert hash_key(bytes_of_key) == key_hash
