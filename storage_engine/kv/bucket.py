@@ -134,11 +134,6 @@ class KvBucket:
             return located.current, found
         return located.current.take(pa.array(np.cumsum(found) - 1, mask=~found)), found
 
-    def prefix_get(self, prefixes: pa.Table, limit: int | None = None) -> tuple[pa.Table, Int64s]:
-        """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
-
-        Shapes: prefixes (n,) with the bucket-key columns -> rows (m,), position (m,) of each row's prefix; at most `limit` rows of each.
-        """
     def find_one(self, key: bytes) -> int | None:
         """Offset of the row that an encoded key's hash leads to, MISSING without one; the caller compares the row's key.
 
@@ -154,6 +149,11 @@ class KvBucket:
             return None
         return self._index.get(self._hash(keys))
 
+    def prefix_get(self, prefixes: pa.Table, limit: int | None = None) -> tuple[pa.Table, Int64s]:
+        """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
+
+        Shapes: prefixes (n,) with the bucket-key columns -> rows (m,), position (m,) of each row's prefix; at most `limit` rows of each.
+        """
         assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
         names = self.descriptor.bucket_keys
         wanted = encode_keys(key_columns(prefixes, names))
