@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from decimal import Decimal
 
 import pyarrow as pa
@@ -198,3 +199,32 @@ def test_dagster_loads_a_new_project(tmp_path):
     )  # fmt: skip
 
     assert shown.returncode == 0, shown.stderr[-2000:]
+
+
+def test_up_runs_the_definitions_status_shows_their_lag_and_down_ends_it(project):
+    make = (
+        "CREATE TABLE dws.n (store_id BIGINT NOT NULL, n BIGINT, PRIMARY KEY (store_id) NOT ENFORCED);\nSET 'pipeline.name' = 'counting';\n"
+    )
+    (project / "assets" / "dws").mkdir()
+    (project / "assets" / "dws" / "n.sql").write_text(
+        make + "INSERT INTO dws.n SELECT store_id, COUNT(*) FROM ods.transactions GROUP BY store_id;\n"
+    )
+    of_project = ["--project", str(project), "--format", "csv"]
+    try:
+        started = rows_of(run("up", *of_project, "store", "stream"))
+        rows_of(run("ingest", *of_project, "--days", "1", "--tables", "ods.transactions"))
+        counted = ""
+        deadline = time.monotonic() + 30
+        while counted != "3098":
+            assert time.monotonic() < deadline, run("status", *of_project).stdout
+            counted = rows_of(run("sql", *of_project, "-e", "SELECT SUM(n) AS n FROM dws.n"))[0]["n"]
+        seen = {(row["kind"], row["name"]): row for row in rows_of(run("status", *of_project))}
+    finally:
+        ended = run("down", "--project", str(project))
+
+    assert [row["service"] for row in started] == ["store", "stream"]
+    assert (seen["service", "stream"]["health"], seen["service", "stream"]["lag_rows"]) == ("healthy", "0")
+    assert (seen["job", "counting"]["health"], seen["job", "counting"]["lag_rows"]) == ("running", "0")
+    assert seen["service", "tiering"]["health"] == "stopped"
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "store: stopped" in ended.stderr

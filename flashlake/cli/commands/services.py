@@ -26,6 +26,7 @@ def add_to(found: Any) -> None:
     )  # fmt: skip
     parser.add_argument("services", nargs="*", metavar="SERVICE", help=_SERVICES)
     parser.add_argument("--foreground", action="store_true", help="stay in the foreground until interrupted, then stop them")
+    parser.add_argument("--no-deploy", action="store_true", help="do not bring the project's definitions into the store")
     with_format(parser)
     parser = command(
         found, "down", down, summary="stop services with all their processes", example="flashlake down\nflashlake down tiering"
