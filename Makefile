@@ -42,5 +42,5 @@ types: setup ## pyright
 bench: setup ## ratios against sqlite and plain Parquet, in one run
 	@$(PY) -m benchmarks $(ARGS)
 
-torture: setup ## long runs of the kill -9 campaigns (FLASHLAKE_CAMPAIGN=runs, default 200)
-	@FLASHLAKE_CAMPAIGN=$${FLASHLAKE_CAMPAIGN:-200} $(PYTEST) -m crash $(ARGS)
+torture: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
+	@CRASH_ROUNDS=$${ROUNDS:-200} CRASH_SEED=$${SEED:-1} FLASHLAKE_CAMPAIGN=$${ROUNDS:-200} $(PYTEST) -m crash $(ARGS)
