@@ -54,6 +54,7 @@ class EngineConfig:
             "spark.databricks.delta.snapshotPartitions": "1",  # the default of 50 costs 50 tasks for each log that is read
             "spark.sql.session.timeZone": "UTC",
             "spark.ui.enabled": "false",
+            "spark.log.level": "WARN",
             "spark.ui.showConsoleProgress": "false",
         }
         if self.master.startswith("local") and not self.remote:
@@ -83,7 +84,4 @@ def spark_session(engine: EngineConfig, name: str) -> SparkSession:
     builder = builder.remote(engine.remote) if engine.remote else builder.master(engine.master)
     for key, value in engine.settings().items():
         builder = builder.config(key, value)
-    session = builder.getOrCreate()
-    if not engine.remote:
-        session.sparkContext.setLogLevel("WARN")
-    return session
+    return builder.getOrCreate()

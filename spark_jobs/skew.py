@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FULL_KEY = ("product_id", "store_id", "week")
 PLANS = ("full_key", "by_product")
-MAP_TASKS = 16
+MAP_TASKS = 8
 SKEW_FACTOR = 2.0
 BYTES_MIN = 4096
 _MARKERS = ("skew=true", "skewed")
@@ -127,7 +127,7 @@ def measure_join(
         "spark.sql.adaptive.advisoryPartitionSizeInBytes": str(skew_bytes or 64 << 20),
     }
     with changed(session, settings):
-        session.sparkContext.setJobGroup(group, group)
+        session.addTag(group)
         # Spark cuts a skewed partition along the map tasks that wrote it: with one map task there is nothing to cut.
         spread = lines.repartition(MAP_TASKS)
         result = joined(spread, promotions, plan).agg(
@@ -135,7 +135,7 @@ def measure_join(
         )
         n_rows, checksum = result.collect()[0]  # collect() runs this very plan; first() would plan another
         text: str = result._jdf.queryExecution().executedPlan().toString()  # pyright: ignore[reportOptionalCall]  # py4j has no types
-        session.sparkContext.setJobGroup("", "")
+        session.removeTag(group)
     return JoinRun(group, n_rows, int(checksum or 0), text)
 
 

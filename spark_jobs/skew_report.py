@@ -74,9 +74,7 @@ def measure(session: SparkSession, lines: DataFrame, promotions: DataFrame, *, e
     """
     keys = (
         key_skew(lines, "lines", FULL_KEY),
-        key_skew(promotions, "promotions", FULL_KEY),
         key_skew(lines, "lines", ("product_id",)),
-        key_skew(promotions, "promotions", ("product_id",)),
         pair_skew(lines, promotions),
     )
     n_lines = keys[0].n_rows
@@ -140,7 +138,7 @@ def _of_runs(words: str, off: MeasuredRun, on: MeasuredRun) -> str:
 def _measured(
     session: SparkSession, lines: DataFrame, promotions: DataFrame, plan: str, skew_bytes: int | None, event_log: Path, n_partitions: int
 ) -> MeasuredRun:
-    group = f"{plan}-{'off' if skew_bytes is None else 'on'}"
+    group = f"join-{plan}-{'off' if skew_bytes is None else 'on'}"
     run = measure_join(session, lines, promotions, plan, group=group, n_partitions=n_partitions, skew_bytes=skew_bytes)
     tasks = widest_shuffle_read(stage_tasks(_log_file(session, event_log), group))
     return MeasuredRun(plan, skew_bytes is not None, skew_bytes, run, *_spreads(tasks))
@@ -157,5 +155,5 @@ def _spreads(tasks: list[Task]) -> tuple[Spread, Spread, Spread, Spread]:
 
 def _log_file(session: SparkSession, folder: Path) -> Path:
     """The event log of this application. Task ends are in it as soon as the job has ended."""
-    name = session.sparkContext.applicationId
+    name = session.conf.get("spark.app.id")
     return next(path for path in folder.iterdir() if path.name.startswith(name))

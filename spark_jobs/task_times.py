@@ -1,6 +1,6 @@
 """Task times: what each task of a stage read and how long it ran, from Spark's event log. Pure: a file in, values out.
 
-The event log is the driver's own record; nothing is sampled. Only jobs with a job group are looked at.
+The event log is the driver's own record; nothing is sampled. Only jobs with a session tag are looked at.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Spread:
 
 
 def stage_tasks(event_log: Path, group: str) -> dict[int, list[Task]]:
-    """Tasks of every stage that ran under a job group, by stage id, in order of their end."""
+    """Tasks of every stage that ran under a session tag, by stage id, in order of their end."""
     stages: dict[int, list[Task]] = {}
     with event_log.open(encoding="utf-8") as lines:
         for line in lines:
@@ -67,7 +67,8 @@ def stage_tasks(event_log: Path, group: str) -> dict[int, list[Task]]:
                 continue
             event = json.loads(line)
             if event["Event"] == "SparkListenerJobStart":
-                if event.get("Properties", {}).get("spark.jobGroup.id") == group:
+                tags = event.get("Properties", {}).get("spark.job.tags", "").split(",")
+                if any(tag.endswith(group) for tag in tags):  # Spark puts the session's id in front of a tag
                     stages.update({stage: [] for stage in event["Stage IDs"] if stage not in stages})
             elif event["Stage ID"] in stages and event["Task End Reason"]["Reason"] == "Success":
                 stages[event["Stage ID"]].append(_task(event["Task Metrics"]))
