@@ -20,6 +20,7 @@ CAPABILITIES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
+        "backup",
     }
 )
 
@@ -100,6 +101,16 @@ class FetchedFrame:
     message: pa.Buffer
 
 
+@dataclass(frozen=True)
+class BackupInfo:
+    """A copy of a store: where it is, the version it holds, the position its log ends at, and the bytes of its log."""
+
+    target: str
+    version: int
+    position: int
+    n_bytes: int
+
+
 class Backend(Protocol):
     """What a store must answer. Every method may raise a FlashlakeError; none returns damaged data."""
 
@@ -144,4 +155,8 @@ class Backend(Protocol):
         ...
 
     def count(self, table: str) -> int: ...
+    def backup(self, target: str, *, links: bool = True) -> BackupInfo:
+        """Copy the store as it is now to `target`, a new directory where the store itself is; writers go on."""
+        ...
+
     def close(self) -> None: ...

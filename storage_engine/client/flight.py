@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from storage_engine.api import CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
+from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.wire import (
@@ -42,6 +42,7 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
 _CALL_TIMEOUT_S = 60.0
+_BACKUP_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -189,6 +190,11 @@ class FlightBackend:
 
     def count(self, table: str) -> int:
         return self._control("count", {"table": table})
+
+    def backup(self, target: str, *, links: bool = True) -> BackupInfo:
+        self._require("backup")
+        arguments = {"target": target, "links": links}
+        return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_BACKUP_TIMEOUT_S), is_repeatable=False))
 
     def close(self) -> None:
         self._is_closed = True

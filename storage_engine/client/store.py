@@ -7,10 +7,11 @@ Never: knows whether the backend is in this process or behind a wire.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from storage_engine.api import Backend, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
+from storage_engine.api import Backend, BackupInfo, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
 from storage_engine.client.table import Table
 from storage_engine.errors import unknown_table
 from storage_engine.schema.descriptor import TableDescriptor
@@ -89,6 +90,13 @@ class Store:
 
     def progress(self, owner_prefix: str = "") -> dict[str, Progress]:
         return self.backend.progress(owner_prefix)
+
+    def backup(self, target: str | Path, *, links: bool = True) -> BackupInfo:
+        """Copy the store as it is now to a new directory, an absolute path on the machine of the store. Writers go on.
+
+        links   finished log files become hard links where possible; False: everything is copied
+        """
+        return self.backend.backup(str(target), links=links)
 
     def close(self) -> None:
         self.backend.close()

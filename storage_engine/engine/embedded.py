@@ -17,8 +17,9 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import CAPABILITIES, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
+from storage_engine.api import CAPABILITIES, BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
 from storage_engine.engine import catalog, checkpoint, reads
+from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
@@ -308,6 +309,21 @@ class EmbeddedBackend:
     def count(self, table: str) -> int:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
+
+    # copies
+
+    def backup(self, target: str, *, links: bool = True) -> BackupInfo:
+        """Copy the store as it is now to a new directory; writers wait only while the moment is taken.
+
+        links   hard links for finished log files where possible; False: copies of everything
+        Errors: AlreadyExists; UserError; WriteFailed.
+        """
+        with self._writer:
+            self._require_open()
+            version, end = self._state.version, self._log.end
+            encoded = checkpoint.encode(self._state, self._buckets.index, end)
+        self._log.sync(end)
+        return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded), links=links)
 
     def _require_version(self, table: str, at_version: int | None) -> None:
         if at_version is not None and at_version > self._state.version:

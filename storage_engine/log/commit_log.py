@@ -156,7 +156,7 @@ class CommitLog:
                     header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
                 except DamagedFrame:
-                    if not is_last or _is_acknowledged(data, file, at):
+                    if not is_last or is_acknowledged(data, file, at):
                         raise
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
@@ -187,7 +187,7 @@ class CommitLog:
         try:
             check_file_header(data, file.start, str(file.path))
         except DamagedFrame:
-            if self._start > file.start or _is_acknowledged(data, file, file.start):
+            if self._start > file.start or is_acknowledged(data, file, file.start):
                 raise
             self._disk.unlink(file.path)
             self._disk.sync_directory(self._directory)
@@ -431,7 +431,7 @@ def _place(frames: Sequence[EncodedFrame], position: int) -> tuple[list[object],
     return buffers, locations, position
 
 
-def _is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
+def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
     """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
     for header in frames_after(data, file.start, position - file.start):
         if header.kind != FrameKind.DATA and header.base_offset > position:

@@ -134,6 +134,10 @@ class Disk:
     def rename(self, source: Path, target: Path) -> None:
         os.replace(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """A second name for a file's bytes. Errors: OSError, also where the file system has no links between these places."""
+        os.link(source, target)
+
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 

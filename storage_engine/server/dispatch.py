@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -100,5 +101,6 @@ _HANDLERS: dict[str, Handler] = {
     "offsets": lambda backend, args, _: Reply(encode_offsets(backend.offsets(args["table"], args["which"], args["at_version"]))),
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
+    "backup": lambda backend, args, _: Reply(asdict(backend.backup(args["target"], links=args["links"]))),
     "count": lambda backend, args, _: Reply(backend.count(args["table"])),
 }
