@@ -10,7 +10,7 @@ from spark_jobs.task_times import Spread, stage_tasks, widest_shuffle_read
 
 
 def job(group: str, stages: list[int]) -> dict:
-    return {"Event": "SparkListenerJobStart", "Stage IDs": stages, "Properties": {"spark.jobGroup.id": group}}
+    return {"Event": "SparkListenerJobStart", "Stage IDs": stages, "Properties": {"spark.job.tags": group}}
 
 
 def task(stage: int, run_ms: int, rows: int, reason: str = "Success") -> dict:
