@@ -3,7 +3,7 @@
 Files DIR/index/<table_id>-<partition_id>-<bucket>.index, each replaced atomically, little endian:
     0  magic "FLIX0001"   8  crc32c of bytes 12 to the end   12  zero   16 table_id   20 partition_id   24 bucket (i32)   28  zero
     32 end_offset (i64)   40 position of the frame that ends there (i64)   48 its length (i64)   56 bytes of the body (u64)
-    64 an Arrow IPC stream of one row: hashes, offsets, prefixes, prefix_keys, homeless_keys, homeless_offsets, each a list
+    64 an Arrow IPC stream of one row: hashes, offsets, prefixes, prefix_keys, homeless_keys, homeless_offsets, each a list; keys by slot
 Owner: engine/checkpointer.py writes them, Buckets loads them. State: derived, from the changelog below end_offset.
 Holds: a snapshot is used only where the changelog has that very frame at that very end; otherwise the changelog is replayed whole.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from storage_engine.kv import KvSnapshot
+from storage_engine.kv.key_index import slot_order
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import BucketFrames, BucketId
 
@@ -133,9 +134,10 @@ def belongs(covered: Covered, frames: BucketFrames) -> bool:
 
 def encode_snapshot(bucket: BucketId, covered: Covered, keys: KvSnapshot) -> list[pa.Buffer | bytes]:
     """The buffers of a snapshot file."""
+    order = slot_order(keys.hashes)
     columns = [
-        _one_list(pa.array(keys.hashes)),
-        _one_list(pa.array(keys.offsets)),
+        _one_list(pa.array(keys.hashes[order])),
+        _one_list(pa.array(keys.offsets[order])),
         _one_list(pa.array(keys.prefixes)),
         _one_list(pa.array(keys.prefix_keys)),
         _one_list(pa.array(list(keys.homeless), pa.large_binary())),
