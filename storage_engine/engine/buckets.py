@@ -222,7 +222,7 @@ class Buckets:
     def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
-        kv = KvBucket(table.descriptor, lambda offsets: self.rows_at(bucket, offsets), ids=self.ids_of(table))
+        kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self.ids_of(table))
         start_offset = bucket.frames.start_offset
         stored = self._snapshots.load(bucket.id, bucket.frames, end_offset) if self._snapshots and start_offset < end_offset else None
         if stored is not None:

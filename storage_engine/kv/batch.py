@@ -14,7 +14,11 @@ import pyarrow.compute as pc
 
 from storage_engine.kv.columns import contiguous, take
 from storage_engine.kv.key_index import Bools, Int64s
-from storage_engine.kv.merge.bitmaps import unite_groups
+from storage_engine.kv.merge.bitmaps import WIDTHS, unite_groups
+from storage_engine.kv.merge.first_row import first_rows
+from storage_engine.kv.merge.listagg import joined_groups
+from storage_engine.kv.merge.product import multiplied_groups
+from storage_engine.kv.merge.versioned import newest_rows
 from storage_engine.schema.descriptor import TableDescriptor
 
 
@@ -48,31 +52,60 @@ def group_keys(keys: pa.Array) -> Groups | None:
 def combine(
     descriptor: TableDescriptor, rows: pa.Table, targets: Sequence[str] | None = None, *, keys: pa.Array
 ) -> tuple[pa.Table, Int64s | None]:
-    """One row per key: the last one, or under aggregation the merge of all.
+    """One row per key: the last one, under first_row the first, under versioned the newest, under aggregation the merge of all.
 
     Shapes: rows (n,), keys (n,) encoded primary keys -> rows (k,) in order of first appearance, and the position (k,) in `rows` of
             a row that has each key; None: nothing repeats, and the rows are returned as they are.
     Types:  a column with function sum comes out wider (int64, decimal128(38, s), float64): a part of a sum may leave the column's
-            type though the whole does not. plan_upsert narrows it.
-    Errors: SchemaMismatch naming the first row whose rbm32 value is no bitmap.
+            type though the whole does not. So does one with count (int64: values that are not null, also where nothing repeats),
+            and a product (int64, float64, lists of decimals). plan_upsert narrows them.
+    Errors: SchemaMismatch naming the first row whose rbm32 or rbm64 value is no bitmap, or a product beyond 64 bits.
     """
     groups = group_keys(keys)
+    if descriptor.merge_engine != "aggregation":
+        if groups is None:
+            return rows, None
+        chosen = _chosen(descriptor, rows, groups)
+        return rows.take(pa.array(chosen)), chosen
+    rows = _counted(descriptor, rows, targets)
     if groups is None:
         return rows, None
-    if descriptor.merge_engine != "aggregation":
-        return rows.take(pa.array(groups.last)), groups.last
     written = set(rows.column_names if targets is None else targets) - set(descriptor.primary_key)
     columns = {}
     for name in rows.column_names:
         column = contiguous(rows, name)
         if name in written:
-            columns[name] = _reduce(descriptor.aggregate_function(name), column, groups, f"table {descriptor.name}, column {name}")
+            columns[name] = _reduce(descriptor, name, column, groups)
         else:
             columns[name] = take(column, groups.last)
     return pa.table(columns), groups.last
 
 
-def _reduce(function: str, column: pa.Array, groups: Groups, where: str) -> pa.Array:
+def _chosen(descriptor: TableDescriptor, rows: pa.Table, groups: Groups) -> Int64s:
+    """The row of each key that stays, under an engine that keeps whole rows."""
+    match descriptor.merge_engine:
+        case "first_row":
+            return first_rows(groups.first)
+        case "versioned":
+            assert descriptor.version_column is not None
+            return newest_rows(contiguous(rows, descriptor.version_column), groups.group, groups.first)
+        case _:
+            return groups.last
+
+
+def _counted(descriptor: TableDescriptor, rows: pa.Table, targets: Sequence[str] | None) -> pa.Table:
+    """Columns with function count: 1 for each value, null for none."""
+    for at, name in enumerate(rows.column_names):
+        is_written = (targets is None or name in targets) and name not in descriptor.primary_key
+        if is_written and descriptor.aggregate_function(name) == "count":
+            column = contiguous(rows, name)
+            ones = np.ones(len(column), np.int64)
+            rows = rows.set_column(at, name, pa.array(ones, mask=column.is_null().to_numpy(zero_copy_only=False)))
+    return rows
+
+
+def _reduce(descriptor: TableDescriptor, name: str, column: pa.Array, groups: Groups) -> pa.Array:
+    function, where = descriptor.aggregate_function(name), f"table {descriptor.name}, column {name}"
     match function:
         case "last_value":
             return take(column, groups.last)
@@ -80,10 +113,18 @@ def _reduce(function: str, column: pa.Array, groups: Groups, where: str) -> pa.A
             return _edge_value(column, groups, is_last=True)
         case "first_value" | "first_value_ignore_nulls":
             return _edge_value(column, groups, is_last=False)
-        case "rbm32":
-            return unite_groups(column, groups.group, groups.n_groups, where)
-        case "sum":
+        case "rbm32" | "rbm64":
+            return unite_groups(column, groups.group, groups.n_groups, where, WIDTHS[function])
+        case "sum" | "count":
             return _group_sum(column, groups)
+        case "product":
+            return multiplied_groups(column, groups.group, groups.n_groups, where)
+        case "listagg":
+            return joined_groups(column, groups.group, groups.n_groups, descriptor.aggregate_parameter(name, "delimiter", ","))
+        case "bool_and":
+            return _group_by(column, groups, "all")
+        case "bool_or":
+            return _group_by(column, groups, "any")
         case _:
             return _group_by(column, groups, function)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from storage_engine.kv.auto_increment import AutoIncrement
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
-from storage_engine.kv.merge import ChangePlan, plan_delete, plan_upsert
+from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert
 from storage_engine.kv.prefix_index import PrefixIndex
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
@@ -31,11 +31,16 @@ from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.keys import encode_keys, hash64
 
-FetchRows = Callable[[Int64s], pa.Table]
 HashKeys = Callable[[pa.Array], Hashes]
 
 _REMOVED: Final = np.iinfo(np.int64).max  # in the staged index: the key is gone in this transaction
 _GONE_PREFIXES_MIN: Final = 1024
+
+
+class FetchRows(Protocol):
+    """Rows at `offsets` (m,), in that order: all columns of the table, or those named."""
+
+    def __call__(self, offsets: Int64s, columns: list[str] | None = None, /) -> pa.Table: ...
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,7 @@ class KvBucket:
     # writes
 
     def upsert(self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None) -> KvChange:
-        """What upserting these rows changes, in this transaction's sight.
+        """What upserting these rows changes, in this transaction's sight. A blind write reads no stored values, only their keys.
 
         Shapes: rows (n,) conformed to the table, keys may repeat; `columns` are the target columns of a partial update; `keys` (n,)
                 are the encoded keys, where the caller has them.
@@ -203,6 +208,9 @@ class KvBucket:
         if chosen is not None:
             keys = take(keys, chosen)
         hashes = self._hash(keys)
+        if overwrites_blindly(descriptor, targets):
+            located = self._locate(incoming, keys, hashes, is_writer=True, columns=list(descriptor.physical_primary_key))
+            return self._change(plan_overwrite(descriptor, incoming, located.homeless & ~located.found), keys, hashes, located)
         located = self._locate(incoming, keys, hashes, is_writer=True)
         new_ids = None
         n_new = len(hashes) - located.current.num_rows
@@ -266,10 +274,9 @@ class KvBucket:
         for run in runs_of_frames(frames, self.descriptor.physical_primary_key):
             hashes = self._hash(run.keys)
             stored = self._index.get(hashes)
-            if net := net_changes(run.types, hashes, stored, self._homeless_hashes):
+            if net := net_changes(run.types, hashes, stored, self._homeless_hashes, is_wal=self.descriptor.is_wal):
                 if self._prefixes is not None:
-                    inserted = np.flatnonzero(run.types == INSERT)
-                    self._enter_prefixes(run.rows, inserted, hashes[inserted])
+                    self._enter_prefixes(run.rows, net.begun, hashes[net.begun])
                 self._index.put(hashes[net.live], run.offsets[net.live])
                 self._forget(hashes[net.gone])
                 continue
@@ -314,8 +321,10 @@ class KvBucket:
             )
         return [name for name in (columns or self.descriptor.column_names) if name != serial]
 
-    def _locate(self, rows: pa.Table, keys: pa.Array, hashes: Hashes, *, is_writer: bool) -> _Located:
+    def _locate(self, rows: pa.Table, keys: pa.Array, hashes: Hashes, *, is_writer: bool, columns: list[str] | None = None) -> _Located:
         """Find rows (n,) with encoded keys: which exist, their stored rows, and which keys have lost their hash to another key.
+
+        `columns` are those of the stored rows to read, the key's among them; None: all.
 
         A writer also sees what is staged; its keys are distinct.
         """
@@ -329,7 +338,7 @@ class KvBucket:
             self._locate_homeless(keys, hashes, offsets, homeless, staged=staged)
         found = offsets >= 0
         at = np.flatnonzero(found)
-        current = self._fetch_rows(offsets[at]) if len(at) else self.descriptor.arrow_schema.empty_table()
+        current = self._fetch_rows(offsets[at], columns) if len(at) else self.descriptor.arrow_schema.empty_table()
         if len(at):
             strangers = _keys_differ(
                 current, rows if len(at) == len(hashes) else rows.take(pa.array(at)), self.descriptor.physical_primary_key
@@ -366,8 +375,11 @@ class KvBucket:
             return
         is_live, is_gone = _outcome(change)
         if self._prefixes is not None:
-            inserted = np.flatnonzero(change.change_types == INSERT)
-            self._enter_prefixes(change.rows, inserted, change.hashes[inserted])
+            begun = change.change_types == INSERT
+            if self.descriptor.is_wal:  # the +U of a blind write may be a key's first row
+                begun |= is_live & (self._index.get(change.hashes) == MISSING)
+            at = np.flatnonzero(begun)
+            self._enter_prefixes(change.rows, at, change.hashes[at])
         if change.homeless:
             homeless = dict(self._homeless)
             for row, key in change.homeless.items():

@@ -4,7 +4,8 @@ Frames are taken in runs of many rows, because a small batch costs as much as a 
 unless two keys of it may share a hash: then frame by frame.
 
 A key is homeless when, at its +I, its hash already belonged to a living key. Nothing else can be meant: had it been the same key,
-the changelog would say -U and +U. From then on its changes are known by its encoded key.
+the changelog would say +U. From then on its changes are known by its encoded key.
+In image WAL the +U of a blind write may be a key's first row; a key that finds its hash taken still begins with +I.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from storage_engine.kv.columns import key_columns
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
-from storage_engine.log.frame import DELETE, INSERT, UPDATE_BEFORE
+from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER, UPDATE_BEFORE
 from storage_engine.schema.keys import encode_keys
 
 ChangeTypes = npt.NDArray[np.uint8]
@@ -37,10 +38,11 @@ class Run(NamedTuple):
 
 
 class Net(NamedTuple):
-    """Rows of a run whose key is there after it, and rows whose key is gone after it; one row per hash."""
+    """Rows of a run whose key is there after it, rows whose key is gone after it, one row per hash; and rows where a key begins."""
 
     live: Int64s
     gone: Int64s
+    begun: Int64s
 
 
 def runs_of_frames(frames: Iterable[tuple[int, ChangeTypes | None, pa.Table]], key_names: Sequence[str]) -> Iterator[Run]:
@@ -58,11 +60,12 @@ def runs_of_frames(frames: Iterable[tuple[int, ChangeTypes | None, pa.Table]], k
         yield _run(held, key_names)
 
 
-def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_hashes: Hashes) -> Net | None:
+def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_hashes: Hashes, *, is_wal: bool = False) -> Net | None:
     """What a run leaves, or None when keys may share a hash and it has to be followed frame by frame.
 
     Shapes: types, hashes, stored (n,): `stored` says where the index has each hash before the run, -1: nowhere.
-    Holds: per hash, +I comes where no key lives, +U and -D where one lives. Two living keys of one hash would break that.
+    Holds: per hash, +I comes where no key lives, +U and -D where one lives. Two living keys of one hash would break that. In image
+           WAL, +U also comes where no key lives.
     """
     if len(homeless_hashes) and np.isin(hashes, homeless_hashes).any():
         return None
@@ -70,13 +73,16 @@ def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_has
     rows = rows[np.argsort(hashes[rows], kind="stable")]
     kinds, own = types[rows], hashes[rows]
     if len(rows) == 0:
-        return Net(rows, rows)
+        return Net(rows, rows, rows)
     is_first = np.r_[True, own[1:] != own[:-1]]
     lived_before = np.where(is_first, stored[rows] >= 0, np.r_[False, kinds[:-1] != DELETE])
-    if (lived_before == (kinds == INSERT)).any():
+    is_possible = lived_before != (kinds == INSERT)
+    if is_wal:
+        is_possible |= kinds == UPDATE_AFTER
+    if not is_possible.all():
         return None
     is_last = np.r_[is_first[1:], True]
-    return Net(rows[is_last & (kinds != DELETE)], rows[is_last & (kinds == DELETE)])
+    return Net(rows[is_last & (kinds != DELETE)], rows[is_last & (kinds == DELETE)], np.sort(rows[~lived_before]))
 
 
 def homeless_rows(
@@ -88,10 +94,11 @@ def homeless_rows(
     """
     is_insert: Bools = types == INSERT
     loses: Bools = is_insert & (stored >= 0)
-    inserted = np.flatnonzero(is_insert)
-    if len(inserted) > 1:
-        order = inserted[np.argsort(hashes[inserted], kind="stable")]
-        loses[order[1:][hashes[order[1:]] == hashes[order[:-1]]]] = True
+    live = np.flatnonzero(is_insert | (types == UPDATE_AFTER))
+    if len(live) > 1:
+        order = live[np.argsort(hashes[live], kind="stable")]
+        repeats = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+        loses[repeats[is_insert[repeats]]] = True
     out = {int(row): keys[int(row)].as_py() for row in np.flatnonzero(loses)}
     if len(homeless_hashes):
         for row in np.flatnonzero(~is_insert & (types != UPDATE_BEFORE) & np.isin(hashes, homeless_hashes)):

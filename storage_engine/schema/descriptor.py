@@ -111,8 +111,18 @@ class TableDescriptor:
 
     @property
     def merge_engine(self) -> str:
-        """The merge engine: "last_row" (default) or "aggregation"."""
+        """The merge engine: "last_row" (default), "first_row", "versioned" or "aggregation"."""
         return self.options.get("table.merge-engine", "last_row")
+
+    @property
+    def version_column(self) -> str | None:
+        """The column by which the versioned engine chooses between two rows of a key."""
+        return self.options.get("table.merge-engine.versioned.ver-column")
+
+    @property
+    def is_wal(self) -> bool:
+        """True when the changelog has no -U: 'table.changelog.image' = 'wal'."""
+        return self.options.get("table.changelog.image") == "wal"
 
     @property
     def auto_increment_column(self) -> str | None:
@@ -132,6 +142,10 @@ class TableDescriptor:
     def aggregate_function(self, column: str) -> str:
         """The function of a column in an aggregation table: `fields.<column>.agg`, else last_value_ignore_nulls."""
         return self.options.get(f"fields.{column}.agg", "last_value_ignore_nulls")
+
+    def aggregate_parameter(self, column: str, parameter: str, default: str) -> str:
+        """A parameter of the column's function: `fields.<column>.<function>.<parameter>`."""
+        return self.options.get(f"fields.{column}.{self.aggregate_function(column)}.{parameter}", default)
 
     def with_options(self, **changes: Any) -> TableDescriptor:
         return replace(self, **changes)

@@ -59,11 +59,22 @@ KNOWN_OPTIONS: dict[str, Option] = {
             high=1_000_000_000,
             notice="ids are given out in the commit, without gaps",
         ),
-        Option("table.merge-engine", "enum", None, "how a row merges with the stored one; unset: the last row wins", ("aggregation",)),
         Option(
-            "table.delete.behavior", "enum", None, "what a delete does; unset: allow (aggregation: ignore)", ("allow", "ignore", "disable")
+            "table.merge-engine",
+            "enum",
+            None,
+            "how a row merges with the stored one; unset: the last row wins",
+            ("first_row", "versioned", "aggregation"),
         ),
-        Option("table.changelog.image", "enum", "full", "the changelog carries old and new rows", ("full",)),
+        Option("table.merge-engine.versioned.ver-column", "string", None, "the column whose larger value wins under the versioned engine"),
+        Option(
+            "table.delete.behavior",
+            "enum",
+            None,
+            "what a delete does; unset: allow, with a merge engine ignore",
+            ("allow", "ignore", "disable"),
+        ),
+        Option("table.changelog.image", "enum", "full", "full: old and new rows; wal: new rows only", ("full", "wal")),
         Option("table.log.format", "enum", "arrow", "how log frames are stored", ("arrow",)),
         Option(
             "table.kv.format", "enum", "compacted", "how Fluss stores rows", ("compacted", "indexed"), notice="rows are stored as Arrow"
@@ -126,21 +137,25 @@ KNOWN_OPTIONS: dict[str, Option] = {
 
 _NOT_IMPLEMENTED = frozenset(
     """
-    table.statistics.columns table.kv.format-version table.merge-engine.versioned.ver-column table.log.local-ttl table.kv.ttl
+    table.statistics.columns table.kv.format-version table.log.local-ttl table.kv.ttl
     table.kv.ttl.time-column table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
     table.datalake.historical-partition.enabled table.kv.standby-replica.enabled
     """.split()
 )
 _NOT_IMPLEMENTED_VALUES = {
-    "table.merge-engine": ("first_row", "versioned"),
-    "table.changelog.image": ("wal",),
     "table.log.format": ("indexed", "compacted"),
     "table.datalake.format": ("paimon", "iceberg", "lance", "hudi"),
 }
-AGGREGATE_FUNCTIONS = ("sum", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls", "rbm32")
-_NOT_IMPLEMENTED_FUNCTIONS = {"product", "listagg", "string_agg", "bool_and", "bool_or", "rbm64"}
+AGGREGATE_FUNCTIONS = (
+    "sum", "product", "count", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls",
+    "listagg", "bool_and", "bool_or", "rbm32", "rbm64",
+)  # fmt: skip
+"""Functions of `fields.<column>.agg`. All are Fluss's but count, which counts the values written that are not null."""
+_FUNCTION_ALIASES = {"string_agg": "listagg"}
+_FUNCTION_PARAMETERS = {"listagg": ("delimiter",)}
 
 _FIELD_OPTION = re.compile(r"^fields\.(?P<column>.+)\.(?P<what>[a-z0-9_-]+)$")
+_FUNCTION_OPTION = re.compile(r"^fields\.(?P<column>.+)\.(?P<function>[A-Za-z0-9_-]+)\.(?P<parameter>[a-z0-9_-]+)$")
 _DURATION = re.compile(r"^\s*(\d+)\s*([a-zA-Zµ]*)\s*$")
 _UNIT_MS = {
     unit: ms
@@ -201,7 +216,13 @@ def check_options(options: Mapping[str, str], *, where: str, column_names: tuple
 
     Errors: InvalidOption naming the option, its value and what it may be. Relations to columns are validate.py's concern.
     """
-    return {name: _check_option(name, value, where, column_names) for name, value in options.items()}
+    checked: dict[str, str] = {}
+    for name, value in options.items():
+        spelled = _spelled(name)
+        text = _check_option(name, value, where, column_names)
+        if checked.setdefault(spelled, text) != text:
+            raise InvalidOption(f"{name} = {value!r} contradicts {spelled}", where=where, next_step="Say it in one place.")
+    return checked
 
 
 def check_alterable(options: Mapping[str, str], *, where: str, column_names: tuple[str, ...] = ()) -> dict[str, str]:
@@ -240,9 +261,9 @@ def option_value(options: Mapping[str, str], name: str) -> Any:
 
 
 def delete_behavior(options: Mapping[str, str]) -> Literal["allow", "ignore", "disable"]:
-    """What a delete does to a primary-key table with these options: allow, or by default ignore under aggregation."""
+    """What a delete does to a primary-key table with these options: allow by default, ignore under any other engine than the last row."""
     written = option_value(options, "table.delete.behavior")
-    return written or ("ignore" if options.get("table.merge-engine") == "aggregation" else "allow")
+    return written or ("allow" if options.get("table.merge-engine", "last_row") == "last_row" else "ignore")
 
 
 def notices(options: Mapping[str, str]) -> list[str]:
@@ -299,19 +320,39 @@ def _check_enum(option: Option, value: str, where: str) -> str:
 
 def _check_field_option(name: str, value: str, field: re.Match[str], where: str, column_names: tuple[str, ...]) -> str:
     column, what = field.group("column"), field.group("what")
+    parameter = _FUNCTION_OPTION.match(name)
+    if what != "agg" and parameter is not None and parameter.group("column") in column_names:
+        return _check_parameter(name, value, parameter, where)
     if column not in column_names:
         raise InvalidOption(f"{name} names no column: {column!r}", where=where, next_step=f"Columns are: {', '.join(column_names)}.")
     if what != "agg":
-        raise InvalidOption(f"{name} is not known", where=where, next_step=f"Write fields.{column}.agg; functions here have no parameters.")
+        raise InvalidOption(
+            f"{name} is not known", where=where, next_step=f"Write fields.{column}.agg, or fields.{column}.listagg.delimiter."
+        )
     function = value.strip().lower()
-    if function in _NOT_IMPLEMENTED_FUNCTIONS:
-        what = f"{name} = {value!r} is known to Fluss and not implemented in this store"
-        raise InvalidOption(what, where=where, next_step=f"Choose from: {', '.join(AGGREGATE_FUNCTIONS)}.")
+    function = _FUNCTION_ALIASES.get(function, function)
     if function not in AGGREGATE_FUNCTIONS:
         raise InvalidOption(
             f"{name} = {value!r} is not a function", where=where, next_step=f"Choose from: {', '.join(AGGREGATE_FUNCTIONS)}."
         )
     return function
+
+
+def _check_parameter(name: str, value: str, parameter: re.Match[str], where: str) -> str:
+    function = _FUNCTION_ALIASES.get(parameter.group("function"), parameter.group("function"))
+    if parameter.group("parameter") not in _FUNCTION_PARAMETERS.get(function, ()):
+        raise InvalidOption(
+            f"{name} is not known", where=where, next_step=f"The one parameter is fields.{parameter.group('column')}.listagg.delimiter."
+        )
+    return value
+
+
+def _spelled(name: str) -> str:
+    """The one spelling of an option's name: parameters of an aliased function belong to the function."""
+    parameter = _FUNCTION_OPTION.match(name)
+    if parameter is None or parameter.group("function") not in _FUNCTION_ALIASES:
+        return name
+    return f"fields.{parameter.group('column')}.{_FUNCTION_ALIASES[parameter.group('function')]}.{parameter.group('parameter')}"
 
 
 def _unknown(name: str, where: str) -> InvalidOption:

@@ -19,6 +19,9 @@ from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, 
 from storage_engine.schema.types import arrow_type
 
 N_BUCKETS_MAX = 4096
+WHOLE_ROW_ENGINES = ("first_row", "versioned")
+"""Engines that choose between two whole rows: no partial writes, no deletes."""
+PRODUCT_DIGITS_MAX = 37
 RESERVED_COLUMNS = frozenset({"_change_type", "_log_offset", "_commit_timestamp", "_partition", "_bucket", "_found"})
 _TABLE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*\.[A-Za-z0-9_][A-Za-z0-9_$-]*$")
 _NAME_CHARS_MAX = 200
@@ -100,6 +103,13 @@ def check_targets(descriptor: TableDescriptor, columns: Sequence[str]) -> tuple[
         if name in seen:
             raise SchemaMismatch(f"column {name} is named twice", where=where, next_step="Name each target column once.")
         seen.add(name)
+    left_out = [name for name in descriptor.column_names if name not in seen]
+    if left_out and descriptor.merge_engine in WHOLE_ROW_ENGINES:
+        raise SchemaMismatch(
+            f"a table of the {descriptor.merge_engine} engine takes no partial update: {left_out[0]} is not written",
+            where=where,
+            next_step="Write whole rows.",
+        )
     for name in descriptor.primary_key:
         if name not in seen:
             raise SchemaMismatch(
@@ -245,16 +255,67 @@ def _resolve_n_buckets(descriptor: TableDescriptor, options: dict[str, str], whe
 
 
 def _check_engine(descriptor: TableDescriptor, where: str) -> None:
-    for name in ("table.merge-engine", "table.delete.behavior"):
+    for name in ("table.merge-engine", "table.delete.behavior", "table.changelog.image"):
         if name in descriptor.options and not descriptor.has_primary_key:
             raise InvalidOption(
                 f"{name} needs a primary key", where=where, next_step="Add PRIMARY KEY (...) NOT ENFORCED, or leave the option out."
             )
+    _check_deletes_and_image(descriptor, where)
+    _check_version_column(descriptor, where)
     for column in descriptor.columns:
-        name = f"fields.{column.name}.agg"
-        function = descriptor.options.get(name)
-        if function is None:
-            continue
+        _check_function(descriptor, column, where)
+
+
+def _check_deletes_and_image(descriptor: TableDescriptor, where: str) -> None:
+    engine = descriptor.merge_engine
+    if engine in WHOLE_ROW_ENGINES and descriptor.options.get("table.delete.behavior") == "allow":
+        raise InvalidOption(
+            f"'table.delete.behavior' = 'allow' does not go with the {engine} engine",
+            where=where,
+            next_step="Write 'ignore' (the default) or 'disable': a deleted row would come back with any row that arrives late.",
+        )
+    if engine == "aggregation" and descriptor.is_wal:
+        raise InvalidOption(
+            "'table.changelog.image' = 'wal' does not go with the aggregation engine",
+            where=where,
+            next_step="Leave the option out: who reads a total needs the old one, to take it back.",
+        )
+
+
+def _check_version_column(descriptor: TableDescriptor, where: str) -> None:
+    option, name = "table.merge-engine.versioned.ver-column", descriptor.version_column
+    if descriptor.merge_engine != "versioned":
+        if name is not None:
+            raise InvalidOption(
+                f"{option} has no effect without the versioned engine", where=where, next_step="Add 'table.merge-engine' = 'versioned'."
+            )
+        return
+    fitting = [column.name for column in descriptor.columns if _can_be_version(column.arrow.type)]
+    if name is None:
+        raise InvalidOption(
+            f"the versioned engine needs {option}", where=where, next_step=f"Name one of: {', '.join(fitting) or 'a BIGINT column'}."
+        )
+    if name not in descriptor.column_names:
+        raise InvalidOption(f"{option} names no column: {name!r}", where=where, next_step=f"Name one of: {', '.join(fitting)}.")
+    if name not in fitting:
+        raise InvalidOption(
+            f"{option}: {name} is a {descriptor.column(name).type}",
+            where=where,
+            next_step="A version is an INT, BIGINT, TIMESTAMP or TIMESTAMP_LTZ.",
+        )
+
+
+def _can_be_version(data_type: pa.DataType) -> bool:
+    return pa.types.is_int32(data_type) or pa.types.is_int64(data_type) or pa.types.is_timestamp(data_type)
+
+
+def _check_function(descriptor: TableDescriptor, column: Column, where: str) -> None:
+    name = f"fields.{column.name}.agg"
+    function = descriptor.options.get(name)
+    delimiter = f"fields.{column.name}.listagg.delimiter"
+    if delimiter in descriptor.options and function != "listagg":
+        raise InvalidOption(f"{delimiter} has no effect without listagg", where=where, next_step=f"Add '{name}' = 'listagg'.")
+    if function is not None:
         if descriptor.merge_engine != "aggregation":
             raise InvalidOption(
                 f"{name} has no effect without the aggregation engine", where=where, next_step="Add 'table.merge-engine' = 'aggregation'."
@@ -269,14 +330,25 @@ def _check_engine(descriptor: TableDescriptor, where: str) -> None:
 
 
 def aggregate_fits(function: str, data_type: pa.DataType) -> bool:
-    """True when a column of this type can carry this aggregate function."""
+    """True when a column of this type can carry this aggregate function.
+
+    A product of two DECIMALs is exact in twice their digits, of which 76 exist: it takes 37 and fewer.
+    """
     is_number = pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_decimal(data_type)
     match function:
         case "sum":
             return is_number
+        case "product":
+            return is_number and not (pa.types.is_decimal(data_type) and data_type.precision > PRODUCT_DIGITS_MAX)
+        case "count":
+            return pa.types.is_int32(data_type) or pa.types.is_int64(data_type)
         case "max" | "min":
             return is_number or pa.types.is_string(data_type) or pa.types.is_temporal(data_type)
-        case "rbm32":
+        case "listagg":
+            return pa.types.is_string(data_type)
+        case "bool_and" | "bool_or":
+            return pa.types.is_boolean(data_type)
+        case "rbm32" | "rbm64":
             return pa.types.is_binary(data_type)
         case _:
             return True
@@ -302,9 +374,11 @@ def _check_auto_increment(descriptor: TableDescriptor, where: str) -> None:
         )
     if not (pa.types.is_int32(column.arrow.type) or pa.types.is_int64(column.arrow.type)):
         raise InvalidOption(f"auto-increment column {column.name} is a {column.type}", where=where, next_step="Declare it INT or BIGINT.")
-    if descriptor.merge_engine == "aggregation":
+    if descriptor.merge_engine != "last_row":
         raise InvalidOption(
-            "auto-increment.fields does not go with the aggregation engine", where=where, next_step="Use the default merge engine."
+            f"auto-increment.fields does not go with the {descriptor.merge_engine} engine",
+            where=where,
+            next_step="Use the default merge engine.",
         )
 
 

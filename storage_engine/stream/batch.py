@@ -70,13 +70,25 @@ def batch_sql(plan: JobPlan) -> str:
     body = relation(plan.root, batch=True, carried=(ORDER,) if _is_last_row(plan) else ())
     if _is_last_row(plan):
         keys = ", ".join(quoted(name) for name in plan.sink.primary_key)
-        body = f"SELECT * FROM ({body}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {ORDER} DESC) = 1"
+        body = f"SELECT * FROM ({body}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_kept_first(plan)}) = 1"
     return f"SELECT {listed} FROM ({body})"
 
 
 def _is_last_row(plan: JobPlan) -> bool:
-    """True when appended rows overwrite each other by key: the last one stays."""
-    return plan.sink.has_primary_key and not plan.root.is_retracting and plan.sink.merge_engine == "last_row"
+    """True when appended rows meet by key and one of them stays as it is."""
+    return plan.sink.has_primary_key and not plan.root.is_retracting and plan.sink.merge_engine != "aggregation"
+
+
+def _kept_first(plan: JobPlan) -> str:
+    """The order of a key's rows in which the one that the sink's merge engine keeps comes first."""
+    match plan.sink.merge_engine:
+        case "first_row":
+            return ORDER
+        case "versioned":
+            version = quoted(plan.sink.version_column or "")
+            return f"{version} DESC NULLS LAST, (CASE WHEN {version} IS NOT NULL THEN {ORDER} END) DESC, {ORDER}"
+        case _:
+            return f"{ORDER} DESC"
 
 
 def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, stop: Offsets, *, ordered: bool) -> None:

@@ -168,6 +168,13 @@ def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query,
             where=where,
             next_step="INSERT maps by position: name the columns after the table, or select as many.",
         )
+    left_out = [name for name in sink.column_names if name not in targets]
+    if left_out and sink.merge_engine in ("first_row", "versioned"):
+        raise StatementRefused(
+            f"{sink.name} takes whole rows ({sink.merge_engine} engine) and the statement does not give {left_out[0]}",
+            where=where,
+            next_step="Name every column.",
+        )
     if sink.auto_increment_column in targets:
         raise StatementRefused(
             f"column {sink.auto_increment_column} is assigned by the table",
@@ -224,8 +231,21 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
 
 def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Placement], where: str) -> None:
     """What the sink must be for the rows it gets."""
+    for scan in scans(root):
+        if scan.table.is_wal:
+            raise StatementRefused(
+                f"the changelog of {scan.table.name} does not say what a row was before: 'table.changelog.image' = 'wal'",
+                where=where,
+                next_step="Read a table whose changelog has full images.",
+            )
     if not root.is_retracting:
         return
+    if sink.merge_engine in ("first_row", "versioned"):
+        raise StatementRefused(
+            f"{sink.name} keeps whole rows by the {sink.merge_engine} engine and the query's result changes: it cannot take back rows",
+            where=where,
+            next_step="Read a log table without aggregates, or write to a table without 'table.merge-engine'.",
+        )
     if not sink.has_primary_key:
         raise StatementRefused(
             f"{sink.name} is a log table: it cannot take back rows, and the query's result changes",

@@ -16,7 +16,7 @@ from pyroaring import BitMap
 from storage_engine.errors import SchemaMismatch, StatementRefused
 from storage_engine.kv import AutoIncrement, KvBucket, checked_bitmaps
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from tests.kv.model import RowLog, bitmap
+from tests.kv.model import RowLog, bitmap, bitmap64
 
 VECTORS = Path(__file__).resolve().parent.parent / "vectors" / "roaring_format_spec"
 NAN = float("nan")
@@ -108,6 +108,48 @@ def test_a_sum_beyond_its_type_is_refused_and_changes_nothing(sql_type, most, to
         bucket.upsert(most, type(most)(1))
     assert bucket.value() == (0 if together else most)
     assert bucket.kv.n_keys == 1
+
+
+@pytest.mark.parametrize(
+    ("sql_type", "function", "values", "result"),
+    [
+        ("BIGINT", "product", [2**31, None, -(2**31)], -(2**62)),
+        ("BIGINT", "product", [2**62, 2**62, 0], 0),
+        ("TINYINT", "product", [3, 5, 7], 105),
+        ("DOUBLE", "product", [0.5, 4.0, 3.0], 6.0),
+        ("DECIMAL(12, 2)", "product", [Decimal("0.15"), Decimal("0.10"), Decimal("10.00")], Decimal("0.20")),
+        ("DECIMAL(37, 0)", "product", [Decimal(10**18), Decimal(10**18)], Decimal(10**36)),
+        ("INT", "count", [7, None, 0, -1], 3),
+        ("INT", "count", [None], None),
+        ("STRING", "listagg", ["a", None, "", "b"], "a,,b"),
+        ("BOOLEAN", "bool_and", [True, None, False, True], False),
+        ("BOOLEAN", "bool_or", [False, None, False], False),
+        ("BYTES", "rbm64", [bitmap64(1, 2**63), None, bitmap64(1)], bitmap64(1, 2**63)),
+    ],
+)
+def test_a_function_gives_the_same_in_one_batch_and_row_by_row(sql_type, function, values, result):
+    for cut in range(len(values)):
+        if function == "product" and result == 0 and cut:
+            continue  # row by row, what precedes the zero does not fit
+        bucket = Bucket(one_column(sql_type, function))
+        for batch in (values[:cut], values[cut:]):
+            bucket.upsert(*batch)
+        assert bucket.value() == result, f"cut at {cut}"
+
+
+@pytest.mark.parametrize(("sql_type", "factor"), [("TINYINT", 12), ("BIGINT", 2**32), ("DECIMAL(4, 2)", Decimal("10.00"))])
+@pytest.mark.parametrize("together", [True, False], ids=["one batch", "one by one"])
+def test_a_product_beyond_its_type_is_refused(sql_type, factor, together):
+    bucket = Bucket(one_column(sql_type, "product"))
+    if not together:
+        bucket.upsert(factor)
+    with pytest.raises(SchemaMismatch, match="a product does not fit"):
+        bucket.upsert(*([factor, factor] if together else [factor]))
+
+
+def test_bytes_that_are_no_64_bit_bitmap_are_refused():
+    with pytest.raises(SchemaMismatch, match="row 0 is not a 64-bit Roaring bitmap"):
+        Bucket(one_column("BYTES", "rbm64")).upsert(b"no bitmap")
 
 
 def test_an_insert_whose_values_add_up_beyond_the_type_is_refused():

@@ -53,7 +53,7 @@ def test_a_column_added_later_is_null_in_the_rows_before_it():
     before = TableDescriptor("t.t", (Column("k", "BIGINT", nullable=False), Column("a", "BIGINT")), primary_key=("k",), bucket_keys=("k",))
     after = TableDescriptor("t.t", (*before.columns, Column("b", "STRING")), primary_key=("k",), bucket_keys=("k",), schema_id=1)
     log = RowLog(before.arrow_schema)
-    bucket = KvBucket(before, lambda offsets: log.fetch(offsets))
+    bucket = KvBucket(before, lambda offsets, columns=None: log.fetch(offsets, columns))
     change = bucket.upsert(pa.table({"k": [1, 2], "a": [10, 20]}, schema=before.arrow_schema))
     bucket.apply(change, log.append(change))
 

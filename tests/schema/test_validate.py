@@ -74,16 +74,27 @@ def test_options_of_the_orchestration_are_kept_as_written():
         ({"bucket.key": ""}, "bucket.key is empty", "Name columns"),
         ({"table.datalake.enabled": "yes"}, "table.datalake.enabled = 'yes' is neither true nor false", "'true'"),
         ({"table.datalake.freshness": "soon"}, "table.datalake.freshness = 'soon' is not a duration", "30s"),
-        ({"table.merge-engine": "first_row"}, "table.merge-engine = 'first_row' is known to Fluss and not implemented", "aggregation"),
+        ({"table.merge-engine": "first_row", "table.delete.behavior": "allow"}, "does not go with the first_row engine", "'ignore'"),
+        ({"table.merge-engine": "versioned"}, "the versioned engine needs table.merge-engine.versioned.ver-column", "Name one of: k, n"),
+        ({"table.merge-engine": "versioned", "table.merge-engine.versioned.ver-column": "s"}, "s is a STRING", "BIGINT"),
+        ({"table.merge-engine": "versioned", "table.merge-engine.versioned.ver-column": "x"}, "names no column: 'x'", "Name one of"),
+        ({"table.merge-engine.versioned.ver-column": "n"}, "has no effect without the versioned engine", "'versioned'"),
+        ({"table.merge-engine": "aggregation", "table.changelog.image": "WAL"}, "does not go with the aggregation engine", "Leave"),
+        ({"table.merge-engine": "first_row", "auto-increment.fields": "n"}, "does not go with the first_row engine", "default"),
         ({"table.merge-engine": "best"}, "table.merge-engine = 'best' is not a choice", "aggregation"),
-        ({"table.changelog.image": "WAL"}, "known to Fluss and not implemented", "full"),
+        ({"table.changelog.image": "OLD"}, "table.changelog.image = 'OLD' is not a choice", "full, wal"),
         ({"table.statistics.columns": "*"}, "table.statistics.columns is known to Fluss and not implemented", "Leave it out"),
         ({"fields.n.agg": "sum"}, "fields.n.agg has no effect without the aggregation engine", "'table.merge-engine' = 'aggregation'"),
         ({"fields.x.agg": "sum", "table.merge-engine": "aggregation"}, "fields.x.agg names no column: 'x'", "Columns are"),
         ({"fields.s.agg": "sum", "table.merge-engine": "aggregation"}, "'sum' does not fit type STRING", "last_value"),
         ({"fields.n.agg": "rbm32", "table.merge-engine": "aggregation"}, "'rbm32' does not fit type INT", "sum"),
-        ({"fields.n.agg": "count", "table.merge-engine": "aggregation"}, "'count' is not a function", "sum"),
-        ({"fields.n.agg": "product", "table.merge-engine": "aggregation"}, "not implemented", "sum"),
+        ({"fields.n.agg": "median", "table.merge-engine": "aggregation"}, "'median' is not a function", "sum"),
+        ({"fields.n.agg": "listagg", "table.merge-engine": "aggregation"}, "'listagg' does not fit type", "product"),
+        ({"fields.s.agg": "bool_or", "table.merge-engine": "aggregation"}, "'bool_or' does not fit type STRING", "listagg"),
+        ({"fields.s.agg": "product", "table.merge-engine": "aggregation"}, "'product' does not fit type STRING", "listagg"),
+        ({"fields.s.agg": "count", "table.merge-engine": "aggregation"}, "'count' does not fit type STRING", "listagg"),
+        ({"fields.s.listagg.delimiter": ";", "table.merge-engine": "aggregation"}, "has no effect without listagg", "'listagg'"),
+        ({"fields.s.listagg.limit": "1", "table.merge-engine": "aggregation"}, "fields.s.listagg.limit is not known", "delimiter"),
         ({"fields.k.agg": "sum", "table.merge-engine": "aggregation"}, "a key column is not aggregated", "Leave"),
         ({"fields.s.delimiter": ","}, "fields.s.delimiter is not known", "fields.s.agg"),
         ({"auto-increment.fields": "s"}, "auto-increment column s is a STRING", "INT or BIGINT"),
@@ -101,6 +112,14 @@ def test_a_wrong_option_is_refused_by_name_and_remedy(options, what, remedy):
 
     assert what in error.what
     assert remedy in error.next_step
+
+
+def test_string_agg_is_another_name_of_listagg():
+    written = {"table.merge-engine": "aggregation", "fields.s.agg": "STRING_AGG", "fields.s.string_agg.delimiter": "; "}
+
+    options = table(written).options
+
+    assert options == {"table.merge-engine": "aggregation", "fields.s.agg": "listagg", "fields.s.listagg.delimiter": "; "}
 
 
 def test_a_log_table_takes_no_options_of_key_tables():
@@ -133,8 +152,9 @@ def test_typed_values_come_with_their_defaults():
     assert all(option_value({}, name) is not None or option.default is None for name, option in KNOWN_OPTIONS.items())
 
 
-def test_deletes_are_ignored_by_default_under_aggregation_only():
+def test_deletes_are_ignored_by_default_under_every_merge_engine_but_the_last_row():
     assert delete_behavior({}) == "allow"
+    assert delete_behavior({"table.merge-engine": "first_row"}) == delete_behavior({"table.merge-engine": "versioned"}) == "ignore"
     assert delete_behavior({"table.merge-engine": "aggregation"}) == "ignore"
     assert delete_behavior({"table.merge-engine": "aggregation", "table.delete.behavior": "disable"}) == "disable"
 

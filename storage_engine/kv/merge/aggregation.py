@@ -1,6 +1,6 @@
 """Aggregation: one function per column merges the stored value with the incoming one.
 
-Null is no value to sum, max, min, rbm32 and the *_ignore_nulls functions; last_value takes it. first_value keeps a stored null
+Null is no value to any function but last_value, which takes it. first_value keeps a stored null
 only until a value comes: as in Fluss, a column nobody has written yet cannot be told from one written as null.
 """
 
@@ -12,16 +12,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch
-from storage_engine.kv.merge.bitmaps import unite
+from storage_engine.kv.merge.bitmaps import WIDTHS, checked_bitmaps, unite
+from storage_engine.kv.merge.listagg import joined
+from storage_engine.kv.merge.product import multiplied
 
 
-def merge_column(function: str, stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
+def merge_column(function: str, stored: pa.Array, incoming: pa.Array, where: str, delimiter: str = ",") -> pa.Array:
     """The merged column, in the type of `stored`.
 
-    Shapes: (n,), (n,) -> (n,); a row that is not stored yet is null in `stored`. A sum may come in a wider type (see batch.py).
-    Errors: SchemaMismatch when a sum leaves the column's type, or a value is no bitmap; `where` names table and column.
+    Shapes: (n,), (n,) -> (n,); a row that is not stored yet is null in `stored`. `incoming` is what batch.combine made of a batch:
+            a sum may come in a wider type, a count as numbers of rows.
+    Errors: SchemaMismatch when a sum, count or product leaves the column's type, or a value is no bitmap; `where` names table and column.
     """
+    if function == "listagg":
+        return joined(stored, incoming, delimiter)
+    if function in WIDTHS:
+        return unite(stored, incoming, where, WIDTHS[function])
     return _FUNCTIONS[function](stored, incoming, where)
+
+
+def first_column(function: str, incoming: pa.Array, data_type: pa.DataType, where: str) -> pa.Array:
+    """What merge_column gives where nothing is stored yet, in less time. Errors: as there."""
+    match function:
+        case "rbm32" | "rbm64":
+            return checked_bitmaps(incoming, where, WIDTHS[function])
+        case "sum" | "count":
+            return narrowed(incoming, data_type, where)
+        case "product":
+            return multiplied(pa.nulls(len(incoming), data_type), incoming, where)
+        case _:
+            return incoming
 
 
 def narrowed(column: pa.Array, data_type: pa.DataType, where: str) -> pa.Array:
@@ -78,6 +98,14 @@ def _first(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
     return pc.coalesce(stored, incoming) if stored.null_count else stored
 
 
+def _all_true(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return pc.coalesce(pc.and_(stored, incoming), stored, incoming)
+
+
+def _any_true(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
+    return pc.coalesce(pc.or_(stored, incoming), stored, incoming)
+
+
 def _overflow(data_type: pa.DataType, where: str) -> SchemaMismatch:
     return SchemaMismatch(f"a sum does not fit {data_type}", where=where, next_step="Declare the column wider in a new table.")
 
@@ -86,11 +114,14 @@ _SUM_DIGITS = 60  # 38 digits of a column, and room for more rows than a batch c
 
 _FUNCTIONS: dict[str, Callable[[pa.Array, pa.Array, str], pa.Array]] = {
     "sum": _sum,
+    "count": _sum,
+    "product": multiplied,
     "max": _larger,
     "min": _smaller,
     "last_value": _last,
     "last_value_ignore_nulls": _last_not_null,
     "first_value": _first,
     "first_value_ignore_nulls": _first,
-    "rbm32": unite,
+    "bool_and": _all_true,
+    "bool_or": _any_true,
 }

@@ -1,4 +1,4 @@
-"""Changelog: the rows that say how a bucket changed, image FULL: +I, adjacent -U and +U, -D."""
+"""Changelog: the rows that say how a bucket changed. Image FULL: +I, adjacent -U and +U, -D. Image WAL: the same without -U."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from storage_engine.kv.columns import contiguous
 from storage_engine.kv.key_index import Bools, Int64s
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER, UPDATE_BEFORE
 
@@ -17,7 +18,7 @@ class ChangePlan:
     """Changes to at most one row per key, in the order of the keys that asked for them.
 
     Shapes: rows (k,) in the table's schema, one chunk; change_types (k,) codes of log/frame.py; source (k,) position in the
-    incoming rows of the key that each change belongs to. -U is followed by its +U. k = 0: nothing changes.
+    incoming rows of the key that each change belongs to. -U, where there is one, is followed by its +U. k = 0: nothing changes.
     """
 
     rows: pa.Table
@@ -27,6 +28,23 @@ class ChangePlan:
 
 def nothing(schema: pa.Schema) -> ChangePlan:
     return ChangePlan(schema.empty_table(), np.empty(0, np.uint8), np.empty(0, np.int64))
+
+
+def overwrites(schema: pa.Schema, incoming: pa.Table, inserts: Bools) -> ChangePlan:
+    """Every incoming row as +U, whether its key is new or not: nobody has looked. Only the rows where `inserts` are +I.
+
+    Shapes: incoming (n,) whole rows, inserts (n,).
+    """
+    rows = pa.Table.from_arrays([contiguous(incoming, name) for name in schema.names], schema=schema)
+    return ChangePlan(rows, np.where(inserts, INSERT, UPDATE_AFTER).astype(np.uint8), np.arange(len(inserts)))
+
+
+def without_old_rows(plan: ChangePlan) -> ChangePlan:
+    """The plan in image WAL: no -U."""
+    kept = np.flatnonzero(plan.change_types != UPDATE_BEFORE)
+    if len(kept) == len(plan.change_types):
+        return plan
+    return ChangePlan(plan.rows.take(pa.array(kept)).combine_chunks(), plan.change_types[kept], plan.source[kept])
 
 
 def change_rows(schema: pa.Schema, current: list[pa.Array], final: list[pa.Array], found: Bools, changed: Bools) -> ChangePlan:

@@ -12,12 +12,32 @@ import pyarrow as pa
 
 from storage_engine.errors import SchemaMismatch, StatementRefused
 from storage_engine.kv.columns import aligned, columns_differ, contiguous, take
-from storage_engine.kv.key_index import Bools
-from storage_engine.kv.merge.aggregation import merge_column, narrowed
-from storage_engine.kv.merge.bitmaps import checked_bitmaps
-from storage_engine.kv.merge.changelog import ChangePlan, change_rows, nothing, removal_rows
+from storage_engine.kv.key_index import Bools, Int64s
+from storage_engine.kv.merge.aggregation import first_column, merge_column
+from storage_engine.kv.merge.changelog import ChangePlan, change_rows, nothing, overwrites, removal_rows, without_old_rows
+from storage_engine.kv.merge.first_row import first_row_wins
+from storage_engine.kv.merge.versioned import newer_wins
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import delete_behavior
+from storage_engine.schema.validate import WHOLE_ROW_ENGINES
+
+
+def overwrites_blindly(descriptor: TableDescriptor, targets: Sequence[str] | None = None) -> bool:
+    """True when a write needs nothing of the stored rows: image WAL, the last row wins, whole rows, no ids to keep."""
+    return (
+        descriptor.is_wal
+        and descriptor.merge_engine == "last_row"
+        and descriptor.auto_increment_column is None
+        and (targets is None or set(targets) == set(descriptor.column_names))
+    )
+
+
+def plan_overwrite(descriptor: TableDescriptor, incoming: pa.Table, inserts: Bools) -> ChangePlan:
+    """Write n incoming rows, whatever is stored: +U, or +I where the caller needs the key's beginning marked.
+
+    Shapes: incoming (n,) whole rows, each key once; inserts (n,).
+    """
+    return overwrites(descriptor.arrow_schema, incoming, inserts)
 
 
 def plan_upsert(
@@ -33,7 +53,7 @@ def plan_upsert(
     Shapes: incoming (n,), each key once; found (n,); current (m,) full rows of the found keys, in order.
     Meaning: `targets` None writes every column; else only these (key columns may be among them), the others keep their values
              and are null in a new row. `new_ids` (n - m,) go into the auto-increment column of the new rows.
-    Errors: SchemaMismatch when a sum leaves its type or a value is no bitmap.
+    Errors: SchemaMismatch when a sum, count or product leaves its type or a value is no bitmap.
     """
     schema = descriptor.arrow_schema
     if len(found) == 0:
@@ -65,21 +85,24 @@ def plan_upsert(
                 changed |= columns_differ(stored, after)
         stored_columns.append(stored)
         final_columns.append(final)
-    return change_rows(schema, stored_columns, final_columns, found, changed)
+    changed &= _wins(descriptor, current, incoming, found_at)
+    plan = change_rows(schema, stored_columns, final_columns, found, changed)
+    return without_old_rows(plan) if descriptor.is_wal else plan
 
 
 def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, targets: Sequence[str] | None = None) -> ChangePlan:
     """Remove the found rows, or with `targets` null these columns and remove the rows that hold nothing else.
 
     Shapes: as in plan_upsert; keys that are not there change nothing.
-    Meaning: 'table.delete.behavior' = ignore changes nothing; aggregation tables ignore by default.
+    Meaning: 'table.delete.behavior' = ignore changes nothing: the default of every merge engine but the last row's.
     Errors: StatementRefused where deletes are disabled; SchemaMismatch when a target is NOT NULL.
     """
     schema = descriptor.arrow_schema
     where = f"table {descriptor.name}"
     behavior = delete_behavior(descriptor.options)
     if behavior == "disable":
-        raise StatementRefused("deletes are disabled", where=where, next_step="Create the table with 'table.delete.behavior' = 'allow'.")
+        remedy = "'ignore': the engine keeps its rows" if descriptor.merge_engine in WHOLE_ROW_ENGINES else "'allow'"
+        raise StatementRefused("deletes are disabled", where=where, next_step=f"Create the table with 'table.delete.behavior' = {remedy}.")
     source = np.flatnonzero(found)
     if behavior == "ignore" or len(source) == 0:
         return nothing(schema)
@@ -103,17 +126,30 @@ def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, ta
         elif field.name not in keys:
             removed &= column.is_null().to_numpy(zero_copy_only=False)
         final_columns.append(final)
-    return removal_rows(schema, current_columns, final_columns, source, removed, changed)
+    plan = removal_rows(schema, current_columns, final_columns, source, removed, changed)
+    return without_old_rows(plan) if descriptor.is_wal else plan
+
+
+def _wins(descriptor: TableDescriptor, current: pa.Table, incoming: pa.Table, found_at: Int64s) -> Bools:
+    """Of the keys that have a row (m,), those whose incoming row may replace it."""
+    match descriptor.merge_engine:
+        case "first_row":
+            return first_row_wins(len(found_at))
+        case "versioned":
+            assert descriptor.version_column is not None
+            name = descriptor.version_column
+            return newer_wins(contiguous(current, name), take(contiguous(incoming, name), found_at))
+        case _:
+            return np.ones(len(found_at), np.bool_)
 
 
 def _aggregated(descriptor: TableDescriptor, field: pa.Field, stored: pa.Array, incoming: pa.Array, found: Bools) -> pa.Array:
     function = descriptor.aggregate_function(field.name)
     where = f"table {descriptor.name}, column {field.name}"
     if len(stored):
-        return merge_column(function, aligned(stored, found), incoming, where)
-    if function == "rbm32":
-        return checked_bitmaps(incoming, where)
-    return narrowed(incoming, field.type, where) if function == "sum" else incoming
+        delimiter = descriptor.aggregate_parameter(field.name, "delimiter", ",")
+        return merge_column(function, aligned(stored, found), incoming, where, delimiter)
+    return first_column(function, incoming, field.type, where)
 
 
 def _with_ids(stored: pa.Array, found: Bools, new_ids: pa.Array) -> pa.Array:
