@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from spark_jobs.skew import BYTES_MIN, FULL_KEY, JoinRun, KeySkew, key_skew, measure_join, pair_skew
+from spark_jobs.skew import BYTES_MIN, FULL_KEY, PLANS, JoinRun, KeySkew, key_skew, measure_join, pair_skew
 from spark_jobs.task_times import Spread, Task, stage_tasks, widest_shuffle_read
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class SkewReport:
 
 
 def measure(session: SparkSession, lines: DataFrame, promotions: DataFrame, *, event_log: Path, n_partitions: int) -> SkewReport:
-    """Count keys, then run each plan with adaptive skew handling off and on; results of all runs must be equal.
+    """Count keys, then run each plan with adaptive skew handling on, and off where it did something; all runs give the same rows.
 
     lines, promotions  small enough to cache, or cached by the caller
     event_log          folder of the session's event log
@@ -77,26 +77,30 @@ def measure(session: SparkSession, lines: DataFrame, promotions: DataFrame, *, e
         key_skew(lines, "lines", ("product_id",)),
         pair_skew(lines, promotions),
     )
-    n_lines = keys[0].n_rows
-    # The first join of a session pays for class loading and compilation; it is not counted.
-    measure_join(session, lines, promotions, "by_product", group="warm-up", n_partitions=max(2, n_partitions // 8), skew_bytes=None)
+
+    def run(plan: str, n_partitions: int, skew_bytes: int | None) -> MeasuredRun:
+        return _measured(session, lines, promotions, plan, skew_bytes, event_log, n_partitions)
+
+    # The first join of a session pays for class loading and compilation; it only tells how large a row is.
+    first = run("by_product", max(2, n_partitions // 8), None)
+    skew_bytes = scaled_threshold(first, keys[0].n_rows, n_partitions)
     runs = []
-    for plan in ("full_key", "by_product"):
-        off = _measured(session, lines, promotions, plan, None, event_log, n_partitions)
-        on = _measured(session, lines, promotions, plan, scaled_threshold(off, n_lines), event_log, n_partitions)
-        assert (off.run.n_rows, off.run.checksum) == (on.run.n_rows, on.run.checksum), f"{plan}: skew handling changed the result"
-        runs += [off, on]
-    assert len({(run.run.n_rows, run.run.checksum) for run in runs}) == 1, "the two plans disagree"
+    for plan in PLANS:
+        on = run(plan, n_partitions, skew_bytes)
+        if on.run.skew_markers or plan == "by_product":
+            runs.append(run(plan, n_partitions, None))
+        runs.append(on)
+    assert len({(run.run.n_rows, run.run.checksum) for run in (first, *runs)}) == 1, "the runs disagree"
     return SkewReport(n_partitions, keys, tuple(runs))
 
 
-def scaled_threshold(off: MeasuredRun, n_lines: int) -> int:
+def scaled_threshold(run: MeasuredRun, n_lines: int, n_partitions: int) -> int:
     """The size above which a partition of lines counts as large: the mean of that side, estimated by its share of the rows.
 
     Spark's own threshold of 256 MB never fires on data of this size; threshold and target size are scaled down together.
     """
-    bytes_per_row = off.shuffle_bytes.total / max(off.shuffle_rows.total, 1.0)
-    return max(BYTES_MIN, int(bytes_per_row * n_lines / max(off.run_ms.n_tasks, 1)))
+    bytes_per_row = run.shuffle_bytes.total / max(run.shuffle_rows.total, 1.0)
+    return max(BYTES_MIN, int(bytes_per_row * n_lines / n_partitions))
 
 
 def finding(report: SkewReport) -> str:
@@ -109,9 +113,8 @@ def finding(report: SkewReport) -> str:
         f"Of {pairs.n_rows} pairs of a line and a promotion of its product, the heaviest product has {pairs.max} ({pairs.share:.2%}).",
     ]
     for plan, words in (("full_key", "Shuffled by the full key"), ("by_product", "Shuffled by product")):
-        off, on = report.run(plan, skew_handling=False), report.run(plan, skew_handling=True)
-        if off is not None and on is not None:
-            sentences.append(_of_runs(words, off, on))
+        if (on := report.run(plan, skew_handling=True)) is not None:
+            sentences.append(_of_runs(words, report.run(plan, skew_handling=False), on))
     return " ".join(sentences)
 
 
@@ -122,23 +125,29 @@ def _of_key(words: str, keys: KeySkew, n_partitions: int) -> str:
     return f"{words} the heaviest of {keys.n_keys} keys has {keys.max} of {keys.n_rows} {keys.side}, {verdict}."
 
 
-def _of_runs(words: str, off: MeasuredRun, on: MeasuredRun) -> str:
-    n_more = on.cpu_ms.n_tasks - off.cpu_ms.n_tasks
-    did = f"split partitions into {n_more} more tasks" if n_more > 0 else "found nothing to split"
-    hint = ""
-    if off.cpu_ms.median < TASK_MS_MEANINGFUL:
-        hint = f" (Tasks of {off.cpu_ms.median:g} ms are mostly start-up: read the rows here, not the times.)"
-    return (
-        f"{words}, the slowest of {off.cpu_ms.n_tasks} tasks takes {off.cpu_ms.ratio:g} times the median's processor time "
-        f"({off.cpu_ms.max:.0f} to {off.cpu_ms.median:.0f} ms) and the largest reads {off.shuffle_rows.ratio:g} times the median's rows; "
-        f"adaptive skew handling {did}: {on.cpu_ms.ratio:g} times ({on.cpu_ms.max:.0f} to {on.cpu_ms.median:.0f} ms).{hint}"
+def _of_runs(words: str, off: MeasuredRun | None, on: MeasuredRun) -> str:
+    """`off` is missing where skew handling split nothing: the plan without it is the same plan."""
+    before = off or on
+    cpu, rows = before.cpu_ms, before.shuffle_rows
+    n_more = on.cpu_ms.n_tasks - cpu.n_tasks
+    sentence = (
+        f"{words}, the slowest of {cpu.n_tasks} tasks takes {cpu.ratio:g} times the median's processor time "
+        f"({cpu.max:.0f} to {cpu.median:.0f} ms) and the largest reads {rows.ratio:g} times the median's rows; "
     )
+    if n_more > 0:
+        after = f"{on.cpu_ms.ratio:g} times ({on.cpu_ms.max:.0f} to {on.cpu_ms.median:.0f} ms)"
+        sentence += f"adaptive skew handling splits partitions into {n_more} more tasks: {after}."
+    else:
+        sentence += "adaptive skew handling finds nothing to split."
+    if cpu.median < TASK_MS_MEANINGFUL:
+        sentence += f" Tasks of {cpu.median:.0f} ms are mostly start-up: read the rows here, not the times."
+    return sentence
 
 
 def _measured(
     session: SparkSession, lines: DataFrame, promotions: DataFrame, plan: str, skew_bytes: int | None, event_log: Path, n_partitions: int
 ) -> MeasuredRun:
-    group = f"join-{plan}-{'off' if skew_bytes is None else 'on'}"
+    group = f"join-{plan}-{n_partitions}-{'off' if skew_bytes is None else 'on'}"
     run = measure_join(session, lines, promotions, plan, group=group, n_partitions=n_partitions, skew_bytes=skew_bytes)
     tasks = widest_shuffle_read(stage_tasks(_log_file(session, event_log), group))
     return MeasuredRun(plan, skew_bytes is not None, skew_bytes, run, *_spreads(tasks))
@@ -155,5 +164,5 @@ def _spreads(tasks: list[Task]) -> tuple[Spread, Spread, Spread, Spread]:
 
 def _log_file(session: SparkSession, folder: Path) -> Path:
     """The event log of this application. Task ends are in it as soon as the job has ended."""
-    name = session.conf.get("spark.app.id")
+    name = str(session.conf.get("spark.app.id"))
     return next(path for path in folder.iterdir() if path.name.startswith(name))

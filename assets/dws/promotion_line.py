@@ -19,7 +19,7 @@ COLUMNS = {
 }
 
 
-SHORT_WEEKS_MAX = 4
+SHORT_WEEKS_MAX = 8
 
 
 class PromotionLineConfig(dg.Config):
