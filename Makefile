@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast lint types bench torture
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench torture
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test: setup ## every test, with short runs of the spark, dagster and crash ones 
 
 test-fast: setup ## the inner loop: no JVM, no Dagster, nothing killed
 	@$(PYTEST) -m "not spark and not dagster and not crash" $(ARGS)
+
+test-fluss: setup ## the contract over a real Apache Fluss, started and stopped (Java, Maven once)
+	@FLASHLAKE_TEST_FLUSS=1 $(PYTEST) tests/contract tests/fluss -k fluss $(ARGS)
 
 lint: setup ## ruff
 	@$(PY) -m ruff check . $(ARGS)

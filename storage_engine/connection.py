@@ -15,6 +15,7 @@ def connect(url: str, **options: Any) -> Store:
 
     file:///path           embedded: this process owns the directory (options: sync = "commit" | "none")
     flashlake://host:port  the bundled server
+    fluss://host:port      an Apache Fluss cluster (extra `fluss`; docs/fluss.md)
 
     Errors: UserError for another scheme; StoreLocked when another process owns the directory; StoreUnavailable when no server answers.
     """
@@ -30,7 +31,17 @@ def connect(url: str, **options: Any) -> Store:
         from storage_engine.client.flight import FlightBackend
 
         return wrap(FlightBackend.connect(url, **options))
-    raise UserError(f"{url} is not a store address", where="store url", next_step="Use file:///path or flashlake://host:port.")
+    if parts.scheme == "fluss":
+        try:
+            from storage_engine.fluss.backend import FlussBackend
+        except ModuleNotFoundError as error:
+            if error.name != "fluss":
+                raise
+            raise UserError("pyfluss is not installed", where="store url", next_step="Install the extra: flashlake[fluss].") from error
+        return wrap(FlussBackend.connect(url, **options))
+    raise UserError(
+        f"{url} is not a store address", where="store url", next_step="Use file:///path, flashlake://host:port or fluss://host:port."
+    )
 
 
 def wrap(backend: Backend) -> Store:

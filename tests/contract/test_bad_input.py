@@ -42,6 +42,7 @@ def test_an_unknown_table_is_named_with_those_that_look_alike(store, db, pk):
 GOOD = {"id": [1, 2, 3], "day": ["2017-01-01"] * 3, "n": [1, 2, 3], "name": ["a", "b", "c"]}
 
 
+@pytest.mark.needs("journal")
 @pytest.mark.parametrize(
     ("rows", "error", "named"),
     [
@@ -122,6 +123,7 @@ def test_offsets_beyond_the_log_are_refused(log):
         log.scan(start={TableBucket("", 0): 0}, stop={TableBucket("", 0): 99}).read_all()
 
 
+@pytest.mark.needs("journal", "read_at_version")
 def test_reading_at_a_version_that_is_not_there_yet_is_refused(store, pk):
     with pytest.raises(FlashlakeError, match=str(store.version() + 1000)):
         pk.read(at=store.version() + 1000)

@@ -117,6 +117,7 @@ def test_malformed_sql_is_refused_with_its_line(store, db):
         store.execute(f"CREATE TABLE {db}.t (\n x NOTATYPE)")
 
 
+@pytest.mark.needs("objects")
 def test_objects_are_stored_listed_by_kind_and_dropped(store, db):
     store.put_object("view", f"{db}.v", {"sql": "SELECT 1", "n": 3})
     store.put_object("function", f"{db}.v", {"python": "m.f"})
@@ -128,6 +129,7 @@ def test_objects_are_stored_listed_by_kind_and_dropped(store, db):
     assert f"{db}.v" in store.objects("function")
 
 
+@pytest.mark.needs("objects", "journal")
 def test_catalog_and_rows_are_there_after_a_restart(own):
     own.store.execute("CREATE TABLE a.t (id BIGINT NOT NULL, v STRING, PRIMARY KEY (id) NOT ENFORCED) WITH ('bucket.num' = '3')")
     own.store.table("a.t").upsert({"id": [1, 2, 3], "v": ["x", "y", "z"]})

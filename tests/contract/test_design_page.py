@@ -9,6 +9,7 @@ import storage_engine
 from storage_engine.errors import StoreUnavailable, UserError
 
 
+@pytest.mark.needs("consumers")
 def test_the_printed_calls_of_a_primary_key_table(store):
     store.execute("""
         CREATE TABLE retail.order_ri (order_id BIGINT NOT NULL, line INT NOT NULL, item STRING, PRIMARY KEY (order_id, line) NOT ENFORCED)
@@ -40,6 +41,7 @@ def test_the_printed_calls_of_a_log_table(store):
     assert t.scan(columns=["item"], where="order_id = 2").read_all().to_pydict() == {"item": ["b"]}
 
 
+@pytest.mark.needs("journal")
 def test_a_store_is_a_context_manager(own):
     with storage_engine.connect(own.store.url) if own.store.url.startswith("flashlake") else own.store as opened:
         assert opened.version() >= 0

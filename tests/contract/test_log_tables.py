@@ -163,6 +163,7 @@ def test_a_predicate_keeps_the_rows_that_fulfil_it_even_when_its_columns_are_not
     assert rows.column_names == ["id"]
 
 
+@pytest.mark.needs("read_at_version")
 def test_offsets_at_a_version_are_those_of_that_version(numbers):
     first = numbers.append({"x": [1, 2], "name": ["a", "b"]})
     numbers.append({"x": [3], "name": ["c"]})

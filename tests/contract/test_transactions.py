@@ -11,6 +11,8 @@ import pytest
 from storage_engine import Progress, TableBucket, WriteId, WriteOp
 from storage_engine.errors import ProgressConflict, SchemaMismatch
 
+pytestmark = pytest.mark.needs("aggregation")  # one of the tables of this module
+
 B0 = TableBucket("", 0)
 
 
@@ -106,6 +108,7 @@ def test_an_operation_sees_those_before_it_in_the_same_commit(store, db, tables)
     assert tables["pk"].read().to_pylist() == [{"id": 2, "n": 21}]
 
 
+@pytest.mark.needs("idempotent_writes")
 def test_a_write_with_the_same_id_is_applied_once(store, db, tables):
     write = WriteId(f"writer-{db}", 1)
 
@@ -118,6 +121,7 @@ def test_a_write_with_the_same_id_is_applied_once(store, db, tables):
     assert first.version <= again.version < other.version
 
 
+@pytest.mark.needs("idempotent_writes")
 def test_a_retried_write_is_recognised_after_a_restart(own):
     make_tables(own.store, "a")
     write = WriteId("w", 41)
@@ -131,6 +135,7 @@ def test_a_retried_write_is_recognised_after_a_restart(own):
     assert own.store.table("a.log").count() == 1
 
 
+@pytest.mark.needs("idempotent_writes")
 def test_a_refused_write_does_not_use_up_its_id(tables, db):
     write = WriteId(f"writer-{db}", 1)
     with pytest.raises(SchemaMismatch):
@@ -139,6 +144,7 @@ def test_a_refused_write_does_not_use_up_its_id(tables, db):
     assert not tables["total"].upsert({"k": ["a"], "n": [5]}, write_id=write).is_duplicate
 
 
+@pytest.mark.needs("jobs")
 def test_progress_moves_together_with_what_it_wrote(store, db, tables):
     owner = f"job:{db}"
     store.commit([op(f"{db}.pk", "upsert", {"id": [1], "n": [1]})], [Progress(owner, {f"{db}.log": {B0: 3}}, {}, {"rows": 3})])
@@ -149,6 +155,7 @@ def test_progress_moves_together_with_what_it_wrote(store, db, tables):
     assert tables["pk"].count() == 1
 
 
+@pytest.mark.needs("jobs")
 def test_progress_from_elsewhere_than_expected_is_refused_with_all_of_its_commit(store, db, tables):
     owner = f"job:{db}"
     store.commit([], [Progress(owner, {f"{db}.log": {B0: 3}}, {})])
@@ -161,6 +168,7 @@ def test_progress_from_elsewhere_than_expected_is_refused_with_all_of_its_commit
     assert tables["pk"].count() == 0
 
 
+@pytest.mark.needs("jobs", "idempotent_writes")
 def test_a_retried_commit_is_a_duplicate_even_though_its_progress_has_moved(store, db, tables):
     owner, write = f"job:{db}", WriteId(f"writer-{db}", 1)
 
@@ -174,6 +182,7 @@ def test_a_retried_commit_is_a_duplicate_even_though_its_progress_has_moved(stor
     assert tables["total"].read()["n"].to_pylist() == [5]
 
 
+@pytest.mark.needs("jobs")
 def test_of_many_workers_that_start_from_the_same_progress_one_wins(shared, store, db, tables):
     owner = f"job:{db}"
     outcomes = []
@@ -195,6 +204,7 @@ def test_of_many_workers_that_start_from_the_same_progress_one_wins(shared, stor
     assert tables["total"].read()["n"].to_pylist() == [1]
 
 
+@pytest.mark.needs("jobs")
 def test_progress_is_found_by_prefix_and_survives_a_restart(own):
     for owner in ("job:a", "job:b", "tier:x"):
         own.store.commit([], [Progress(owner, {"a.t": {TableBucket("2017-01-01", 2): 7}}, detail={"note": owner})])
@@ -206,12 +216,14 @@ def test_progress_is_found_by_prefix_and_survives_a_restart(own):
     assert own.store.progress("tier:x")["tier:x"].detail == {"note": "tier:x"}
 
 
+@pytest.mark.needs("journal")
 def test_await_version_returns_at_once_when_there_is_something_newer(store, tables):
     version = tables["log"].append({"x": [1]}).version
 
     assert store.await_version(version - 1, timeout_s=30) >= version
 
 
+@pytest.mark.needs("journal")
 def test_await_version_returns_the_version_when_the_time_is_over(store):
     version = store.version()
     begin = time.monotonic()
@@ -220,6 +232,7 @@ def test_await_version_returns_the_version_when_the_time_is_over(store):
     assert 0.15 < time.monotonic() - begin < 5
 
 
+@pytest.mark.needs("journal")
 def test_await_version_is_woken_by_a_commit(shared, store, tables):
     version = store.version()
     woken = []
@@ -232,6 +245,7 @@ def test_await_version_is_woken_by_a_commit(shared, store, tables):
     assert woken == [version + 1]
 
 
+@pytest.mark.needs("journal")
 def test_commits_are_listed_in_order_up_to_a_limit(store, db, tables):
     before = store.version()
     for x in range(5):
@@ -298,6 +312,7 @@ def test_a_consumer_polls_at_most_about_as_many_rows_as_asked(tables):
     assert sorted(polled) == list(range(100))
 
 
+@pytest.mark.needs("transactions")
 def test_a_reader_never_sees_half_a_commit(shared, store, db, tables):
     """Each commit adds the same number to two tables; whoever reads both offsets at one version finds them equal."""
     stop = threading.Event()

@@ -1,0 +1,86 @@
+"""Catalog: tables of the cluster, made, listed and dropped. Runs on the loop thread.
+
+Holds: a table is handed out only when every bucket of it answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import fluss
+
+from storage_engine.errors import AlreadyExists, InvalidPartition, UnknownTable
+from storage_engine.fluss.mapping import definition_of, descriptor_of, path_of
+from storage_engine.fluss.session import FlussSession
+from storage_engine.schema.descriptor import TableDescriptor
+
+RECREATE_S = 1.0
+LEADERS_S = 20.0
+
+
+async def create_table(
+    session: FlussSession, descriptor: TableDescriptor, wait_s: float, backend: str, *, if_not_exists: bool
+) -> TableDescriptor:
+    """Make a table, and its database if there is none. Errors: AlreadyExists; UnsupportedByBackend; what validate() refuses."""
+    definition = definition_of(descriptor, backend=backend)
+    admin = await session.admin()
+    path = fluss.TablePath(definition.database, definition.table)
+    await asyncio.sleep(wait_s)
+    await admin.create_database(definition.database, ignore_if_exists=True)
+    if await admin.table_exists(path):
+        if if_not_exists:
+            return (await session.table(descriptor.name)).descriptor
+        raise AlreadyExists(
+            f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
+        )
+    schema = fluss.Schema(definition.schema, primary_keys=definition.primary_key or None, auto_increment_column=definition.auto_increment)
+    # pyfluss wants these left out, not None
+    optional: dict[str, Any] = {
+        "bucket_keys": definition.bucket_keys,
+        "partition_keys": definition.partition_keys,
+        "comment": definition.comment,
+    }
+    described = fluss.TableDescriptor(
+        schema,
+        bucket_count=definition.n_buckets,
+        properties=definition.properties,
+        custom_properties=definition.custom_properties,
+        **{name: value for name, value in optional.items() if value},
+    )
+    await admin.create_table(path, described, ignore_if_exists=if_not_exists)
+    table = await session.table(descriptor.name)
+    await session.await_leaders(table, [] if definition.partition_keys else None, LEADERS_S)
+    return (await session.table(descriptor.name)).descriptor
+
+
+async def drop_table(session: FlussSession, name: str) -> None:
+    """Errors: UnknownTable."""
+    table = await session.table(name)
+    await (await session.admin()).drop_table(table.path)
+
+
+async def drop_partition(session: FlussSession, name: str, partition: str) -> None:
+    """Errors: UnknownTable; InvalidPartition naming those that are there."""
+    table = await session.table(name)
+    known = await session.partitions(table)
+    if partition not in known:
+        raise InvalidPartition(f"{name} has no partition {partition!r}", where=name, next_step=f"Its partitions are {sorted(known)[:20]}.")
+    await (await session.admin()).drop_partition(table.path, {table.descriptor.partition_keys[0]: partition})
+
+
+async def tables(session: FlussSession) -> list[TableDescriptor]:
+    """Every table of every database; one that is dropped meanwhile is left out."""
+    admin = await session.admin()
+    databases = await admin.list_databases()
+    listed = await asyncio.gather(*(admin.list_tables(database) for database in databases), return_exceptions=True)
+    names = [f"{database}.{table}" for database, found in zip(databases, listed, strict=True) if isinstance(found, list) for table in found]
+    described = await asyncio.gather(*(_described(admin, name) for name in names))
+    return [descriptor for descriptor in described if descriptor is not None]
+
+
+async def _described(admin: fluss.FlussAdmin, name: str) -> TableDescriptor | None:
+    try:
+        return descriptor_of(name, await admin.get_table_info(fluss.TablePath(*path_of(name))))
+    except (UnknownTable, fluss.FlussError):
+        return None

@@ -1,0 +1,24 @@
+"""Fixtures of the whole suite: the Apache Fluss that tests share when FLASHLAKE_TEST_FLUSS asks for one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def fluss_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a cluster that lives as long as the run, or of the one that the variable names."""
+    from storage_engine.fluss.cluster import FlussCluster
+
+    asked = os.environ.get("FLASHLAKE_TEST_FLUSS", "")
+    if asked.startswith("fluss://"):
+        yield asked
+        return
+    cluster = FlussCluster(tmp_path_factory.mktemp("fluss"))
+    try:
+        yield cluster.start().url
+    finally:
+        cluster.stop()
