@@ -1,6 +1,7 @@
 """FlightBackend: a store behind flashlake://host:port. It answers the Backend protocol by carrying each call over Arrow Flight.
 
-Control calls are actions (JSON both ways); calls that carry rows use kept-open lanes; fetch and read are streams.
+Control calls are actions (JSON both ways); lookups and small commits go over sockets (socket_lane.py), larger ones over kept-open
+Flight streams (lane.py), which carry everything where no socket lane is reachable; fetch and read are streams.
 Holds: a call that may safely be sent twice is sent again after a broken connection, until `retry_s` is over. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
 Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
@@ -9,6 +10,7 @@ Never: caches anything that the server owns; sends a call that needs what the se
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ import pyarrow.flight as fl
 from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
+from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
@@ -36,7 +39,7 @@ from storage_engine.client.wire import (
     encode_commit,
     encode_ranges,
 )
-from storage_engine.errors import InvalidConfiguration, StoreUnavailable, UnsupportedFormatVersion
+from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 DEFAULT_PORT = 9650
@@ -46,6 +49,7 @@ _BACKUP_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
+_SMALL_COMMIT_BYTES = 1 << 20
 # A channel of its own per client: gRPC shares connections and their reconnect back-off between equal channels otherwise.
 _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -55,6 +59,8 @@ _CHANNEL = [
 ]
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class FlightBackend:
@@ -74,6 +80,8 @@ class FlightBackend:
         self._writers = WriterPool()
         self._is_closed = False
         self._client = self._new_client()
+        self._lane_address: Mapping[str, Any] | None = None
+        self._is_flight_only = False
         hello = self._retried(lambda: self._action("hello", timeout_s=connect_s), is_repeatable=True, retry_s=connect_s)
         if hello["protocol"] != PROTOCOL_VERSION:
             self.close()
@@ -126,7 +134,9 @@ class FlightBackend:
             if is_ours:
                 request = replace(request, write_id=writer.next_write_id())
             arguments, tables = encode_commit(request)
-            result = self._over_lane(writer, Call("commit", arguments, tables)).result
+            call = Call("commit", arguments, tables)
+            is_small = sum(table.nbytes for table in tables) <= _SMALL_COMMIT_BYTES
+            result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)
 
@@ -218,10 +228,55 @@ class FlightBackend:
 
     def _table_over_lane(self, call: Call) -> pa.Table:
         with self._writers.borrow() as writer:
-            return self._over_lane(writer, call).tables[0]
+            return self._retried(lambda: self._rows(writer, call), is_repeatable=True)
 
-    def _over_lane(self, writer: Writer, call: Call) -> Reply:
-        return self._retried(lambda: self._call_lane(writer, call), is_repeatable=True)
+    def _rows(self, writer: Writer, call: Call) -> pa.Table:
+        lane = self._socket_of(writer)
+        if lane is not None:
+            try:
+                return lane.rows(call.method, dict(call.arguments), call.tables[0])
+            except AnswerTooLarge:
+                pass
+            finally:
+                if not lane.is_usable:
+                    writer.disconnect_socket()
+        return self._call_lane(writer, call).tables[0]
+
+    def _call(self, writer: Writer, call: Call, *, is_small: bool) -> Reply:
+        lane = self._socket_of(writer) if is_small else None
+        if lane is not None:
+            try:
+                return lane.call(call)
+            except AnswerTooLarge:
+                pass
+            finally:
+                if not lane.is_usable:
+                    writer.disconnect_socket()
+        return self._call_lane(writer, call)
+
+    def _socket_of(self, writer: Writer) -> SocketLane | None:
+        """The writer's socket lane, connected; None: the server has none that can be reached, and Flight carries everything."""
+        if writer.socket is None and not self._is_flight_only:
+            address = self._lane_address
+            if address is not None:
+                try:
+                    writer.socket = SocketLane(self._address[0], address)
+                except LaneBroken:
+                    self._lane_address = None  # the server may have started anew: ask it
+            if writer.socket is None:
+                self._lane_address = self._ask_lane()
+                try:
+                    writer.socket = SocketLane(self._address[0], self._lane_address) if self._lane_address else None
+                except LaneBroken:
+                    logger.debug("the socket lane cannot be reached", exc_info=True)
+                self._is_flight_only = writer.socket is None
+        return writer.socket
+
+    def _ask_lane(self) -> Mapping[str, Any] | None:
+        try:
+            return self._action("lane")
+        except MalformedMessage:  # an older server
+            return None
 
     def _call_lane(self, writer: Writer, call: Call) -> Reply:
         if writer.lane is None:
@@ -286,6 +341,7 @@ class FlightBackend:
             raise StoreUnavailable("this store is closed", where=self.url, next_step="Connect again.") from error
         if not retry.wait():
             raise self._unavailable(f"no answer: {error}") from error
+        self._is_flight_only = False
         with self._lock:
             self._client = self._new_client()
 

@@ -11,6 +11,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ import pyarrow.flight as fl
 
 from storage_engine.api import WriteId
 from storage_engine.client.wire import CELL_SCHEMA, Assembler, Call, Message, Reply, decode_chunk, decode_reply, encode_call, encode_chunk
+
+if TYPE_CHECKING:
+    from storage_engine.client.socket_lane import SocketLane
 
 LANE = b"lane"
 
@@ -70,10 +74,11 @@ class Lane:
 
 
 class Writer:
-    """A writer's name, its next sequence, and the lane it uses now (None: not connected)."""
+    """A writer's name, its next sequence, and the lanes it uses now (None: not connected)."""
 
     def __init__(self) -> None:
         self.lane: Lane | None = None
+        self.socket: SocketLane | None = None
         self._name = f"flight-{uuid4().hex}"
         self._sequence = 0
 
@@ -85,6 +90,12 @@ class Writer:
         if self.lane is not None:
             self.lane.close()
             self.lane = None
+        self.disconnect_socket()
+
+    def disconnect_socket(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
 
 class WriterPool:

@@ -21,6 +21,7 @@ from storage_engine.client.flight import DEFAULT_PORT
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.errors import FlashlakeError, InvalidConfiguration, StoreUnavailable
 from storage_engine.server.flight_server import FlightServer
+from storage_engine.server.socket_server import SocketServer
 
 logger = logging.getLogger("storage_engine.server")
 
@@ -60,6 +61,7 @@ def _serve(options: argparse.Namespace) -> int:
     except pa.ArrowException as error:
         backend.close()
         raise StoreUnavailable(str(error), where=f"{options.host}:{options.port}", next_step="Choose another --port.") from error
+    server.lane_address = SocketServer(backend, server, host=options.host).address
     version = backend.version()
     print(f"ready flashlake://{options.host}:{server.port} dir={options.dir} version={version} pid={os.getpid()}", flush=True)  # noqa: T201
     stop.wait()

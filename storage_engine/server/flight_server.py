@@ -47,13 +47,14 @@ logger = logging.getLogger(__name__)
 
 
 class FlightServer(fl.FlightServerBase):
-    """Serves one backend. It listens from construction on; `port` is the port it got."""
+    """Serves one backend. It listens from construction on; `port` is the port it got, `lane_address` where the socket lane listens."""
 
     def __init__(self, backend: Backend, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._backend = backend
         self._is_stopping = threading.Event()
         self._n_calls = 0
         self._idle = threading.Condition()
+        self.lane_address: Mapping[str, Any] | None = None
         super().__init__(f"grpc://{host}:{port}")
 
     def drain(self, timeout_s: float) -> bool:
@@ -67,7 +68,7 @@ class FlightServer(fl.FlightServerBase):
         return [("call", "One control call: JSON header in, JSON header out.")]
 
     def do_action(self, context: fl.ServerCallContext, action: fl.Action) -> Iterator[fl.Result]:  # noqa: ARG002
-        with self._in_flight():
+        with self.in_flight():
             (message,) = self._answered(json.loads(action.body.to_pybytes()), None)
             yield fl.Result(pa.py_buffer(message.header))
 
@@ -88,7 +89,7 @@ class FlightServer(fl.FlightServerBase):
                 return
             done = assembler.feed(read_message(received))
             if done is not None:
-                with self._in_flight():
+                with self.in_flight():
                     for message in self._answered(*done):
                         write_message(writer, message)
 
@@ -101,8 +102,10 @@ class FlightServer(fl.FlightServerBase):
     # answers
     def _answered(self, header: Mapping[str, Any], body: pa.Buffer | None) -> list[Message]:
         try:
-            self._refuse_when_stopping()
+            self.refuse_when_stopping()
             call = decode_call(header, body)
+            if call.method == "lane":
+                return list(encode_reply(Reply(self.lane_address)))
             return list(encode_reply(self._awaited(call) if call.method == "await_version" else answer(self._backend, call)))
         except FlashlakeError as error:
             return list(encode_error_reply(error))
@@ -113,7 +116,7 @@ class FlightServer(fl.FlightServerBase):
         """Wait in slices, so that a stopping server lets go of its waiters."""
         deadline = time.monotonic() + call.arguments["timeout_s"]
         while True:
-            self._refuse_when_stopping()
+            self.refuse_when_stopping()
             left_s = max(deadline - time.monotonic(), 0.0)
             part = replace(call, arguments={**call.arguments, "timeout_s": min(left_s, _AWAIT_SLICE_S)})
             reply = answer(self._backend, part)
@@ -122,8 +125,8 @@ class FlightServer(fl.FlightServerBase):
 
     def _read_stream(self, call: Call) -> fl.FlightDataStream:
         try:
-            self._refuse_when_stopping()
-            with self._in_flight():
+            self.refuse_when_stopping()
+            with self.in_flight():
                 rows = current_rows(self._backend, call.arguments)
             return fl.RecordBatchStream(rows.to_reader(max_chunksize=_READ_ROWS_MAX))
         except FlashlakeError as error:
@@ -133,8 +136,8 @@ class FlightServer(fl.FlightServerBase):
 
     def _frame_stream(self, call: Call) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
         try:
-            self._refuse_when_stopping()
-            with self._in_flight():
+            self.refuse_when_stopping()
+            with self.in_flight():
                 for group in _grouped(fetched(self._backend, call.arguments)):
                     yield encode_frames(group)
         except FlashlakeError as error:
@@ -142,12 +145,14 @@ class FlightServer(fl.FlightServerBase):
         except Exception as error:  # noqa: BLE001 - as in _answered
             yield _error_batch(_fault(call.method, error))
 
-    def _refuse_when_stopping(self) -> None:
+    def refuse_when_stopping(self) -> None:
+        """Errors: StoreUnavailable, from drain() on."""
         if self._is_stopping.is_set():
             raise StoreUnavailable("the server is stopping", where="server", next_step="Try again when it is up.")
 
     @contextmanager
-    def _in_flight(self) -> Iterator[None]:
+    def in_flight(self) -> Iterator[None]:
+        """Count a call: drain() waits for it."""
         with self._idle:
             self._n_calls += 1
         try:

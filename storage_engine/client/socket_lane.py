@@ -1,0 +1,170 @@
+"""SocketLane: one socket to a server for lookups and small commits; a fifth of a Flight call's latency.
+
+Holds: answers come in the order of the requests; a lane whose call failed on the way is closed and never used again.
+Never: retries (flight.py does), carries more than FRAME_BYTES_MAX at once (AnswerTooLarge: ask over Flight).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from storage_engine.client.lane import LaneBroken
+from storage_engine.client.wire import Call, Reply
+from storage_engine.client.wire import packed as wire
+from storage_engine.errors import MalformedMessage
+
+_CONNECT_S: Final = 5.0
+_PIPELINE_BYTES: Final = 32 << 10  # requests in flight that the sockets' buffers hold in any case
+
+
+class AnswerTooLarge(Exception):
+    """The request or its answer does not fit a frame; nothing is lost, the bulk lane carries it."""
+
+
+@dataclass
+class _Prepared:
+    handle: int
+    answer: pa.Schema | None = None
+
+
+class SocketLane:
+    """One connection. `is_usable`: it stands between two calls."""
+
+    def __init__(self, host: str, address: Mapping[str, Any]) -> None:
+        """`address`: what the server's action "lane" says: port, unix (name of an abstract socket) and token. Errors: LaneBroken."""
+        self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+        try:
+            self._socket = _connect(host.strip("[]"), address)
+            self._reader = self._socket.makefile("rb", 1 << 16)
+            greeting = wire.MAGIC + bytes.fromhex(address["token"])
+            self._socket.sendall(greeting)
+            if self._read(len(greeting)) != greeting:
+                raise LaneBroken("another server answers at this address")
+            self._socket.settimeout(None)
+        except (OSError, KeyError, ValueError) as error:
+            raise LaneBroken(str(error)) from error
+        self.is_usable = True
+
+    def rows(self, method: str, arguments: dict[str, Any], keys: pa.Table) -> pa.Table:
+        """The answer to a lookup or prefix lookup. Errors: LaneBroken, AnswerTooLarge; otherwise what the server's answer raises."""
+        return next(self.pipeline(method, arguments, [keys]))
+
+    def pipeline(self, method: str, arguments: dict[str, Any], batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Many lookups of one kind: several requests are on their way while an answer is awaited. Use it to its end.
+
+        Errors: as rows(); the lane is closed then.
+        """
+        in_flight: list[tuple[_Prepared, int]] = []
+        n_bytes = 0
+        try:
+            for keys in batches:
+                prepared, request = self._request(method, arguments, keys)
+                while in_flight and n_bytes + len(request) > _PIPELINE_BYTES:
+                    n_bytes -= in_flight[0][1]
+                    yield self._answer(in_flight.pop(0)[0], is_last=not in_flight)
+                self._send(request)
+                in_flight.append((prepared, len(request)))
+                n_bytes += len(request)
+            while in_flight:
+                prepared, _ = in_flight.pop(0)
+                yield self._answer(prepared, is_last=not in_flight)
+        finally:
+            if in_flight:
+                self.close()
+
+    def call(self, call: Call) -> Reply:
+        """Errors: as rows()."""
+        request = wire.encode_call_frame(call)
+        if len(request) > wire.FRAME_BYTES_MAX:
+            raise AnswerTooLarge
+        self._send(request)
+        kind, number, body = self._receive()
+        self.is_usable = True
+        return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
+
+    def close(self) -> None:
+        self.is_usable = False
+        self._reader.close()
+        self._socket.close()
+
+    def _request(self, method: str, arguments: dict[str, Any], keys: pa.Table) -> tuple[_Prepared, bytes]:
+        columns = arguments["columns"]
+        rest = (arguments.get("insert_if_not_exists"), arguments.get("limit"))
+        name = (method, arguments["table"], None if columns is None else tuple(columns), rest, keys.schema)
+        batches = keys.to_batches() or [pa.RecordBatch.from_pylist([], keys.schema)]
+        batch = batches[0] if len(batches) == 1 else keys.combine_chunks().to_batches()[0]
+        prepared = self._prepared.get(name)
+        lead = b""
+        if prepared is None:
+            if len(self._prepared) == wire.HANDLES_MAX:
+                self._prepared.clear()
+            prepared = self._prepared[name] = _Prepared(len(self._prepared))
+            lead = wire.encode_prepare(prepared.handle, method, arguments, keys.schema)
+        request = wire.encode_keys_message(batch, prepared.handle)
+        if len(request) > wire.FRAME_BYTES_MAX or len(lead) > wire.FRAME_BYTES_MAX:
+            if lead:  # the server never hears of this handle
+                del self._prepared[name]
+            raise AnswerTooLarge
+        return prepared, lead + request
+
+    def _answer(self, prepared: _Prepared, *, is_last: bool) -> pa.Table:
+        kind, number, body = self._receive()
+        self.is_usable = is_last
+        self._checked(kind, wire.ROWS, body)
+        rows, prepared.answer = wire.decode_rows(number, body, prepared.answer)
+        return pa.Table.from_batches([rows])
+
+    def _checked(self, kind: int, wanted: int, body: pa.Buffer) -> None:
+        if kind == wire.TOO_LARGE:
+            raise AnswerTooLarge
+        if kind == wire.ERROR:
+            error = wire.decode_error_frame(body)
+            if isinstance(error, MalformedMessage):
+                self.close()
+            raise error
+        if kind != wanted:
+            self.close()
+            raise LaneBroken(f"an answer of kind {kind} came")
+
+    def _send(self, request: bytes) -> None:
+        self.is_usable = False
+        try:
+            self._socket.sendall(request)
+        except OSError as error:
+            raise LaneBroken(str(error)) from error
+
+    def _receive(self) -> tuple[int, int, pa.Buffer]:
+        try:
+            (n_bytes,) = wire.LENGTH.unpack(self._read(wire.LENGTH.size))
+            if n_bytes > wire.FRAME_BYTES_MAX:
+                raise LaneBroken(f"a frame of {n_bytes} bytes is announced")
+            return wire.parse_frame(self._read(n_bytes))
+        except (OSError, ValueError) as error:
+            raise LaneBroken(str(error)) from error
+
+    def _read(self, n_bytes: int) -> bytes:
+        data = self._reader.read(n_bytes)
+        if len(data) < n_bytes:
+            raise LaneBroken("the server closed the connection")
+        return data
+
+
+def _connect(host: str, address: Mapping[str, Any]) -> socket.socket:
+    """The abstract Unix socket where it is reachable, else TCP."""
+    if address.get("unix"):
+        local = socket.socket(socket.AF_UNIX)
+        local.settimeout(_CONNECT_S)
+        try:
+            local.connect(b"\0" + address["unix"].encode())
+        except OSError:
+            local.close()
+        else:
+            return local
+    remote = socket.create_connection((host, address["port"]), _CONNECT_S)
+    remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return remote

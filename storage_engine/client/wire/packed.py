@@ -1,0 +1,162 @@
+"""Packed: the frames of the socket lane. Pure: no socket, thread or clock.
+
+A connection begins with MAGIC and a token of 16 bytes from the client, which the server sends back when it is the server meant.
+Then frames follow both ways, all numbers little endian: u32 n, then n bytes, of which the first eight are a head: u8 kind, u8 flags,
+u16 0, u32 number. Requests are answered one by one, in their order.
+    PREPARE  number = a handle the client chose; u32 size of JSON, the JSON (method and arguments), the keys' Arrow schema. No answer.
+    RUN      number = a handle; the keys as an Arrow record-batch message without schema.          Answer: ROWS, TOO_LARGE or ERROR.
+    CALL     number = size of the JSON header; header and body of an envelope (envelope.py).       Answer: REPLY, TOO_LARGE or ERROR.
+    ROWS     number = size of an Arrow schema, padded to 8, sent when it differs from the last one of this handle; then the rows' message.
+    REPLY    as CALL.    ERROR: a JSON error (errors.py).    TOO_LARGE: the answer is for the bulk lane.
+Holds: a frame longer than FRAME_BYTES_MAX is never sent and never read.
+Errors: MalformedMessage for anything else; the connection is then of no more use.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, Final
+
+import pyarrow as pa
+
+from storage_engine.client.wire.envelope import Call, Message, Reply, decode_call, decode_reply, encode_call, encode_reply, malformed
+from storage_engine.client.wire.errors import decode_error, encode_error
+from storage_engine.errors import FlashlakeError
+
+MAGIC: Final = b"FLSL\x01\0\0\0"
+TOKEN_BYTES: Final = 16
+FRAME_BYTES_MAX: Final = 16 << 20
+HANDLES_MAX: Final = 1024
+LENGTH: Final = struct.Struct("<I")
+PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE = range(1, 8)
+
+_HEAD: Final = struct.Struct("<IBBHI")  # with the length in front
+_HEAD_BYTES: Final = 8
+_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
+
+
+def frame(kind: int, number: int, *parts: bytes | pa.Buffer) -> bytes:
+    """One frame with its length in front."""
+    body = b"".join(parts)
+    return _HEAD.pack(_HEAD_BYTES + len(body), kind, 0, 0, number) + body
+
+
+def parse_frame(payload: bytes) -> tuple[int, int, pa.Buffer]:
+    """Kind, number and body of a frame without its length; the body is a view."""
+    if len(payload) < _HEAD_BYTES:
+        raise malformed("a frame is shorter than its head")
+    return payload[0], LENGTH.unpack_from(payload, 4)[0], pa.py_buffer(payload).slice(_HEAD_BYTES)
+
+
+# requests
+
+
+def encode_prepare(handle: int, method: str, arguments: dict[str, Any], keys: pa.Schema) -> bytes:
+    header = json.dumps({"method": method, "arguments": arguments}).encode()
+    return frame(PREPARE, handle, LENGTH.pack(len(header)), header, keys.serialize())
+
+
+def decode_prepare(body: pa.Buffer) -> tuple[str, dict[str, Any], pa.Schema]:
+    try:
+        n_header = LENGTH.unpack_from(memoryview(body), 0)[0]
+        if n_header + LENGTH.size > body.size:
+            raise ValueError("the header is cut")
+        header = json.loads(body.slice(LENGTH.size, n_header).to_pybytes())
+        method, arguments = header["method"], header["arguments"]
+        if method not in ("lookup", "prefix_lookup") or not isinstance(arguments, dict) or not isinstance(arguments["table"], str):
+            raise ValueError("it names no lookup of a table")
+        return method, arguments, pa.ipc.read_schema(body.slice(LENGTH.size + n_header))
+    except _BROKEN as error:
+        raise malformed(f"a prepared lookup: {error}") from error
+
+
+def encode_keys_message(keys: pa.RecordBatch, handle: int) -> bytes:
+    return frame(RUN, handle, keys.serialize())
+
+
+def decode_batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows that came from outside: everything in them is checked."""
+    try:
+        batch = pa.ipc.read_record_batch(message, schema)
+        batch.validate(full=True)
+    except _BROKEN as error:
+        raise malformed(f"rows are no record batch of their schema: {error}") from error
+    return batch
+
+
+def encode_envelope(kind: int, messages: list[Message]) -> bytes:
+    header = messages[0].header
+    assert header is not None, "an envelope begins with its header"
+    padding = bytes(-len(header) % 64)
+    return frame(kind, len(header), header, padding, *(message.chunk for message in messages if message.chunk is not None))
+
+
+def encode_call_frame(call: Call) -> bytes:
+    return encode_envelope(CALL, list(encode_call(call)))
+
+
+def encode_reply_frame(reply: Reply) -> bytes:
+    return encode_envelope(REPLY, list(encode_reply(reply)))
+
+
+def decode_envelope(number: int, body: pa.Buffer) -> tuple[dict[str, Any], pa.Buffer]:
+    """Header and body of a CALL or REPLY; the sizes in the header fit the body."""
+    if number > body.size:
+        raise malformed("an envelope's header is cut")
+    try:
+        header = json.loads(body.slice(0, number).to_pybytes())
+        sizes = header["sizes"]
+        if not all(type(size) is int and size >= 0 for size in sizes):
+            raise ValueError("a size is no number")
+    except _BROKEN as error:
+        raise malformed(f"an envelope's header: {error}") from error
+    start = min(number + -number % 64, body.size)
+    tables = body.slice(start)
+    if sum(size + -size % 64 for size in sizes) > tables.size:
+        raise malformed("an envelope's tables are cut")
+    return header, tables
+
+
+def decode_call_frame(number: int, body: pa.Buffer) -> Call:
+    header, tables = decode_envelope(number, body)
+    if not isinstance(header.get("method"), str) or not isinstance(header.get("arguments"), dict):
+        raise malformed("a call has no method and arguments")
+    return decode_call(header, tables)
+
+
+# answers
+
+
+def encode_rows(rows: pa.RecordBatch, known: pa.Schema | None) -> bytes:
+    """`known`: the schema last sent for this handle."""
+    schema = b""
+    if known is None or not rows.schema.equals(known):
+        schema = rows.schema.serialize().to_pybytes()
+        schema += bytes(-len(schema) % 8)
+    return frame(ROWS, len(schema), schema, rows.serialize())
+
+
+def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[pa.RecordBatch, pa.Schema]:
+    try:
+        schema = pa.ipc.read_schema(body.slice(0, number)) if number else known
+        if schema is None or number > body.size:
+            raise ValueError("no schema came")
+        return pa.ipc.read_record_batch(body.slice(number), schema), schema
+    except _BROKEN as error:
+        raise malformed(f"an answer: {error}") from error
+
+
+def decode_reply_frame(number: int, body: pa.Buffer) -> Reply:
+    return decode_reply(*decode_envelope(number, body))
+
+
+def encode_error_frame(error: FlashlakeError) -> bytes:
+    return frame(ERROR, 0, json.dumps(encode_error(error)).encode())
+
+
+def decode_error_frame(body: pa.Buffer) -> FlashlakeError:
+    try:
+        return decode_error(json.loads(body.to_pybytes()))
+    except _BROKEN as error:
+        return malformed(f"an error: {error}")

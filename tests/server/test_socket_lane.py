@@ -1,0 +1,173 @@
+"""The socket lane: pipelined lookups, refusals, frames that are none, and a server that outlives all of it."""
+
+from __future__ import annotations
+
+import random
+import socket
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import storage_engine
+from storage_engine.client.flight import FlightBackend
+from storage_engine.client.lane import LaneBroken
+from storage_engine.client.socket_lane import SocketLane
+from storage_engine.client.wire import Call, Reply
+from storage_engine.client.wire import packed as wire
+from storage_engine.errors import MalformedMessage, UnknownTable
+from storage_engine.server import ServerProcess
+
+KEYS = pa.schema([pa.field("k", pa.int64(), nullable=False)])
+LOOKUP = {"table": "l.t", "columns": None, "insert_if_not_exists": False}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[storage_engine.Store]:
+    with ServerProcess(tmp_path_factory.mktemp("lane")) as server, storage_engine.connect(server.url) as store:
+        store.execute("CREATE TABLE l.t (k BIGINT NOT NULL, v STRING, PRIMARY KEY (k) NOT ENFORCED)")
+        store.table("l.t").upsert({"k": list(range(100)), "v": [f"v{i}" for i in range(100)]})
+        yield store
+
+
+def address_of(store: storage_engine.Store) -> dict[str, object]:
+    assert isinstance(store.backend, FlightBackend)
+    address = store.backend._ask_lane()
+    assert address is not None
+    return dict(address)
+
+
+def keys(*values: int) -> pa.Table:
+    return pa.table({"k": pa.array(values, pa.int64())}, schema=KEYS)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_pipelined_lookups_are_answered_in_order(store: storage_engine.Store, kind: str) -> None:
+    address = address_of(store)
+    lane = SocketLane("127.0.0.1", {**address, "unix": address["unix"] if kind == "unix" else None})
+    answers = list(lane.pipeline("lookup", LOOKUP, [keys(i % 100, (i + 1) % 100) for i in range(500)]))
+    assert [rows["v"].to_pylist() for rows in answers] == [[f"v{i % 100}", f"v{(i + 1) % 100}"] for i in range(500)]
+    lane.close()
+
+
+def test_a_lane_survives_a_refusal(store: storage_engine.Store) -> None:
+    lane = SocketLane("127.0.0.1", address_of(store))
+    with pytest.raises(UnknownTable):
+        lane.rows("lookup", {**LOOKUP, "table": "l.none"}, keys(1))
+    assert lane.is_usable
+    assert lane.rows("lookup", LOOKUP, keys(7))["v"].to_pylist() == ["v7"]
+    lane.close()
+
+
+def test_an_answer_follows_a_changed_schema(store: storage_engine.Store) -> None:
+    store.execute("CREATE TABLE l.a (k BIGINT NOT NULL, v STRING, PRIMARY KEY (k) NOT ENFORCED)")
+    table = store.table("l.a")
+    table.upsert({"k": [1], "v": ["x"]})
+    assert table.lookup([1]).to_pylist() == [{"k": 1, "v": "x"}]
+    store.execute("ALTER TABLE l.a ADD COLUMN w INT")
+    assert table.lookup([1]).to_pylist() == [{"k": 1, "v": "x", "w": None}]
+
+
+def test_an_answer_beyond_a_frame_comes_over_flight(store: storage_engine.Store) -> None:
+    store.execute("CREATE TABLE l.big (k BIGINT NOT NULL, v STRING, PRIMARY KEY (k) NOT ENFORCED)")
+    table = store.table("l.big")
+    for k in range(20):
+        table.upsert({"k": [k], "v": ["x" * (1 << 20)]})
+    assert table.lookup(list(range(20)))["k"].to_pylist() == list(range(20))
+    assert table.lookup([3])["k"].to_pylist() == [3]
+
+
+def test_a_call_that_the_lane_does_not_have_is_refused(store: storage_engine.Store) -> None:
+    lane = SocketLane("127.0.0.1", address_of(store))
+    with pytest.raises(MalformedMessage):
+        lane.call(Call("drop_table", {"name": "l.t", "if_exists": True}))
+    assert not lane.is_usable
+    assert store.table("l.t").count() == 100
+
+
+def test_a_lane_without_the_servers_token_is_closed(store: storage_engine.Store) -> None:
+    with pytest.raises(LaneBroken):
+        SocketLane("127.0.0.1", {**address_of(store), "token": "00" * wire.TOKEN_BYTES})
+
+
+def test_a_frame_beyond_the_bound_is_refused_before_it_is_read(store: storage_engine.Store) -> None:
+    with greeted(store) as raw:
+        raw.sendall(wire.LENGTH.pack(wire.FRAME_BYTES_MAX + 1))
+        answer = drained(raw)
+    kind, _, body = wire.parse_frame(answer[wire.LENGTH.size :])
+    assert kind == wire.ERROR
+    assert isinstance(wire.decode_error_frame(body), MalformedMessage)
+
+
+def greeted(store: storage_engine.Store) -> socket.socket:
+    address = address_of(store)
+    raw = socket.create_connection(("127.0.0.1", int(str(address["port"]))), 5.0)
+    greeting = wire.MAGIC + bytes.fromhex(str(address["token"]))
+    raw.sendall(greeting)
+    assert raw.recv(len(greeting), socket.MSG_WAITALL) == greeting
+    return raw
+
+
+def drained(raw: socket.socket) -> bytes:
+    """Everything until the server closes; a reset counts as that."""
+    received = b""
+    try:
+        raw.shutdown(socket.SHUT_WR)
+        while chunk := raw.recv(1 << 16):
+            received += chunk
+    except (ConnectionResetError, BrokenPipeError):
+        pass
+    return received
+
+
+def test_a_server_outlives_frames_that_are_none(store: storage_engine.Store) -> None:
+    seed = random.Random(11)
+    good = wire.encode_prepare(0, "lookup", LOOKUP, KEYS) + wire.encode_keys_message(keys(1, 2).to_batches()[0], 0)
+    for _ in range(150):
+        data = bytearray(good if seed.random() < 0.8 else seed.randbytes(64))
+        for _ in range(seed.randint(1, 6)):
+            data[seed.randrange(len(data))] = seed.randrange(256)
+        with greeted(store) as raw:
+            raw.sendall(bytes(data[: seed.randint(1, len(data))]))
+            drained(raw)
+    assert store.table("l.t").lookup([5])["v"].to_pylist() == ["v5"]
+
+
+FRAMES = [
+    wire.encode_prepare(3, "lookup", LOOKUP, KEYS),
+    wire.encode_keys_message(keys(1, 2).to_batches()[0], 3),
+    wire.encode_call_frame(Call("lookup", LOOKUP, [keys(1)])),
+    wire.encode_rows(keys(1, 2).to_batches()[0], None),
+    wire.encode_reply_frame(Reply({"version": 1})),
+]
+
+
+@settings(deadline=None, max_examples=400)
+@given(st.sampled_from(FRAMES), st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 255)), max_size=4), st.integers(0, 4000))
+def test_a_parser_reads_a_frame_or_refuses_it(frame: bytes, changes: list[tuple[int, int]], stop: int) -> None:
+    data = bytearray(frame[wire.LENGTH.size :])
+    for at, value in changes:
+        data[at % len(data)] = value
+    payload = bytes(data if stop > 3000 else data[: stop % (len(data) + 1)])
+    for parse in (
+        lambda _, body: wire.decode_prepare(body),
+        lambda _, body: wire.decode_batch(body, KEYS),
+        wire.decode_call_frame,
+        lambda number, body: wire.decode_rows(number, body, KEYS)[0].num_rows,
+        wire.decode_envelope,
+    ):
+        try:
+            _, number, body = wire.parse_frame(payload)
+            parse(number, body)
+        except MalformedMessage:
+            continue
+
+
+def test_two_clients_write_and_each_sees_the_others_rows(store: storage_engine.Store) -> None:
+    with storage_engine.connect(store.url) as peer:
+        peer.table("l.t").upsert({"k": [1000], "v": ["theirs"]})
+        assert store.table("l.t").lookup([1000])["v"].to_pylist() == ["theirs"]
+        store.table("l.t").delete({"k": [1000]})
+        assert peer.table("l.t").lookup([1000]).num_rows == 0
