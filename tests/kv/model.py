@@ -63,7 +63,8 @@ class NaiveTable:
             touched.append(self.key_of(row))
             self._upsert_row(row, targets)
         whole = targets is None or set(targets) == set(self.descriptor.column_names)
-        if whole and self.descriptor.is_wal and self.descriptor.merge_engine == "last_row":
+        is_plain = self.descriptor.merge_engine == "last_row" and self.descriptor.auto_increment_column is None
+        if whole and is_plain and self.descriptor.is_wal:
             return {key: [("+U", self.rows[key])] for key in touched}
         return self._net(before, touched)
 

@@ -194,5 +194,5 @@ class BucketMachine(RuleBasedStateMachine):
 def test_a_bucket_equals_the_naive_table_after_every_step(engine, options, hash_keys):
     machine = type("Machine", (BucketMachine,), {"engine": engine, "options": options, "hash_keys": staticmethod(hash_keys)})
     run_state_machine_as_test(
-        machine, settings=settings(max_examples=12, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+        machine, settings=settings(max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
     )
