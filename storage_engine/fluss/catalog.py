@@ -10,13 +10,14 @@ from typing import Any
 
 import fluss
 
-from storage_engine.errors import AlreadyExists, InvalidPartition, UnknownTable
+from storage_engine.errors import AlreadyExists, InvalidPartition, StoreUnavailable, UnknownTable
 from storage_engine.fluss.mapping import definition_of, descriptor_of, path_of
 from storage_engine.fluss.session import FlussSession
 from storage_engine.schema.descriptor import TableDescriptor
 
 RECREATE_S = 1.0
-LEADERS_S = 20.0
+LEADERS_S = 8.0
+ATTEMPTS = 3
 
 
 async def create_table(
@@ -48,9 +49,18 @@ async def create_table(
         custom_properties=definition.custom_properties,
         **{name: value for name, value in optional.items() if value},
     )
-    await admin.create_table(path, described, ignore_if_exists=if_not_exists)
-    table = await session.table(descriptor.name)
-    await session.await_leaders(table, [] if definition.partition_keys else None, LEADERS_S)
+    for attempt in range(ATTEMPTS):
+        await (await session.admin()).create_table(path, described, ignore_if_exists=False)
+        table = await session.table(descriptor.name)
+        try:
+            await session.await_leaders(table, [] if definition.partition_keys else None, LEADERS_S)
+            break
+        except StoreUnavailable:
+            # The server sometimes never leads a bucket of a table that was dropped before. Nobody can have written to it: make it again.
+            if attempt == ATTEMPTS - 1 or table.descriptor.n_buckets > 1:
+                raise
+            await (await session.admin()).drop_table(path)
+            await asyncio.sleep(RECREATE_S)
     return (await session.table(descriptor.name)).descriptor
 
 
