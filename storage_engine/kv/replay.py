@@ -94,7 +94,10 @@ def homeless_rows(
     """
     is_insert: Bools = types == INSERT
     loses: Bools = is_insert & (stored >= 0)
-    live = np.flatnonzero(is_insert | (types == UPDATE_AFTER))
+    takes = (types == UPDATE_AFTER) & (stored < 0)  # blind first rows take a hash; updates of homeless keys do not
+    for row in np.flatnonzero(takes & np.isin(hashes, homeless_hashes)):
+        takes[row] = keys[int(row)].as_py() not in homeless
+    live = np.flatnonzero(is_insert | takes)
     if len(live) > 1:
         order = live[np.argsort(hashes[live], kind="stable")]
         repeats = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
