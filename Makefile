@@ -15,7 +15,7 @@ setup: ## virtual environment from the lock, Java if there is none, Spark's jars
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' sh flashlake/setup/environment.sh
 	@$(PY) -m flashlake.setup
 
-run: setup ## the whole path on real data, with a summary at the end (flashlake demo; ARGS="--days 14")
+run: setup ## the whole path on real data, with a summary at the end (flashlake demo; ARGS="--days 31")
 	@$(PY) -m flashlake demo $(ARGS)
 
 up: setup ## start store, stream worker, tiering worker and Dagster; returns when all are healthy

@@ -88,7 +88,7 @@ class DemoSection(Section):
     first_day: str = Field(
         default="2017-01-01", pattern=r"^\d{4}-\d{2}-\d{2}$", description="first day of real transactions that is streamed"
     )
-    days: int = Field(default=28, ge=1, le=366, description="how many days are streamed")
+    days: int = Field(default=14, ge=1, le=366, description="how many days are streamed")
     seed: int = Field(default=7, ge=0, description="seed of the made events")
 
 
