@@ -12,7 +12,7 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
-from query_engine.relations import Needs, Relations
+from query_engine.relations import Needs, Relations, lake_columns
 from query_engine.translate import Columns, translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
@@ -59,7 +59,7 @@ class QueryEngine:
                 view = f"r{index}"
                 columns = self._relations.columns(name)
                 self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), at)
-                tables[view] = columns if columns is not None else {}
+                tables[view] = columns if columns is not None else lake_columns(con, view)
                 for node in nodes:
                     if not node.alias:
                         node.set("alias", exp.TableAlias(this=exp.to_identifier(node.name, quoted=True)))

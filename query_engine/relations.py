@@ -21,9 +21,14 @@ import pyarrow as pa
 from storage_engine import Store, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
-from storage_engine.stream.sqltypes import BIGINT, STRING, SqlType, parse_type
+from storage_engine.stream.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
 
 CHANGELOG, LAKE = "$changelog", "$lake"
+_DUCKDB_TYPES = {
+    "BOOLEAN": "BOOLEAN", "TINYINT": "TINYINT", "SMALLINT": "SMALLINT", "INTEGER": "INT", "BIGINT": "BIGINT", "FLOAT": "FLOAT",
+    "DOUBLE": "DOUBLE", "VARCHAR": "STRING", "BLOB": "BYTES", "DATE": "DATE", "TIMESTAMP": "TIMESTAMP(6)",
+    "TIMESTAMP WITH TIME ZONE": "TIMESTAMP_LTZ(6)",
+}  # fmt: skip
 _METADATA = {"_change_type": STRING, "_log_offset": BIGINT, "_commit_timestamp": parse_type("TIMESTAMP_LTZ(3)")}
 
 
@@ -110,6 +115,15 @@ class Relations:
 
     def _lake_names(self) -> list[str]:
         return [f"{log.parent.parent.name}.{log.parent.name}" for log in self._lake_root.glob("*/*/_delta_log")]
+
+
+def lake_columns(con: duckdb.DuckDBPyConnection, view: str) -> dict[str, SqlType]:
+    """Column types of a lake-only table as DuckDB reads it; types that the dialect does not have are left out as unknown."""
+    found = {}
+    for name, kind, *_ in con.execute(f'DESCRIBE "{view}"').fetchall():
+        written = _DUCKDB_TYPES.get(kind, kind if kind.startswith("DECIMAL") else None)
+        found[name] = parse_type(written) if written else UNKNOWN
+    return found
 
 
 def _rows(con: duckdb.DuckDBPyConnection, view: str, rows: pa.Table) -> None:

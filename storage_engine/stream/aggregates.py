@@ -126,7 +126,7 @@ class Accumulator:
         return exp.Filter(this=aggregate, expression=exp.Where(this=self.condition))
 
     def _cast(self, aggregate: exp.Expr) -> exp.Expr:
-        return cast(aggregate, self.type.duckdb) if self.kind in _ADDITIVE else aggregate
+        return cast(aggregate, self.type.duckdb) if self.kind in _ADDITIVE and self.type.is_known else aggregate
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,13 @@ def test_a_delta_table_that_only_the_lake_has_is_a_table(engine: QueryEngine) ->
     ]  # fmt: skip
 
 
+def test_sums_over_a_lake_only_table_have_a_type(engine: QueryEngine) -> None:
+    write_deltalake(str(engine.lake_root / "ods" / "weekly"), pa.table({"week": [1, 2], "n": pa.array([3, 4], pa.int32())}))
+    answer = engine.query("SELECT SUM(week) AS w, SUM(n) / 2 AS n, COUNT(*) AS c FROM ods.weekly")
+    assert answer.to_pylist() == [{"w": 3, "n": 3, "c": 2}]
+    assert answer.schema.field("w").type == pa.int64()
+
+
 def test_a_partition_condition_reads_only_that_partition(engine: QueryEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
     backend = engine.store.backend
