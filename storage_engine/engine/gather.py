@@ -28,7 +28,8 @@ GATHER_ROWS_MAX: Final = 2048
 
 _PAGE: Final = 4096  # nothing is ever mapped below it
 _WORDS: Final = 3  # of a column in a frame: validity bitmap (0: no nulls), values or offsets, bytes
-_memory = np.frombuffer((ctypes.c_uint8 * ((1 << 47) - _PAGE)).from_address(_PAGE), np.uint8)
+_everything: Any = (ctypes.c_uint8 * ((1 << 47) - _PAGE)).from_address(_PAGE)
+_memory = np.frombuffer(_everything, np.uint8)
 _MEMORY: Final = {1 << shift: _memory[: len(_memory) >> shift << shift].view(f"u{1 << shift}") for shift in range(4)}
 
 

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import pyarrow as pa
 
@@ -88,7 +88,7 @@ class SocketServer:
                     return
                 connection.sendall(greeting)
                 connection.settimeout(None)
-                _Connection(self._backend, self._gate, reader, connection.sendall).run()
+                _Connection(self._backend, self._gate, cast("BinaryIO", reader), connection.sendall).run()
         except OSError:
             logger.debug("a lane's connection broke", exc_info=True)
         finally:
