@@ -161,6 +161,12 @@ def _check_columns(columns: Sequence[Column], where: str) -> None:
     for column in columns:
         if column.name in seen:
             raise StatementRefused(f"column {column.name} is declared twice", where=where, next_step="Rename or remove one of them.")
+        if column.name != column.name.strip():
+            raise StatementRefused(
+                f"column name {column.name!r} begins or ends with white space",
+                where=where,
+                next_step="Leave it out: options such as 'bucket.key' list names separated by commas and spaces.",
+            )
         if column.name.startswith("__") or column.name.lower() in RESERVED_COLUMNS or not column.name:
             raise StatementRefused(
                 f"column name {column.name!r} is reserved",

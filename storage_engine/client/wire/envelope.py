@@ -163,7 +163,7 @@ def _decode_tables(sizes: Sequence[int], body: pa.Buffer | None) -> list[pa.Tabl
             with pa.ipc.open_stream(body.slice(start, size)) as reader:
                 table = reader.read_all()
             table.validate()
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowInvalid, OSError, EOFError) as error:
             raise malformed(f"a table is not an Arrow IPC stream: {error}") from error
         tables.append(table)
         start += _padded(size)

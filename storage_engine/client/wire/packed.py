@@ -33,7 +33,7 @@ PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE = range(1, 8)
 
 _HEAD: Final = struct.Struct("<IBBHI")  # with the length in front
 _HEAD_BYTES: Final = 8
-_BROKEN = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
+_BROKEN = (EOFError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
 
 
 def frame(kind: int, number: int, *parts: bytes | pa.Buffer) -> bytes:
