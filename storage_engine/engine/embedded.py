@@ -23,6 +23,7 @@ from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
+from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
@@ -58,6 +59,7 @@ class EmbeddedBackend:
         self._readers = threading.RLock()
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
+        self.maintenance = Maintenance(now_ms)
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -75,14 +77,19 @@ class EmbeddedBackend:
         disk: Disk | None = None,
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
+        maintenance: bool = True,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
+        maintenance  run the background tasks; False: only when maintenance.run_once() is called
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        return cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        if maintenance:
+            backend.maintenance.start()
+        return backend
 
     # recovery
 
@@ -335,6 +342,7 @@ class EmbeddedBackend:
 
     def close(self) -> None:
         """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
+        self.maintenance.stop()
         self._checkpointer.stop()
         with self._writer, self._changed:
             if self._is_closed:
