@@ -31,6 +31,26 @@ def test_a_started_server_answers_and_sigterm_ends_it_with_its_directory_free(tm
         assert store.table("a.t").count() == 1
 
 
+FILTERED_READS = """
+import sys, storage_engine
+with storage_engine.connect(sys.argv[1]) as store:
+    store.execute("CREATE TABLE a.t (k BIGINT NOT NULL, sub BIGINT NOT NULL, v STRING, PRIMARY KEY (k, sub) NOT ENFORCED)")
+    table = store.table("a.t")
+    table.upsert({"k": [1, 1, 2], "sub": [1, 2, 1], "v": ["a", "b", "c"]})
+    table.upsert({"k": [1], "sub": [1], "v": ["z"]})
+    print(table.read(columns=["v"], where="k = 1").num_rows, table.scan(columns=["v"], where="k = 1").read_all().num_rows)
+"""
+
+
+def test_filtered_reads_over_the_wire_say_nothing_on_stderr(tmp_path):
+    server = ServerProcess(tmp_path / "store").start()
+
+    done = subprocess.run([sys.executable, "-c", FILTERED_READS, server.url], capture_output=True, text=True, timeout=60)
+
+    server.stop()
+    assert (done.stdout, done.stderr) == ("2 4\n", "")
+
+
 def test_a_server_stops_at_once_although_clients_are_connected_and_waiting(tmp_path):
     server = ServerProcess(tmp_path / "store").start()
     with storage_engine.connect(server.url, retry_s=0.2) as store:
