@@ -16,13 +16,16 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.stream import aggregates, lookup_binding
-from storage_engine.stream.aggregates import Call, CallBuilder
+from storage_engine.stream.aggregates import CallBuilder
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.delta_binding import bind_delta
 from storage_engine.stream.dialect import alias_of, parse_select, query_hints, table_hints, table_name, text_of
 from storage_engine.stream.expressions import ExpressionBinder
+from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
+from storage_engine.stream.lookup_binding import bind_lookup
 from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Query, Scan
-from storage_engine.stream.render import column, sql
+from storage_engine.stream.render import column
+from storage_engine.stream.set_binding import bind_set
 from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
@@ -48,6 +51,15 @@ class ViewDefinition:
     sql: str
     database: str = ""
     columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _NamedQuery:
+    """A query of a WITH clause: the names it gives its columns (None: its own), and the named queries that it sees."""
+
+    tree: exp.Expr
+    columns: tuple[str, ...] | None
+    visible: Mapping[str, _NamedQuery]
 
 
 class Catalog(Protocol):
@@ -111,6 +123,7 @@ class Binder:
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
         self._views: list[str] = []
+        self._named: Mapping[str, _NamedQuery] = {}
         self._n_ids = 0
 
     def next_id(self) -> int:
@@ -121,21 +134,39 @@ class Binder:
     def bind(self, select_sql: str, *, first_line: int = 1) -> Query:
         """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
         tree = parse_select(select_sql, where=self.where, first_line=first_line)
-        root, names = self._query(tree, prefix="")
+        root, names = self.query(tree, prefix="")
         return Query(root, names, tuple(dict.fromkeys(self.notices)))
 
     # queries
 
-    def _query(self, tree: exp.Expr, prefix: str) -> tuple[Node, tuple[str, ...]]:
+    def query(self, tree: exp.Expr, prefix: str) -> tuple[Node, tuple[str, ...]]:
+        """The node of a query and its columns' names; its fields begin with `prefix`."""
         if isinstance(tree, exp.Subquery):
-            return self._query(tree.this, prefix)
-        if isinstance(tree, exp.SetOperation):
-            raise self._refuse(
-                f"{tree.key.upper()} is not kept incrementally yet", "Write one INSERT INTO per branch; a table takes several."
-            )
-        if not isinstance(tree, exp.Select):
-            raise self._refuse(f"{text_of(tree)} is not a SELECT over tables", "Write SELECT ... FROM table.")
-        return self._select(tree, prefix)
+            return self.query(tree.this, prefix)
+        outer = self._named
+        self._named = {**outer, **self._with(tree)}
+        try:
+            if isinstance(tree, exp.SetOperation):
+                return bind_set(self, tree, prefix)
+            if not isinstance(tree, exp.Select):
+                raise self.refuse(f"{text_of(tree)} is not a SELECT over tables", "Write SELECT ... FROM table.")
+            return self._select(tree, prefix)
+        finally:
+            self._named = outer
+
+    def _with(self, tree: exp.Expr) -> dict[str, _NamedQuery]:
+        """The queries that WITH names; each sees those before it."""
+        found: dict[str, _NamedQuery] = {}
+        clause = tree.args.get("with_")
+        if clause is None:
+            return found
+        if clause.args.get("recursive"):
+            raise self.refuse("WITH RECURSIVE is not kept incrementally", "Unfold the levels you need into joins.")
+        for item in clause.expressions:
+            columns = item.args["alias"].args.get("columns") or []
+            visible = {**self._named, **found}
+            found[item.alias] = _NamedQuery(item.this, tuple(name.name for name in columns) or None, visible)
+        return found
 
     def _select(self, select: exp.Select, prefix: str) -> tuple[Node, tuple[str, ...]]:
         self._refuse_clauses(select)
@@ -149,25 +180,26 @@ class Binder:
         group = select.args.get("group")
         having = select.args.get("having")
         distinct = select.args.get("distinct")
-        if group is not None or having is not None or any(_calls(item) for item in items):
-            node, values, condition = self._aggregate(node, scope, items, group, having)
+        if group is not None or having is not None or any(has_calls(item) for item in items):
+            node, values, condition = bind_groups(self, node, scope, items, group, having)
             if distinct is not None:
-                raise self._refuse(
+                raise self.refuse(
                     "SELECT DISTINCT over GROUP BY is not kept incrementally",
                     "Leave DISTINCT out: groups are distinct when their keys are selected.",
                 )
         else:
-            binder = self._expressions(scope)
-            values = [binder.bind(_unaliased(item)) for item in items]
+            binder = self.expressions(scope)
+            values = [binder.bind(unaliased(item)) for item in items]
             condition = None
         names = tuple(_name_of(item, i) for i, item in enumerate(items))
         fields = _unique_fields(prefix, names, values)
         made: Node = Calc(node, tuple(zip(fields, (value.ast for value in values), strict=True)), condition)
         if distinct is not None:
-            made = self._distinct(made)
+            made = self.distinct(made)
         return made, names
 
-    def _distinct(self, node: Node) -> Node:
+    def distinct(self, node: Node) -> Node:
+        """Each row of the node once."""
         calls = CallBuilder(retracting=node.is_retracting, where=self.where)
         accumulators = (calls.rows(),) if node.is_retracting else ()
         return Aggregate(node, tuple((item, column(item.name)) for item in node.fields), accumulators, (), self.next_id())
@@ -179,17 +211,16 @@ class Binder:
             "offset": ("OFFSET", "which rows are first changes as rows arrive", "Leave it out."),
             "qualify": ("QUALIFY", "window functions are not kept incrementally", "Use GROUP BY, or a primary-key table to deduplicate."),
             "windows": ("WINDOW", "window functions are not kept incrementally", "Use GROUP BY."),
-            "with_": ("WITH", "is not supported in a continuous statement yet", "Write the subquery in FROM, or CREATE VIEW."),
             "laterals": ("LATERAL", "is not supported", "Use a lookup join."),
         }
         for key, (clause, reason, remedy) in reasons.items():
             if select.args.get(key):
-                raise self._refuse(f"{clause}: {reason}", remedy)
+                raise self.refuse(f"{clause}: {reason}", remedy)
 
     def _notice_hints(self, select: exp.Select) -> None:
         for name in query_hints(select):
             if name not in INERT_QUERY_HINTS:
-                raise self._refuse(
+                raise self.refuse(
                     f"the hint {name} is not known", f"Known, without effect here, are {', '.join(sorted(INERT_QUERY_HINTS))}."
                 )
             self.notices.append(f"hint {name} has no effect here")
@@ -199,22 +230,27 @@ class Binder:
     def _from(self, select: exp.Select, scope: Scope) -> Node:
         source = select.args.get("from_")
         if source is None:
-            raise self._refuse("SELECT without FROM has nothing to follow", "Read from a table, or use INSERT INTO ... VALUES.")
-        node = self._source(source.this, scope)
+            raise self.refuse("SELECT without FROM has nothing to follow", "Read from a table, or use INSERT INTO ... VALUES.")
+        node = self.source(source.this, scope)
         for join in select.args.get("joins") or ():
-            node = lookup_binding.bind_lookup(self, join, node, scope)
+            is_lookup = isinstance(join.this, exp.Table) and join.this.args.get("version") is not None
+            node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope)
         return node
 
-    def _source(self, item: exp.Expr, scope: Scope) -> Node:
+    def source(self, item: exp.Expr, scope: Scope) -> Node:
+        """One item of FROM; its columns become visible in the scope."""
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)
         if not isinstance(item, exp.Table) or not isinstance(item.this, exp.Identifier):
-            raise self._refuse(f"{text_of(item)} cannot be read", "Read from a table, a view or a subquery.")
+            raise self.refuse(f"{text_of(item)} cannot be read", "Read from a table, a view or a subquery.")
         if item.args.get("version") is not None:
-            raise self._refuse(
+            raise self.refuse(
                 f"FOR SYSTEM_TIME AS OF on {item.name}: the first table of FROM is the stream itself", "Put it on the joined table."
             )
+        named = self._named.get(item.name) if not item.db else None
+        if named is not None:
+            return self._named_query(named, alias_of(item), scope)
         name = table_name(item, self.default_database)
         view = self.catalog.view(name)
         if view is not None:
@@ -228,27 +264,35 @@ class Binder:
         scope.add(alias, table.column_names, fields)
         return Scan(table, alias, table.column_names, fields, self.next_id())
 
+    def _named_query(self, named: _NamedQuery, alias: str, scope: Scope) -> Node:
+        outer, self._named = self._named, named.visible
+        try:
+            return self._derived(named.tree, alias, scope, named.columns)
+        finally:
+            self._named = outer
+
     def _view(self, name: str, view: ViewDefinition, alias: str, scope: Scope) -> Node:
         if name in self._views:
-            raise self._refuse(f"view {name} reads itself", "Define it over tables.")
+            raise self.refuse(f"view {name} reads itself", "Define it over tables.")
         self._views.append(name)
         self.used_views[name] = view
         database, self.default_database = self.default_database, view.database
+        named, self._named = self._named, {}
         try:
             return self._derived(parse_select(view.sql, where=f"view {name}"), alias, scope, view.columns)
         finally:
             self._views.pop()
-            self.default_database = database
+            self.default_database, self._named = database, named
 
     def _derived(self, tree: exp.Expr, alias: str, scope: Scope, renamed: tuple[str, ...] | None = None) -> Node:
-        times = [item.alias for item in tree.expressions if _is_proctime(_unaliased(item))] if isinstance(tree, exp.Select) else []
+        times = [item.alias for item in tree.expressions if _is_proctime(unaliased(item))] if isinstance(tree, exp.Select) else []
         if times:
             tree = tree.copy()
-            tree.set("expressions", [item for item in tree.expressions if not _is_proctime(_unaliased(item))])
+            tree.set("expressions", [item for item in tree.expressions if not _is_proctime(unaliased(item))])
             scope.time_attributes.update((name, time) for time in times for name in (alias, ""))
-        node, names = self._query(tree, prefix=f"{alias}.")
+        node, names = self.query(tree, prefix=f"{alias}.")
         if renamed is not None and len(renamed) != len(names):
-            raise self._refuse(f"view {alias} names {len(renamed)} columns, its SELECT has {len(names)}", "Name as many.")
+            raise self.refuse(f"view {alias} names {len(renamed)} columns, its SELECT has {len(names)}", "Name as many.")
         scope.add(alias, renamed or names, node.fields)
         return node
 
@@ -267,18 +311,18 @@ class Binder:
             if key in INERT_TABLE_HINTS:
                 self.notices.append(f"hint '{key}' has no effect here")
             elif scan or key != "lookup.insert-if-not-exists":
-                raise self._refuse(f"the hint '{key}' on {item.name} is not known", "Leave it out; docs/sql.md lists the hints.")
+                raise self.refuse(f"the hint '{key}' on {item.name} is not known", "Leave it out; docs/sql.md lists the hints.")
         return hints
 
     # expressions
 
-    def _expressions(self, scope: Scope) -> ExpressionBinder:
+    def expressions(self, scope: Scope) -> ExpressionBinder:
         return ExpressionBinder(scope.resolve, where=self.where)
 
     def _filter(self, node: Node, condition: exp.Expr, scope: Scope) -> Node:
-        if _calls(condition):
-            raise self._refuse(f"WHERE {text_of(condition)} uses an aggregate", "Use HAVING.")
-        bound = self._expressions(scope).condition(condition)
+        if has_calls(condition):
+            raise self.refuse(f"WHERE {text_of(condition)} uses an aggregate", "Use HAVING.")
+        bound = self.expressions(scope).condition(condition)
         return Calc(node, tuple((item, column(item.name)) for item in node.fields), bound)
 
     def _expand_stars(self, select: exp.Select, scope: Scope) -> list[exp.Expr]:
@@ -296,106 +340,14 @@ class Binder:
                 continue
             owned = [(alias, name) for alias, name, _ in scope.columns if star_of in ("", alias)]
             if not owned:
-                raise self._refuse(f"{star_of}.*: no table in FROM is called {star_of}", "Use an alias of FROM.")
+                raise self.refuse(f"{star_of}.*: no table in FROM is called {star_of}", "Use an alias of FROM.")
             items.extend(
                 exp.column(exp.to_identifier(name, quoted=True), table=exp.to_identifier(alias, quoted=True)) for alias, name in owned
             )
         return items
 
-    # GROUP BY
-
-    def _aggregate(
-        self, node: Node, scope: Scope, items: list[exp.Expr], group: exp.Group | None, having: exp.Having | None
-    ) -> tuple[Node, list[Value], exp.Expr | None]:
-        if group is not None and any(group.args.get(key) for key in ("grouping_sets", "cube", "rollup", "totals")):
-            raise self._refuse(f"{text_of(group)}: grouping sets are not kept incrementally yet", "Write one INSERT INTO per set of keys.")
-        plain = self._expressions(scope)
-        keys: list[tuple[Field, exp.Expr]] = []
-        by_text: dict[str, Field] = {}
-        for written in group.expressions if group is not None else ():
-            value = plain.bind(self._group_key(written, items, scope))
-            if sql(value.ast) not in by_text:
-                item = Field(value.ast.name if isinstance(value.ast, exp.Column) else f"k{len(keys)}", value.type, value.nullable)
-                keys.append((item, value.ast))
-                by_text[sql(value.ast)] = item
-        calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=self.where), by_text, self.where)
-        binder = ExpressionBinder(scope.resolve, where=self.where, intercept=calls.intercept)
-        values = [binder.bind(_unaliased(item)) for item in items]
-        condition = binder.condition(having.this) if having is not None else None
-        if node.is_retracting:
-            calls.builder.rows()
-        made = Aggregate(node, tuple(keys), tuple(calls.builder.accumulators), tuple(calls.found), self.next_id())
-        return made, values, condition
-
-    def _group_key(self, written: exp.Expr, items: list[exp.Expr], scope: Scope) -> exp.Expr:
-        """A key as written, by position (GROUP BY 1), or by the alias of a selected expression."""
-        if isinstance(written, exp.Literal) and not written.is_string:
-            position = int(written.name)
-            if not 1 <= position <= len(items):
-                raise self._refuse(f"GROUP BY {position}: there are {len(items)} columns", "Use a position from 1.")
-            return _unaliased(items[position - 1])
-        if isinstance(written, exp.Column) and not written.table and all(name != written.name for _, name, _ in scope.columns):
-            for item in items:
-                if item.alias == written.name:
-                    return _unaliased(item)
-        return written
-
-    def _refuse(self, what: str, next_step: str) -> StatementRefused:
+    def refuse(self, what: str, next_step: str) -> StatementRefused:
         return StatementRefused(what, where=self.where, next_step=next_step)
-
-
-class _CallCollector:
-    """Binds what stands above a GROUP BY: group keys and aggregate calls become fields of the Aggregate."""
-
-    def __init__(self, plain: ExpressionBinder, builder: CallBuilder, keys: Mapping[str, Field], where: str) -> None:
-        self.builder = builder
-        self.found: list[tuple[Field, Call]] = []
-        self._plain = plain
-        self._keys = keys
-        self._where = where
-
-    def intercept(self, node: exp.Expr) -> Value | None:
-        if isinstance(node, exp.Literal | exp.Boolean | exp.Null | exp.Interval):
-            return None
-        filtered = node.this if isinstance(node, exp.Filter) else node
-        name = _call_name(filtered)
-        if name in aggregates.NOT_MAINTAINED:
-            raise StatementRefused(
-                f"{text_of(node)}: {aggregates.NOT_MAINTAINED[name]}",
-                where=self._where,
-                next_step="Use SUM, COUNT, MIN, MAX, AVG or bitmaps.",
-            )
-        if name in aggregates.NAMES:
-            return self._call(name, node, filtered)
-        if not _calls(node):
-            bound = self._plain.bind(node)
-            item = self._keys.get(sql(bound.ast))
-            if item is not None:
-                return Value(column(item.name), item.type, item.nullable)
-            if isinstance(node, exp.Column):
-                raise StatementRefused(
-                    f"column {text_of(node)} is neither in GROUP BY nor inside an aggregate",
-                    where=self._where,
-                    next_step="Add it to GROUP BY.",
-                )
-        return None
-
-    def _call(self, name: str, node: exp.Expr, call: exp.Expr) -> Value:
-        arguments = call.expressions
-        distinct = len(arguments) == 1 and isinstance(arguments[0], exp.Distinct)
-        if distinct:
-            arguments = arguments[0].expressions
-        if len(arguments) != 1:
-            raise StatementRefused(f"{text_of(call)} takes one argument", where=self._where, next_step="Aggregates here have one argument.")
-        argument = None if isinstance(arguments[0], exp.Star) else self._plain.bind(arguments[0])
-        condition = self._plain.condition(node.expression.this) if isinstance(node, exp.Filter) else None
-        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node))
-        for item, known in self.found:
-            if sql(known.finish) == sql(made.finish):
-                return Value(column(item.name), item.type, item.nullable)
-        item = Field(f"c{len(self.found)}", made.type, made.nullable)
-        self.found.append((item, made))
-        return Value(column(item.name), item.type, item.nullable)
 
 
 def table_fields(table: TableDescriptor, alias: str, *, nullable: bool = False) -> tuple[Field, ...]:
@@ -404,21 +356,6 @@ def table_fields(table: TableDescriptor, alias: str, *, nullable: bool = False) 
         Field(f"{alias}.{item.name}", parse_type(item.type), nullable or (item.nullable and item.name not in table.primary_key))
         for item in table.columns
     )
-
-
-def _call_name(node: exp.Expr) -> str:
-    return str(node.this).upper() if isinstance(node, exp.Anonymous) else ""
-
-
-def _calls(node: exp.Expr) -> bool:
-    """True when an aggregate stands in the expression."""
-    return any(
-        _call_name(item) in aggregates.NAMES or _call_name(item) in aggregates.NOT_MAINTAINED for item in node.find_all(exp.Anonymous)
-    )
-
-
-def _unaliased(item: exp.Expr) -> exp.Expr:
-    return item.this if isinstance(item, exp.Alias) else item
 
 
 def _is_proctime(node: exp.Expr) -> bool:

@@ -3,19 +3,23 @@
     stream   changes in, changes out: retracting relations carry __w (weight) and, up to a first aggregate, __seq (order of changes)
     batch    the whole input at once: no weights, aggregates over everything (what the proof recomputes)
 
-Relations by name: src_ID (a scan's rows), lk_ID (rows looked up), agg_ID (an aggregate's changes).
+Relations by name: src_ID (a scan's rows), lk_ID (rows looked up), agg_ID (an aggregate's changes), dj_ID (a delta join's changes).
 Never: runs anything.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sqlglot import exp
 
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Scan
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Scan, Union
 from storage_engine.stream.render import cast, column, sql
 
 SEQUENCE = "__seq"
+MOMENTS = {"start": 1_000_000, "stop": 2_000_000}
+"""What is added to a scan's id to name its rows at a moment: a plan has fewer operators."""
 
 
 def quoted(name: str) -> str:
@@ -26,6 +30,11 @@ def source_name(node: Scan) -> str:
     return f"src_{node.id}"
 
 
+def moment_name(node: Scan, moment: str) -> str:
+    """The rows of a join's side at the "start" or the "stop" of the micro-batch."""
+    return f"src_{node.id + MOMENTS[moment]}"
+
+
 def lookup_name(node: LookupJoin) -> str:
     return f"lk_{node.id}"
 
@@ -34,11 +43,15 @@ def aggregate_name(node: Aggregate) -> str:
     return f"agg_{node.id}"
 
 
+def delta_name(node: DeltaJoin) -> str:
+    return f"dj_{node.id}"
+
+
 def has_sequence(node: Node) -> bool:
-    """True when the relation still knows the order of changes: no aggregate below."""
+    """True when the relation still knows the order of changes: one source, no aggregate and no delta join below."""
     if isinstance(node, Scan):
         return node.is_retracting
-    return not isinstance(node, Aggregate) and has_sequence(node.input)
+    return not isinstance(node, Aggregate | Union | DeltaJoin) and has_sequence(node.input)
 
 
 def hidden_columns(node: Node) -> tuple[str, ...]:
@@ -60,9 +73,39 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         return f"SELECT {', '.join(listed + hidden)} FROM ({relation(node.input, batch=batch, carried=carried)}){condition}"
     if isinstance(node, LookupJoin):
         return _join(node, hidden, batch=batch, carried=carried)
+    if isinstance(node, DeltaJoin):
+        if batch:
+            return joined(node, relation(node.left.node, batch=True), relation(node.right.node, batch=True))
+        return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {delta_name(node)}"
+    if isinstance(node, Union):
+        return _union(node, hidden, batch=batch, carried=carried)
+    if isinstance(node, Expand):
+        return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
         return _total(node)
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
+
+
+def _union(node: Union, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    fields = [quoted(item.name) for item in node.fields]
+    parts = []
+    for branch in node.branches:
+        own = hidden if batch or branch.is_retracting else [f"CAST(1 AS TINYINT) AS {name}" for name in hidden]
+        parts.append(f"SELECT {', '.join(fields + own)} FROM ({relation(branch, batch=batch, carried=carried)})")
+    return " UNION ALL ".join(parts)
+
+
+def _expand(node: Expand, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    """One pass over the input: a cross join with the marks, and a key is null where the mark's bit is set."""
+    marks = ", ".join(f"({node.mark_of(grouped)})" for grouped in node.sets)
+    mark = quoted(node.mark.name)
+    listed = [quoted(item.name) for item in node.input.fields]
+    for i, (item, tree) in enumerate(node.keys):
+        bit = 1 << (len(node.keys) - 1 - i)
+        listed.append(f"CASE WHEN {mark} & {bit} = 0 THEN {sql(tree)} END AS {quoted(item.name)}")
+    listed.append(f"CAST({mark} AS BIGINT) AS {mark}")
+    body = relation(node.input, batch=batch, carried=carried)
+    return f"SELECT {', '.join(listed + hidden)} FROM ({body}) CROSS JOIN (VALUES {marks}) AS __sets({mark})"
 
 
 def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
@@ -97,6 +140,46 @@ def lookup_keys(node: LookupJoin, input_relation: str) -> str:
     present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name, _ in node.keys)
     condition = "" if keeps_missing_keys(node) else f" WHERE {present}"
     return f"SELECT DISTINCT * FROM (SELECT {listed} FROM ({input_relation})){condition}"
+
+
+# delta joins
+
+
+def joined(node: DeltaJoin, left: str, right: str) -> str:
+    """The join of two relations with the sides' fields."""
+    on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
+    on += [sql(node.residual)] if node.residual is not None else []
+    listed = ", ".join(quoted(item.name) for item in node.fields)
+    return f"SELECT {listed} FROM ({left}) AS l {'LEFT JOIN' if node.is_outer else 'JOIN'} ({right}) AS r ON {' AND '.join(on)}"
+
+
+def touched_keys(node: DeltaJoin) -> str:
+    """The distinct values of the equalities' columns in either side's changes: __j0, __j1, ..."""
+    parts = []
+    for side in (node.left, node.right):
+        listed = ", ".join(f"{quoted(name)} AS __j{i}" for i, name in enumerate(side.on))
+        parts.append(f"SELECT {listed} FROM ({relation(side.node)})")
+    return " UNION ".join(parts)
+
+
+def at_moment(node: Node, moment: str) -> Node:
+    """The side of a join over other rows of its table: those that stood at the "start" or the "stop" of the micro-batch."""
+    if isinstance(node, Calc):
+        return replace(node, input=at_moment(node.input, moment))
+    assert isinstance(node, Scan), "a side of a delta join is a table with projections and filters"
+    return replace(node, id=node.id + MOMENTS[moment])
+
+
+def delta(node: DeltaJoin) -> str:
+    """The join at the stop of the micro-batch less the join at its start, for the keys that were touched."""
+    listed = ", ".join(quoted(item.name) for item in node.fields)
+    parts = []
+    for moment, weight in (("stop", 1), ("start", -1)):
+        sides = [relation(at_moment(side.node, moment), batch=True) for side in (node.left, node.right)]
+        parts.append(f"SELECT {listed}, {weight} AS {quoted(WEIGHT)} FROM ({joined(node, *sides)})")
+    net = f"sum({quoted(WEIGHT)})"
+    body = " UNION ALL ".join(parts)
+    return f"SELECT {listed}, CAST({net} AS INT) AS {quoted(WEIGHT)} FROM ({body}) GROUP BY {listed} HAVING {net} <> 0"
 
 
 # aggregates

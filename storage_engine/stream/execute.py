@@ -24,7 +24,7 @@ from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.optimize import prune
 from storage_engine.stream.placement import DistinctState, Placement, top_aggregate
-from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, columns_of, walk
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, JoinSide, LookupJoin, Node, columns_of, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import parse_type
@@ -38,6 +38,10 @@ class Reader(Protocol):
         ...
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table: ...
+
+    def rows_around(self, side: JoinSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
+        ...
 
 
 @dataclass
@@ -59,10 +63,12 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | _Aggregation] = []
+        self._steps: list[_Lookup | _DeltaJoin | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
+            elif isinstance(node, DeltaJoin):
+                self._steps.append(_DeltaJoin(node))
             elif isinstance(node, Aggregate):
                 self._steps.append(
                     _Aggregation(node, plan.placements[node.id], plan.root, is_direct=direct and top is not None and node is top[0])
@@ -128,9 +134,10 @@ def enforce_not_null(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> pa.Tabl
         bad = nulls if bad is None else pc.or_(bad, nulls)
     if bad is None:
         return rows
-    kept = rows.filter(pc.invert(bad))
-    outcome.n_dropped_nulls += rows.num_rows - kept.num_rows
-    return kept
+    dropped = rows.filter(bad)
+    taken_back = pc.sum(pc.less(dropped[WEIGHT], 0)).as_py() if WEIGHT in rows.column_names else 0
+    outcome.n_dropped_nulls += dropped.num_rows - (taken_back or 0)
+    return rows.filter(pc.invert(bad))
 
 
 def write_upserts(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> None:
@@ -207,6 +214,32 @@ class _Lookup:
         found = reader.lookup(node.table.name, keys.filter(mask), wanted, insert_if_not_exists=node.inserts_missing)
         position = pc.subtract(pc.cumulative_sum(mask.cast(pa.int64())), 1)
         return keys, found.take(pc.if_else(mask, position, None))
+
+
+class _DeltaJoin:
+    """The changes of a join: what it is for the touched keys after the micro-batch, less what it was before."""
+
+    def __init__(self, node: DeltaJoin) -> None:
+        self._node = node
+        self._name = sql_of.delta_name(node)
+        self._touched_sql = sql_of.touched_keys(node)
+        self._delta_sql = sql_of.delta(node)
+        self._sides = (node.left, node.right)
+
+    def run(self, _plan: JobPlan, tables: _Registry, reader: Reader, _outcome: Outcome) -> None:
+        touched = tables.query(self._touched_sql)
+        for side in self._sides:
+            before, after = reader.rows_around(side, _lookup_keys(touched, side))
+            tables.put(sql_of.moment_name(side.scan, "start"), before)
+            tables.put(sql_of.moment_name(side.scan, "stop"), after)
+        tables.put(self._name, tables.query(self._delta_sql))
+
+
+def _lookup_keys(touched: pa.Table, side: JoinSide) -> pa.Table:
+    """The distinct values of a side's lookup columns among the touched keys, in columns named like the table's."""
+    names = [f"__j{side.columns.index(name)}" for name in side.keys]
+    keys = touched.select(names).rename_columns(list(side.keys))
+    return keys if len(names) == touched.num_columns else keys.group_by(list(side.keys), use_threads=False).aggregate([])
 
 
 class _Aggregation:

@@ -1,4 +1,4 @@
-"""Lookup binding: JOIN ... FOR SYSTEM_TIME AS OF PROCTIME() into a LookupJoin; every other join is refused with its reason."""
+"""Lookup binding: JOIN ... FOR SYSTEM_TIME AS OF PROCTIME() into a LookupJoin, or a refusal with its reason."""
 
 from __future__ import annotations
 
@@ -59,12 +59,7 @@ def _joined_table(binder: Binder, join: exp.Join, scope: Scope) -> tuple[TableDe
     item = join.this
     kind, side = str(join.kind or "").upper(), str(join.side or "").upper()
     what = text_of(item)
-    if not isinstance(item, exp.Table) or item.args.get("version") is None:
-        raise StatementRefused(
-            f"the join with {what} would have to keep both inputs as state",
-            where=binder.where,
-            next_step="Make it a lookup join: JOIN table FOR SYSTEM_TIME AS OF PROCTIME() AS alias ON its primary key.",
-        )
+    assert isinstance(item, exp.Table), "bind.py sends only joins FOR SYSTEM_TIME here"
     if kind not in ("", "INNER") or side not in ("", "LEFT"):
         raise StatementRefused(
             f"{side or kind} JOIN with {what}: a lookup join follows the left input only",

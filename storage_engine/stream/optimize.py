@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Scan, columns_of
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, JoinSide, LookupJoin, Node, Scan, Union, columns_of
 from storage_engine.stream.render import column, paren
 
 _NARROW = ("BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "DATE", "TIMESTAMP")
@@ -29,13 +29,34 @@ def prune(node: Node, needed: set[str]) -> Node:
     if isinstance(node, Calc):
         kept = tuple(pair for pair in node.projections if pair[0].name in needed)
         below = set().union(*(columns_of(tree) for _, tree in kept), columns_of(node.condition))
-        return Calc(prune(node.input, below), kept, node.condition)
+        return replace(node, input=prune(node.input, below), projections=kept)
     if isinstance(node, LookupJoin):
         return _prune_lookup(node, needed)
+    if isinstance(node, DeltaJoin):
+        used = needed | columns_of(node.residual)
+        return replace(node, left=_prune_side(node.left, used), right=_prune_side(node.right, used))
+    if isinstance(node, Union):
+        kept_fields = tuple(item for item in node.fields if item.name in needed) or node.fields[:1]
+        names = {item.name for item in kept_fields}
+        return Union(tuple(prune(branch, names) for branch in node.branches), kept_fields)
+    if isinstance(node, Expand):
+        below = {item.name for item in node.input.fields} & needed
+        return replace(node, input=prune(node.input, below.union(*(columns_of(tree) for _, tree in node.keys))))
     below = set().union(*(columns_of(tree) for _, tree in node.keys))
     for item in node.accumulators:
         below |= columns_of(item.argument) | columns_of(item.condition)
     return replace(node, input=prune(node.input, below))
+
+
+def _prune_side(side: JoinSide, used: set[str]) -> JoinSide:
+    """A side with the fields used, those of the equalities, and its table's primary key: rows are told apart by it."""
+    key = set(side.node.unique_key or ())
+    pruned = prune(side.node, ({item.name for item in side.node.fields} & used) | set(side.on) | key)
+    scan = pruned
+    while isinstance(scan, Calc):
+        scan = scan.input
+    assert isinstance(scan, Scan), "a side of a delta join is a table with projections and filters"
+    return replace(side, node=pruned, scan=scan)
 
 
 def _prune_scan(node: Scan, needed: set[str]) -> Scan:
@@ -62,6 +83,10 @@ def _prune_lookup(node: LookupJoin, needed: set[str]) -> Node:
 
 def _push_filters(node: Node) -> Node:
     if isinstance(node, Scan):
+        return node
+    if isinstance(node, Union):
+        return replace(node, branches=tuple(_push_filters(branch) for branch in node.branches))
+    if isinstance(node, DeltaJoin):
         return node
     if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, LookupJoin):
         join = node.input

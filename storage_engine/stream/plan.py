@@ -7,7 +7,10 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Scan         the log of a table, or the changelog of a primary-key table
     Calc         projection and filter
     LookupJoin   rows of another table as they are now, by its primary key or a prefix of it
+    DeltaJoin    two primary-key tables; its only state are the tables themselves
     Aggregate    GROUP BY; its state is where placement.py says
+    Union        the rows of several relations, all of them (UNION ALL)
+    Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -70,6 +73,8 @@ class Calc:
     input: Node
     projections: tuple[tuple[Field, exp.Expr], ...]
     condition: exp.Expr | None = None
+    key: tuple[str, ...] | None = None
+    """What identifies a row, where result_key.py knows more than the plain columns say."""
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -82,10 +87,12 @@ class Calc:
     @property
     def unique_key(self) -> tuple[str, ...] | None:
         of_input = self.input.unique_key
-        if of_input is None:
-            return None
+        if self.key is not None or of_input is None:
+            return self.key
         kept = {tree.name: item.name for item, tree in self.projections if isinstance(tree, exp.Column)}
-        return tuple(kept[name] for name in of_input) if all(name in kept for name in of_input) else None
+        same = dict(self.input.twins) if isinstance(self.input, DeltaJoin) else {}
+        found = [kept.get(name, kept.get(same.get(name, name))) for name in of_input]
+        return None if None in found else tuple(name for name in found if name is not None)
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -132,6 +139,67 @@ class LookupJoin:
 
 
 @dataclass(frozen=True)
+class JoinSide:
+    """One input of a DeltaJoin: a Scan of a primary-key table, or a chain of Calcs over one.
+
+    on       the side's fields of the join's equalities, in the join's order
+    columns  the table's columns that these fields are
+    keys     those of `columns` by which the table is looked up: the whole primary key, or a prefix of it
+    """
+
+    node: Node
+    scan: Scan
+    on: tuple[str, ...]
+    columns: tuple[str, ...]
+    keys: tuple[str, ...]
+
+    @property
+    def is_prefix(self) -> bool:
+        return set(self.keys) != set(self.scan.table.primary_key)
+
+
+@dataclass(frozen=True)
+class DeltaJoin:
+    """The join of two primary-key tables, kept by looking up the other table's rows for each change (Fluss's and Flink's delta join).
+
+    residual  what ON says beside the equalities, over the fields of both
+    is_outer  LEFT JOIN: a left row without a match stays, with nulls
+    """
+
+    left: JoinSide
+    right: JoinSide
+    residual: exp.Expr | None
+    is_outer: bool
+    id: int = 0
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        right = self.right.node.fields
+        return self.left.node.fields + (tuple(Field(item.name, item.type) for item in right) if self.is_outer else right)
+
+    @property
+    def is_retracting(self) -> bool:
+        return True
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        left, right = self.left.node.unique_key, self.right.node.unique_key
+        if left is None or right is None:
+            return None
+        equated = dict(zip(self.right.on, self.left.on, strict=True))
+        return tuple(dict.fromkeys([*left, *(name for name in right if equated.get(name) not in left)]))
+
+    @property
+    def twins(self) -> tuple[tuple[str, str], ...]:
+        """Field of the left side -> the field of the right side that always equals it."""
+        return () if self.is_outer else tuple(zip(self.left.on, self.right.on, strict=True))
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.left.node, self.right.node)
+
+
+@dataclass(frozen=True)
 class Aggregate:
     """GROUP BY. Fields: the keys, then one per call."""
 
@@ -158,7 +226,63 @@ class Aggregate:
         return (self.input,)
 
 
-Node = Scan | Calc | LookupJoin | Aggregate
+@dataclass(frozen=True)
+class Union:
+    """All rows of all branches. Every branch has the fields `fields`, by name and type (bind.py makes it so)."""
+
+    branches: tuple[Node, ...]
+    fields: tuple[Field, ...]
+
+    @property
+    def is_retracting(self) -> bool:
+        return any(branch.is_retracting for branch in self.branches)
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        return None  # the same key may come from two branches
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return self.branches
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Each input row once per grouping set, with the keys that the set leaves out set to null.
+
+    keys  the grouping keys: new fields over the input; `nullable` says whether the data itself has nulls
+    sets  per grouping set, which of `keys` it groups by
+    mark  the field that tells the sets apart: bit i counted from the last key is 1 where the set leaves the key out (GROUPING_ID)
+    """
+
+    input: Node
+    keys: tuple[tuple[Field, exp.Expr], ...]
+    sets: tuple[tuple[int, ...], ...]
+    mark: Field
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.input.fields + tuple(Field(item.name, item.type) for item, _ in self.keys) + (self.mark,)
+
+    @property
+    def is_retracting(self) -> bool:
+        return self.input.is_retracting
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        of_input = self.input.unique_key
+        return None if of_input is None else (*of_input, self.mark.name)
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.input,)
+
+    def mark_of(self, grouped: tuple[int, ...]) -> int:
+        """The mark's value of a grouping set."""
+        return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
+
+
+Node = Scan | Calc | LookupJoin | DeltaJoin | Aggregate | Union | Expand
 
 
 @dataclass(frozen=True)
@@ -205,6 +329,18 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: "
         line += ", ".join(node.columns) or "no columns"
         line += " (inserts missing keys)" if node.inserts_missing else ""
+    elif isinstance(node, DeltaJoin):
+        on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
+        on += f" and {sql(node.residual)}" if node.residual is not None else ""
+        line = f"DeltaJoin {'left' if node.is_outer else 'inner'} on {on}, no state of its own: a change looks up "
+        line += " and ".join(
+            f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})" for side in (node.left, node.right)
+        )
+    elif isinstance(node, Union):
+        line = f"Union of {len(node.branches)}"
+    elif isinstance(node, Expand):
+        sets = ", ".join(f"({', '.join(sql(node.keys[i][1]) for i in grouped)})" for grouped in node.sets)
+        line = f"Expand to grouping sets {sets}"
     else:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"

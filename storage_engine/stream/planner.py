@@ -18,6 +18,7 @@ from storage_engine.stream.optimize import optimize
 from storage_engine.stream.placement import Placement, place, top_aggregate
 from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Query, describe, lookups, scans, walk
 from storage_engine.stream.render import column
+from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
@@ -107,7 +108,7 @@ def plan_insert(
     binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
-    root = optimize(_to_sink(query, sink, targets, where))
+    root = optimize(with_result_key(_to_sink(query, sink, targets, where), sink))
     if any(scan.table.name == sink.name for scan in scans(root)):
         raise StatementRefused(
             f"{sink.name} is read and written: the job would feed itself", where=where, next_step="Write to another table."

@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import pyarrow as pa
-
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
@@ -23,22 +21,10 @@ from storage_engine.stream.inputs import InputRange, next_range, read_scan, rows
 from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import scans
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.point_reads import StoreReader
 
 N_ROWS_MAX = 262_144
 """Rows of input per micro-batch; what bounds a job's memory."""
-
-
-class StoreReader:
-    """Point reads for a micro-batch, over a store."""
-
-    def __init__(self, store: Store) -> None:
-        self._backend = store.backend
-
-    def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
-        return self._backend.lookup(table, keys, columns, insert_if_not_exists=insert_if_not_exists)
-
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
-        return self._backend.prefix_lookup(table, prefixes, columns, None)
 
 
 class JobRunner:
@@ -51,7 +37,6 @@ class JobRunner:
         self._n_rows_max = n_rows_max
         self._con = open_connection()
         self._executor = Executor(self.plan, self._con)
-        self._reader = StoreReader(store)
         self._scans = scans(self.plan.root)
         self._schema_ids = self._current_schemas()
         self._reload()
@@ -65,7 +50,8 @@ class JobRunner:
         work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
         if work.n_rows == 0:
             return 0
-        outcome = self._executor.run({source_name(scan): read_scan(self._store, scan, work) for scan in self._scans}, self._reader)
+        inputs = {source_name(scan): read_scan(self._store, scan, work) for scan in self._scans}
+        outcome = self._executor.run(inputs, StoreReader(self._store, work))
         detail = self._advanced_detail(work, outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:
             self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail)])

@@ -140,8 +140,10 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.log_sink", None, "SELECT id, kind FROM db.events ORDER BY id", "ORDER BY: a stream has no end"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events LIMIT 3", "LIMIT"),
         ("db.log_sink", None, "SELECT id, ROW_NUMBER() OVER (ORDER BY id) FROM db.events", "window function"),
-        ("db.log_sink", None, "SELECT e.id, o.shop FROM db.events e JOIN db.orders o ON e.id = o.id", "would have to keep both inputs"),
-        ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id, kind FROM db.events", "UNION is not kept"),
+        ("db.log_sink", None, "SELECT e.id, o.shop FROM db.events e JOIN db.orders o ON e.id = o.id", "keep the rows of db.events"),
+        ("db.log_sink", None, "SELECT id, kind FROM db.events EXCEPT SELECT id, kind FROM db.events", "EXCEPT counts"),
+        ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id FROM db.events", "2 and 1 columns"),
+        ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id, ts FROM db.events", "column kind of the UNION is"),
         ("db.log_sink", None, "SELECT id, CAST(NOW() AS STRING) FROM db.events", "NOW gives another value"),
         ("db.log_sink", None, "SELECT id FROM db.events", "takes 2 columns"),
         ("db.log_sink", None, "SELECT kind, id FROM db.events", "column a of db.log_sink is BIGINT, the query gives it STRING"),
@@ -205,3 +207,13 @@ def test_a_key_that_may_come_from_several_buckets_is_announced() -> None:
     from_many = plan("db.by_order", "SELECT id, amount FROM db.many")
     assert any("which of them is last is not defined" in notice for notice in from_many.notices)
     assert plan("db.by_order", "SELECT id, amount FROM db.events").notices == ()
+
+
+def test_explain_says_how_a_delta_join_finds_its_rows():
+    ddl = f"{DDL} CREATE TABLE db.priced (shop BIGINT, item BIGINT, city STRING, PRIMARY KEY (shop, item) NOT ENFORCED)"
+    catalog = MemoryCatalog(ddl)
+    select = "SELECT p.shop, p.item, s.city FROM db.prices p JOIN db.shops s ON p.shop = s.shop"
+
+    plan = plan_insert(catalog, catalog.tables["db.priced"], None, select, job="j")
+
+    assert any("a change looks up db.prices by prefix (shop) and db.shops by (shop)" in line for line in plan.explain())

@@ -12,7 +12,7 @@ import pytest
 
 import storage_engine
 from storage_engine import Store
-from storage_engine.stream import SqlSession, Worker
+from storage_engine.stream import SqlSession, Worker, load_job
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 
 EVENTS = """CREATE TABLE db.events (id BIGINT, shop BIGINT, kind STRING, qty INT, amount DECIMAL(12,2), uid BIGINT, ts TIMESTAMP(3))
@@ -82,6 +82,39 @@ LOG_CASES = {
         "SELECT shop, CAST(uid % 4 AS INT), rb_build(list(CAST(uid // 4 AS UINTEGER))) FROM events WHERE uid IS NOT NULL AND shop IS "
         "NOT NULL GROUP BY ALL",
     ),
+    "a union of two readings of one log": (
+        "CREATE TABLE db.s (what STRING, n BIGINT, q BIGINT, PRIMARY KEY (what) NOT ENFORCED)",
+        "WITH big AS (SELECT 'big' AS what, CAST(qty AS BIGINT) AS q FROM db.events WHERE qty > 4), small (what, q) AS "
+        "(SELECT 'small', qty FROM db.events WHERE qty <= 4) "
+        "SELECT what, COUNT(*), SUM(q) FROM (SELECT * FROM big UNION ALL SELECT * FROM small UNION ALL SELECT * FROM big) GROUP BY what",
+        "SELECT CASE WHEN qty > 4 THEN 'big' ELSE 'small' END AS what, sum(CASE WHEN qty > 4 THEN 2 ELSE 1 END)::BIGINT, "
+        "sum(CASE WHEN qty > 4 THEN 2 ELSE 1 END * qty)::BIGINT FROM events WHERE qty IS NOT NULL GROUP BY 1",
+    ),
+    "a distinct union": (
+        "CREATE TABLE db.s (what STRING, PRIMARY KEY (what) NOT ENFORCED)",
+        "SELECT kind FROM db.events WHERE kind IS NOT NULL UNION SELECT CAST(shop AS STRING) FROM db.events WHERE shop IS NOT NULL",
+        "SELECT kind FROM events WHERE kind IS NOT NULL UNION SELECT shop::VARCHAR FROM events WHERE shop IS NOT NULL",
+    ),
+    "a union appended to a log": (
+        "CREATE TABLE db.s (id BIGINT, q BIGINT)",
+        "SELECT id, qty FROM db.events UNION ALL SELECT id, uid FROM db.events",
+        "SELECT id, qty::BIGINT FROM events UNION ALL SELECT id, uid FROM events",
+    ),
+    "grouping sets": (
+        "CREATE TABLE db.s (gid BIGINT, shop STRING, kind STRING, n BIGINT, users BIGINT, PRIMARY KEY (gid, shop, kind) NOT ENFORCED)",
+        "SELECT GROUPING_ID(shop, kind), COALESCE(shop, 'ALL'), COALESCE(kind, 'ALL'), COUNT(*), COUNT(DISTINCT uid) "
+        "FROM (SELECT CAST(shop AS STRING) AS shop, kind, uid FROM db.events) GROUP BY GROUPING SETS ((shop, kind), (kind), ())",
+        "SELECT grouping_id(shop, kind), coalesce(shop, 'ALL'), coalesce(kind, 'ALL'), count(*), count(DISTINCT uid) "
+        "FROM (SELECT shop::VARCHAR AS shop, kind, uid FROM events) GROUP BY GROUPING SETS ((shop, kind), (kind), ())",
+    ),
+    "a cube with its marks": (
+        "CREATE TABLE db.s (a BIGINT, k BIGINT, shop BIGINT, kind STRING, half INT, n BIGINT, "
+        "PRIMARY KEY (a, shop, kind, half) NOT ENFORCED)",
+        "SELECT GROUPING(shop, kind, qty / 5), GROUPING(kind), COALESCE(shop, -1), COALESCE(kind, '?'), COALESCE(qty / 5, -1), COUNT(*) "
+        "FROM db.events GROUP BY CUBE (shop, kind), qty / 5",
+        "SELECT grouping(shop, kind, qty // 5), grouping(kind), coalesce(shop, -1), coalesce(kind, '?'), coalesce(qty // 5, -1), count(*) "
+        "FROM events GROUP BY CUBE (shop, kind), qty // 5",
+    ),
     "distinct rows": (
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
         "SELECT DISTINCT shop, kind FROM db.events WHERE kind IS NOT NULL AND shop IS NOT NULL",
@@ -124,6 +157,20 @@ KEYED_CASES = {
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
         "SELECT DISTINCT shop, kind FROM db.orders WHERE kind IS NOT NULL AND shop IS NOT NULL",
         "SELECT DISTINCT shop, kind FROM orders WHERE kind IS NOT NULL AND shop IS NOT NULL",
+    ),
+    "a rollup with retraction": (
+        "CREATE TABLE db.s (gid BIGINT, shop BIGINT, kind STRING, n BIGINT, q INT, PRIMARY KEY (gid, shop, kind) NOT ENFORCED)",
+        "SELECT GROUPING_ID(shop, kind), COALESCE(shop, 0), COALESCE(kind, '-'), COUNT(*), SUM(qty) FROM db.orders "
+        "GROUP BY ROLLUP (shop, kind)",
+        "SELECT grouping_id(shop, kind), coalesce(shop, 0), coalesce(kind, '-'), count(*), sum(qty)::INT FROM orders "
+        "GROUP BY ROLLUP (shop, kind) HAVING count(*) > 0",
+    ),
+    "a union with retraction": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT shop, COUNT(*) FROM (SELECT shop FROM db.orders WHERE kind = 'a' UNION ALL SELECT CAST(qty AS BIGINT) FROM db.orders) "
+        "WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(*) FROM (SELECT shop FROM orders WHERE kind = 'a' UNION ALL SELECT qty FROM orders) "
+        "WHERE shop IS NOT NULL GROUP BY shop",
     ),
     "a changed key column moves the row": (
         "CREATE TABLE db.s (id BIGINT, shop BIGINT, qty INT, PRIMARY KEY (id, shop) NOT ENFORCED)",
@@ -284,3 +331,23 @@ def test_a_store_that_is_opened_again_goes_on_where_it_was(tmp_path: Path) -> No
             Worker(store, n_rows_max=20).run_until_idle()
     with storage_engine.connect(url) as store:
         assert sink_rows(store, "db.s") == query_rows(oracle, events=event_table(events))
+
+
+def test_a_value_that_stands_for_null_and_occurs_in_the_data_stops_the_job(store: Store) -> None:
+    """Its total would meet the total of the rows without a kind."""
+    SqlSession(store).execute(
+        "CREATE TABLE db.clicks (kind STRING); "
+        "CREATE TABLE db.totals (gid BIGINT, kind STRING, n BIGINT, PRIMARY KEY (gid, kind) NOT ENFORCED);"
+        "SET 'pipeline.name' = 'cube';"
+        "INSERT INTO db.totals SELECT GROUPING_ID(kind), COALESCE(kind, 'ALL'), COUNT(*) FROM db.clicks GROUP BY CUBE (kind)"
+    )
+    store.table("db.clicks").append({"kind": ["a", None]})
+    Worker(store).run_until_idle()
+    before = sink_rows(store, "db.totals")
+    store.table("db.clicks").append({"kind": ["ALL"]})
+
+    Worker(store).run_until_idle()
+
+    assert before == [(0, "ALL", 1), (0, "a", 1), (1, "ALL", 2)]
+    assert sink_rows(store, "db.totals") == before
+    assert "'ALL' stands for NULL, and the data has it as a value" in load_job(store, "cube").last_error

@@ -1,0 +1,90 @@
+"""Point reads: rows of the store that a micro-batch looks up: as they are now, or as they stood before or after its input.
+
+A table moves on while a micro-batch is computed. What it held at given offsets is what it holds now, with every key that has changed
+since put back: the first change of a key after the offsets says what the key held there (-U and -D carry the old row, before a +I there
+was none). So a join sees exactly the input of its job, and recomputing it from recorded offsets gives the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.client.store import Store
+from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.stream.inputs import TAKEN_BACK, InputRange
+from storage_engine.stream.plan import JoinSide
+
+_NUMBER: Final = "__number"
+
+
+class StoreReader:
+    """Point reads for one micro-batch over the input `work`. Changes of a table after an offset are read once."""
+
+    def __init__(self, store: Store, work: InputRange) -> None:
+        self._store = store
+        self._backend = store.backend
+        self._work = work
+
+    def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
+        """One row per key in the order of the keys, with a last column `_found`."""
+        return self._backend.lookup(table, keys, columns, insert_if_not_exists=insert_if_not_exists)
+
+    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
+        return self._backend.prefix_lookup(table, prefixes, columns, None)
+
+    def rows_around(self, side: JoinSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
+
+        Errors: OffsetOutOfRange when the changelog no longer reaches back to the start.
+        """
+        table = side.scan.table
+        columns = list(side.scan.columns)
+        names = list(dict.fromkeys([*columns, *table.primary_key]))
+        start, stop = (offsets.get(table.name, {}) for offsets in (self._work.start, self._work.stop))
+        rows = self._current(side, keys, names)  # first: what changes meanwhile is in the changelog read next
+        latest = self._backend.offsets(table.name, "latest")
+        after = _put_back(rows, self._changes(table.name, stop, latest, names, keys), table.primary_key)
+        before = _put_back(after, self._changes(table.name, start, stop, names, keys), table.primary_key)
+        return before.select(columns), after.select(columns)
+
+    def _current(self, side: JoinSide, keys: pa.Table, names: list[str]) -> pa.Table:
+        name = side.scan.table.name
+        if side.is_prefix:
+            return self._backend.prefix_lookup(name, keys, names, None)
+        found = self._backend.lookup(name, keys, names, insert_if_not_exists=False)
+        return found.filter(found["_found"]).select(names)
+
+    def _changes(self, name: str, start: Offsets, stop: Offsets, names: list[str], keys: pa.Table) -> pa.Table:
+        """Changes of the rows under `keys` between two sets of offsets."""
+        ends: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
+        begins = {bucket: start.get(bucket, 0) for bucket in ends}
+        changes = self._store.table(name).scan(names, start=begins, stop=ends, metadata=True).read_all()
+        return _matching(changes, keys, keys.column_names, "left semi")
+
+
+def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
+    """`rows` with every key in `changes` as it was before its first change."""
+    if changes.num_rows == 0:
+        return rows
+    ordered = changes.sort_by([("_commit_timestamp", "ascending"), ("_log_offset", "ascending")])
+    first = _numbered(ordered, key).group_by(list(key), use_threads=False).aggregate([(_NUMBER, "min")])
+    earliest = ordered.take(first[f"{_NUMBER}_min"])
+    before = earliest.filter(pc.is_in(earliest["_change_type"], TAKEN_BACK)).select(rows.column_names)
+    return pa.concat_tables([_matching(rows, first, key, "left anti"), before.cast(rows.schema)])
+
+
+def _matching(rows: pa.Table, keys: pa.Table, names: Sequence[str], how: Literal["left semi", "left anti"]) -> pa.Table:
+    """The rows whose `names` are (not) in `keys`. Only keys are joined: Arrow joins no nested columns."""
+    if rows.num_rows == 0:
+        return rows
+    found = _numbered(rows, names).join(keys.select(list(names)), list(names), join_type=how, use_threads=False)
+    return rows.take(found[_NUMBER])
+
+
+def _numbered(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    return rows.select(list(names)).append_column(_NUMBER, pa.array(np.arange(rows.num_rows)))

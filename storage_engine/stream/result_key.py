@@ -1,0 +1,74 @@
+"""Result key: what identifies a row of a query whose keys are written with a stand-in for NULL.
+
+A primary key has no nulls, but a query's key may: GROUP BY GROUPING SETS rolls keys up to NULL, a LEFT JOIN finds nothing, and data
+has nulls of its own. Users write COALESCE(key, 'ALL') into the sink's key. That still tells rows apart as long as none says 'ALL':
+the projection is made to check that, and the row that would meet another one is an error instead of a wrong total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sqlglot import exp
+
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
+from storage_engine.stream.render import column, render, sql, string
+
+
+def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
+    """The projection with its key, where the sink's primary key holds the input's key as columns or COALESCE(column, literal)."""
+    below = root.input
+    if root.unique_key is not None or below.unique_key is None:
+        return root
+    projections = list(root.projections)
+    key: list[str] = []
+    by_name = {item.name: item for item in below.fields}
+    for item in (by_name[name] for name in below.unique_key):
+        found = _position_of(item, projections, sink)
+        if found is None:
+            if _is_implied(item, below):
+                continue
+            return root
+        wanted, tree = projections[found]
+        if not isinstance(tree, exp.Column):
+            projections[found] = (wanted, _checked(item, tree, sink, wanted.name))
+        key.append(wanted.name)
+    return replace(root, projections=tuple(projections), key=tuple(key))
+
+
+def _position_of(item: Field, projections: list[tuple[Field, exp.Expr]], sink: TableDescriptor) -> int | None:
+    for i, (wanted, tree) in enumerate(projections):
+        if wanted.name not in sink.primary_key:
+            continue
+        if isinstance(tree, exp.Column) and tree.name == item.name:
+            return i
+        if _stand_in(tree, item) is not None:
+            return i
+    return None
+
+
+def _stand_in(tree: exp.Expr, item: Field) -> exp.Expr | None:
+    """The literal of COALESCE(item, literal)."""
+    if not (isinstance(tree, exp.Anonymous) and str(tree.this).upper() == "COALESCE" and len(tree.expressions) == 2):
+        return None
+    first, second = tree.expressions
+    value = second
+    while isinstance(value, exp.Cast | exp.Paren | exp.Neg):
+        value = value.this
+    is_ours = isinstance(first, exp.Column) and first.name == item.name
+    return second if is_ours and isinstance(value, exp.Literal) else None
+
+
+def _is_implied(item: Field, node: Node) -> bool:
+    """True for the mark of grouping sets where the data has no nulls: the stand-ins alone say which keys are rolled up."""
+    below = node.input if isinstance(node, Aggregate) else None
+    return isinstance(below, Expand) and item.name == below.mark.name and not any(key.nullable for key, _ in below.keys)
+
+
+def _checked(item: Field, tree: exp.Expr, sink: TableDescriptor, name: str) -> exp.Expr:
+    literal = _stand_in(tree, item)
+    assert literal is not None, "only a COALESCE is checked"
+    message = f"column {name} of {sink.name}: {sql(literal)} stands for NULL, and the data has it as a value; choose another stand-in"
+    template = f"CASE WHEN _0 = _1 THEN CAST(error(_2) AS {item.type.duckdb}) ELSE _3 END"
+    return render(template, column(item.name), literal, string(message), tree)
