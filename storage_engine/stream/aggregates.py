@@ -145,11 +145,15 @@ class Call:
 
 
 class CallBuilder:
-    """Collects the calls of one GROUP BY and shares accumulators between them."""
+    """Collects the calls of one GROUP BY and shares accumulators between them.
+
+    keeps_rows: one of them cannot take a row back, and rows of the input may go
+    """
 
     def __init__(self, *, retracting: bool, where: str) -> None:
         self.retracting = retracting
         self.accumulators: list[Accumulator] = []
+        self.keeps_rows = False
         self._where = where
 
     def rows(self) -> Accumulator:
@@ -183,7 +187,7 @@ class CallBuilder:
         if name == "AVG":
             return self._avg(argument, condition, text, distinct=distinct)
         if name in ("MIN", "MAX"):
-            kept = self._insert_only(name.lower(), argument, condition, argument.type, text)
+            kept = self._unretractable("min" if name == "MIN" else "max", argument, condition, argument.type)
             return Call(text, column(kept.name), argument.type, nullable=True, needs=(kept,), stored=kept)
         return self._bitmap(name, argument, condition, text)
 
@@ -232,19 +236,15 @@ class CallBuilder:
             raise StatementRefused(
                 f"{text}: takes bitmaps (BYTES), not {argument.type}", where=self._where, next_step="Use BITMAP_BUILD_AGG for integers."
             )
-        kept = self._insert_only("bitmap_build" if builds else "bitmap_or", argument, condition, types.BYTES, text)
+        kept = self._unretractable("bitmap_build" if builds else "bitmap_or", argument, condition, types.BYTES)
         if "CARDINALITY" in name or name == "BITMAP_UNION_COUNT":
             return Call(text, render("COALESCE(rb_cardinality(_0), 0)", column(kept.name)), types.BIGINT, nullable=False, needs=(kept,))
         return Call(text, column(kept.name), types.BYTES, nullable=True, needs=(kept,), stored=kept)
 
-    def _insert_only(self, kind: str, argument: Value, condition: exp.Expr | None, result: SqlType, text: str) -> Accumulator:
-        if self.retracting:
-            raise StatementRefused(
-                f"{text} over an input whose rows can change or go: what leaves cannot be taken out of it",
-                where=self._where,
-                next_step="Read a log table, or use SUM and COUNT.",
-            )
-        return self._accumulator(kind, argument.ast, argument.type, condition, result)  # type: ignore[arg-type]
+    def _unretractable(self, kind: Kind, argument: Value, condition: exp.Expr | None, result: SqlType) -> Accumulator:
+        """What leaves cannot be taken out of this value: over an input that retracts, the group's rows have to be kept."""
+        self.keeps_rows |= self.retracting
+        return self._accumulator(kind, argument.ast, argument.type, condition, result)
 
     def _accumulator(
         self,

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.compile import lookup_name, quoted, relation, source_name
+from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.execute import Outcome, enforce_not_null
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
@@ -49,7 +49,8 @@ def batch_select(
     names: list[str] = []
     try:
         for scan in scans(plan.root):
-            _register_scan(connection, store, scan, bounds.get(scan.table.name, {}), ordered=_is_last_row(plan))
+            ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
+            _register_scan(connection, store, scan, bounds.get(scan.table.name, {}), ordered=ordered)
             names.append(source_name(scan))
         for join in lookups(plan.root):
             _register_lookup(connection, store, join, at_version)
@@ -97,7 +98,11 @@ def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, sto
     listed = ", ".join(quoted(column) for column in scan.columns)
     if not scan.table.has_primary_key:
         con.register(f"{name}_log", table.scan(list(scan.columns), stop=stop, metadata=ordered))
-        order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}" if ordered else ""
+        order = ""
+        if ordered:
+            order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"
+            metadata = ("_partition", "_bucket", "_log_offset")
+            order += "".join(f", {given} AS {name}" for given, name in zip(metadata, POSITION[1:], strict=True))
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")
         return
     columns = list(dict.fromkeys([*scan.columns, *scan.table.primary_key]))

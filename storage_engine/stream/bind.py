@@ -24,6 +24,7 @@ from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
 from storage_engine.stream.lookup_binding import bind_lookup
 from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Query, Scan
+from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
 from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
@@ -135,7 +136,7 @@ class Binder:
         """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
         tree = parse_select(select_sql, where=self.where, first_line=first_line)
         root, names = self.query(tree, prefix="")
-        return Query(root, names, tuple(dict.fromkeys(self.notices)))
+        return Query(bound_ranks(self, root), names, tuple(dict.fromkeys(self.notices)))
 
     # queries
 
@@ -180,7 +181,10 @@ class Binder:
         group = select.args.get("group")
         having = select.args.get("having")
         distinct = select.args.get("distinct")
+        qualify = select.args["qualify"].this if select.args.get("qualify") is not None else None
         if group is not None or having is not None or any(has_calls(item) for item in items):
+            if qualify is not None or windows_of(items):
+                raise self.refuse("ROW_NUMBER over GROUP BY in one SELECT", "Put the GROUP BY into a subquery.")
             node, values, condition = bind_groups(self, node, scope, items, group, having)
             if distinct is not None:
                 raise self.refuse(
@@ -188,15 +192,23 @@ class Binder:
                     "Leave DISTINCT out: groups are distinct when their keys are selected.",
                 )
         else:
-            binder = self.expressions(scope)
+            node, binder = self._numbered(node, scope, [*items, *([qualify] if qualify is not None else [])])
             values = [binder.bind(unaliased(item)) for item in items]
-            condition = None
+            condition = binder.condition(qualify) if qualify is not None else None
         names = tuple(_name_of(item, i) for i, item in enumerate(items))
         fields = _unique_fields(prefix, names, values)
         made: Node = Calc(node, tuple(zip(fields, (value.ast for value in values), strict=True)), condition)
         if distinct is not None:
             made = self.distinct(made)
         return made, names
+
+    def _numbered(self, node: Node, scope: Scope, trees: list[exp.Expr]) -> tuple[Node, ExpressionBinder]:
+        """The node with the row numbers that `trees` use, and what binds them."""
+        windows = windows_of(trees)
+        if not windows:
+            return node, self.expressions(scope)
+        node, bound = bind_rank(self, node, scope, windows)
+        return node, ExpressionBinder(scope.resolve, where=self.where, intercept=lambda tree: bound.get(text_of(tree)))
 
     def distinct(self, node: Node) -> Node:
         """Each row of the node once."""
@@ -209,8 +221,7 @@ class Binder:
             "order": ("ORDER BY", "a stream has no end, so no order of all rows", "Leave it out; order when you query the table."),
             "limit": ("LIMIT", "which rows are first changes as rows arrive", "Leave it out; limit when you query the table."),
             "offset": ("OFFSET", "which rows are first changes as rows arrive", "Leave it out."),
-            "qualify": ("QUALIFY", "window functions are not kept incrementally", "Use GROUP BY, or a primary-key table to deduplicate."),
-            "windows": ("WINDOW", "window functions are not kept incrementally", "Use GROUP BY."),
+            "windows": ("WINDOW", "named windows are not supported", "Write OVER (...) where it is used."),
             "laterals": ("LATERAL", "is not supported", "Use a lookup join."),
         }
         for key, (clause, reason, remedy) in reasons.items():

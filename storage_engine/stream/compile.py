@@ -3,23 +3,22 @@
     stream   changes in, changes out: retracting relations carry __w (weight) and, up to a first aggregate, __seq (order of changes)
     batch    the whole input at once: no weights, aggregates over everything (what the proof recomputes)
 
-Relations by name: src_ID (a scan's rows), lk_ID (rows looked up), agg_ID (an aggregate's changes), dj_ID (a delta join's changes).
+Relations by name: src_ID (a scan's rows), lk_ID (rows looked up), agg_ID (an aggregate's changes), dj_ID and rank_ID (those of a
+delta join and of a rank, which compile_keyed.py makes).
 Never: runs anything.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sqlglot import exp
 
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Scan, Union
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Union, is_positioned
 from storage_engine.stream.render import cast, column, sql
 
 SEQUENCE = "__seq"
-MOMENTS = {"start": 1_000_000, "stop": 2_000_000}
-"""What is added to a scan's id to name its rows at a moment: a plan has fewer operators."""
+POSITION = ("__time", "__partition", "__bucket", "__offset")
+"""Where a row stands in its log: columns that orders and identifies the rows of one source."""
 
 
 def quoted(name: str) -> str:
@@ -30,11 +29,6 @@ def source_name(node: Scan) -> str:
     return f"src_{node.id}"
 
 
-def moment_name(node: Scan, moment: str) -> str:
-    """The rows of a join's side at the "start" or the "stop" of the micro-batch."""
-    return f"src_{node.id + MOMENTS[moment]}"
-
-
 def lookup_name(node: LookupJoin) -> str:
     return f"lk_{node.id}"
 
@@ -43,15 +37,15 @@ def aggregate_name(node: Aggregate) -> str:
     return f"agg_{node.id}"
 
 
-def delta_name(node: DeltaJoin) -> str:
-    return f"dj_{node.id}"
+def keyed_name(node: DeltaJoin | Rank) -> str:
+    return f"{'dj' if isinstance(node, DeltaJoin) else 'rank'}_{node.id}"
 
 
 def has_sequence(node: Node) -> bool:
-    """True when the relation still knows the order of changes: one source, no aggregate and no delta join below."""
+    """True when the relation still knows the order of changes: one source, nothing below that changes several rows at once."""
     if isinstance(node, Scan):
         return node.is_retracting
-    return not isinstance(node, Aggregate | Union | DeltaJoin) and has_sequence(node.input)
+    return not isinstance(node, Aggregate | Union | DeltaJoin | Rank) and has_sequence(node.input)
 
 
 def hidden_columns(node: Node) -> tuple[str, ...]:
@@ -62,8 +56,8 @@ def hidden_columns(node: Node) -> tuple[str, ...]:
 
 
 def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) -> str:
-    """A SELECT for the node's rows (batch) or changes (stream). `carried`: further columns of the source to pass through (batch)."""
-    hidden = [quoted(name) for name in (carried if batch else hidden_columns(node))]
+    """A SELECT for the node's rows (batch) or changes (stream). `carried`: further columns of the source to pass through."""
+    hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
         listed = [f"{quoted(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
@@ -73,16 +67,16 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         return f"SELECT {', '.join(listed + hidden)} FROM ({relation(node.input, batch=batch, carried=carried)}){condition}"
     if isinstance(node, LookupJoin):
         return _join(node, hidden, batch=batch, carried=carried)
-    if isinstance(node, DeltaJoin):
+    if isinstance(node, DeltaJoin | Rank):
         if batch:
-            return joined(node, relation(node.left.node, batch=True), relation(node.right.node, batch=True))
-        return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {delta_name(node)}"
+            return _batch_keyed(node)
+        return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {keyed_name(node)}"
     if isinstance(node, Union):
         return _union(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
-        return _total(node)
+        return total(node, relation(node.input, batch=True))
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
 
 
@@ -142,44 +136,33 @@ def lookup_keys(node: LookupJoin, input_relation: str) -> str:
     return f"SELECT DISTINCT * FROM (SELECT {listed} FROM ({input_relation})){condition}"
 
 
-# delta joins
+# joins and ranks
 
 
-def joined(node: DeltaJoin, left: str, right: str) -> str:
-    """The join of two relations with the sides' fields."""
+def _batch_keyed(node: DeltaJoin | Rank) -> str:
+    if isinstance(node, DeltaJoin):
+        return joined(node, relation(node.left.node, batch=True), relation(node.right.node, batch=True))
+    positioned = is_positioned(node.side.node)
+    return ranked(node, relation(node.side.node, batch=True, carried=POSITION if positioned else ()), positioned=positioned)
+
+
+def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
+    """The join of two relations with the sides' fields, l and r. `further`: what else to select."""
     on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
-    listed = ", ".join(quoted(item.name) for item in node.fields)
+    listed = ", ".join(quoted(item.name) for item in node.fields) + further
     return f"SELECT {listed} FROM ({left}) AS l {'LEFT JOIN' if node.is_outer else 'JOIN'} ({right}) AS r ON {' AND '.join(on)}"
 
 
-def touched_keys(node: DeltaJoin) -> str:
-    """The distinct values of the equalities' columns in either side's changes: __j0, __j1, ..."""
-    parts = []
-    for side in (node.left, node.right):
-        listed = ", ".join(f"{quoted(name)} AS __j{i}" for i, name in enumerate(side.on))
-        parts.append(f"SELECT {listed} FROM ({relation(side.node)})")
-    return " UNION ".join(parts)
-
-
-def at_moment(node: Node, moment: str) -> Node:
-    """The side of a join over other rows of its table: those that stood at the "start" or the "stop" of the micro-batch."""
-    if isinstance(node, Calc):
-        return replace(node, input=at_moment(node.input, moment))
-    assert isinstance(node, Scan), "a side of a delta join is a table with projections and filters"
-    return replace(node, id=node.id + MOMENTS[moment])
-
-
-def delta(node: DeltaJoin) -> str:
-    """The join at the stop of the micro-batch less the join at its start, for the keys that were touched."""
-    listed = ", ".join(quoted(item.name) for item in node.fields)
-    parts = []
-    for moment, weight in (("stop", 1), ("start", -1)):
-        sides = [relation(at_moment(side.node, moment), batch=True) for side in (node.left, node.right)]
-        parts.append(f"SELECT {listed}, {weight} AS {quoted(WEIGHT)} FROM ({joined(node, *sides)})")
-    net = f"sum({quoted(WEIGHT)})"
-    body = " UNION ALL ".join(parts)
-    return f"SELECT {listed}, CAST({net} AS INT) AS {quoted(WEIGHT)} FROM ({body}) GROUP BY {listed} HAVING {net} <> 0"
+def ranked(node: Rank, rows: str, *, positioned: bool) -> str:
+    """The first rows of each partition. Equal rows: by their place in the log, else by their columns, so that the answer is one."""
+    order = [f"{quoted(f)} {'DESC' if down else 'ASC'} NULLS {'FIRST' if first else 'LAST'}" for f, down, first in node.order]
+    order += [quoted(name) for name in (POSITION if positioned else [item.name for item in node.side.node.fields])]
+    by = f"PARTITION BY {', '.join(quoted(name) for name in node.side.on)} " if node.side.on else ""
+    listed = ", ".join([*(quoted(item.name) for item in node.fields), *(POSITION if positioned else ())])
+    number = quoted(node.number.name if node.number is not None else "__rank")
+    numbered = f"SELECT *, row_number() OVER ({by}ORDER BY {', '.join(order)}) AS {number} FROM ({rows})"
+    return f"SELECT {listed} FROM ({numbered}) WHERE {number} <= {node.limit}"
 
 
 # aggregates
@@ -191,12 +174,16 @@ def _group(node: Aggregate) -> tuple[list[str], str]:
     return keys, by
 
 
-def _total(node: Aggregate) -> str:
+def total(node: Aggregate, rows: str, *, weighted: bool = False) -> str:
+    """The aggregate over whole groups. `weighted`: each row counts WEIGHT times, all of them positive."""
     keys, by = _group(node)
-    values = [f"{sql(item.total())} AS {quoted(item.name)}" for item in node.accumulators]
-    inner = f"SELECT {', '.join(keys + values)} FROM ({relation(node.input, batch=True)}){by}"
+    values = [
+        f"{sql(item.delta(retracting=True) if weighted and not item.distinct else item.total())} AS {quoted(item.name)}"
+        for item in node.accumulators
+    ]
+    inner = f"SELECT {', '.join(keys + values)} FROM ({rows}){by}"
     if not keys:  # a stream sends no row for an empty input, so neither does the recomputation
-        inner = f"SELECT {', '.join([*values, 'count(*) AS __n'])} FROM ({relation(node.input, batch=True)}) HAVING count(*) > 0"
+        inner = f"SELECT {', '.join([*values, 'count(*) AS __n'])} FROM ({rows}) HAVING count(*) > 0"
     return f"SELECT {', '.join(finished(node))} FROM ({inner})"
 
 

@@ -1,7 +1,7 @@
-"""Delta binding: JOIN and LEFT JOIN of two primary-key tables into a DeltaJoin, or a refusal that says which lookup is missing.
+"""Delta binding: JOIN and LEFT JOIN into a DeltaJoin: where each side's rows are found by the other's key.
 
-Both sides must be found by the other's key: the equalities of ON name each table's whole primary key, or its partition and bucket
-keys (which a prefix lookup takes). Then no row of either side is kept anywhere but in its table.
+A primary-key table whose whole key, or whose partition and bucket keys, the equalities of ON name is asked by lookups: no row of it is
+kept anywhere but in its table. Every other side is kept in a state table of the job, by the join's key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sqlglot import exp
 
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.plan import Calc, DeltaJoin, Field, JoinSide, Node, Scan, columns_of
+from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Scan, Side, StoredSide
 from storage_engine.stream.render import paren
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope) -> DeltaJoin:
-    """The join of what FROM has so far with one more table. Errors: StatementRefused naming what cannot be looked up."""
+    """The join of what FROM has so far with one more table. Errors: StatementRefused."""
     what = text_of(join.this)
     kind, side = str(join.kind or "").upper(), str(join.side or "").upper()
     if kind not in ("", "INNER") or side not in ("", "LEFT"):
@@ -38,7 +38,7 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope) -> Delt
     for part in rest:
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
         residual = bound if residual is None else exp.And(this=paren(residual), expression=paren(bound))
-    sides = [_side(binder, node, tuple(pair[i] for pair in pairs), what) for i, node in enumerate((left, right))]
+    sides = [_side(binder, node, tuple(pair[i] for pair in pairs)) for i, node in enumerate((left, right))]
     return DeltaJoin(sides[0], sides[1], residual, side == "LEFT", binder.next_id())
 
 
@@ -59,7 +59,7 @@ def _split(binder: Binder, on: exp.Expr, left: Node, right: Node, scope: Scope) 
         if types[columns[0]] != types[columns[1]]:
             raise binder.refuse(
                 f"{text_of(part)} compares {types[columns[0]]} with {types[columns[1]]}: such a key cannot be looked up",
-                "Declare both columns with one type.",
+                "CAST one side in a subquery, or declare both columns with one type.",
             )
         pairs.append((columns[0], columns[1]))
     return pairs, rest
@@ -73,47 +73,36 @@ def _conjuncts(node: exp.Expr) -> list[exp.Expr]:
     return [node]
 
 
-def _side(binder: Binder, node: Node, on: tuple[str, ...], what: str) -> JoinSide:
-    scan, columns = _table_columns(binder, node, on, what)
+def _side(binder: Binder, node: Node, on: tuple[str, ...]) -> Side:
+    """A table that can be asked for these fields by its key stays where it is; all other rows are kept."""
+    return stored_side(node, on) or KeptSide(node, on, binder.next_id(), keeps_nulls=False)
+
+
+def stored_side(node: Node, on: tuple[str, ...]) -> StoredSide | None:
+    """The side of a primary-key table with projections and filters, when `on` names its whole key or a prefix that it is found by."""
+    found = _table_columns(node, on)
+    if found is None:
+        return None
+    scan, columns = found
     table = scan.table
-    if not table.has_primary_key:
-        raise binder.refuse(
-            f"the join with {what} would have to keep the rows of {table.name}, a log table, as state",
-            "Give the table a primary key that begins with the join's columns, or use a lookup join: FOR SYSTEM_TIME AS OF PROCTIME().",
-        )
-    whole, prefix = set(table.primary_key), {*table.partition_keys, *table.bucket_keys}
-    if whole <= set(columns):
-        keys = table.primary_key
-    elif table.is_prefix_lookup_possible and prefix <= set(columns):
-        keys = tuple(name for name in table.primary_key if name in prefix)
-    else:
-        possible = f"({', '.join(table.primary_key)})"
-        if table.is_prefix_lookup_possible:
-            possible += f" or ({', '.join(name for name in table.primary_key if name in prefix)})"
-        raise binder.refuse(
-            f"the join with {what} has to find rows of {table.name} by ({', '.join(columns)}), and the table is found by {possible}",
-            f"Join on these columns, or key {table.name} by the join's columns first, with 'bucket.key' on them.",
-        )
-    return JoinSide(node, scan, on, columns, keys)
+    prefix = {*table.partition_keys, *table.bucket_keys}
+    if set(table.primary_key) <= set(columns):
+        return StoredSide(node, scan, on, columns, table.primary_key)
+    if table.is_prefix_lookup_possible and prefix <= set(columns):
+        return StoredSide(node, scan, on, columns, tuple(name for name in table.primary_key if name in prefix))
+    return None
 
 
-def _table_columns(binder: Binder, node: Node, on: tuple[str, ...], what: str) -> tuple[Scan, tuple[str, ...]]:
-    """The table below a side, and its columns that the fields `on` are."""
+def _table_columns(node: Node, on: tuple[str, ...]) -> tuple[Scan, tuple[str, ...]] | None:
+    """The primary-key table below a node, and its columns that the fields `on` are."""
     names = on
     while isinstance(node, Calc):
         trees = {item.name: tree for item, tree in node.projections}
-        computed = [name for name in names if not isinstance(trees[name], exp.Column)]
-        if computed:
-            raise binder.refuse(
-                f"the join with {what} compares a computed value ({', '.join(sorted(columns_of(trees[computed[0]])))})",
-                "Join on columns of the table; a lookup goes by stored keys.",
-            )
+        if not all(isinstance(trees[name], exp.Column) for name in names):
+            return None
         names = tuple(trees[name].name for name in names)
         node = node.input
-    if not isinstance(node, Scan):
-        raise binder.refuse(
-            f"the join with {what}: one side is itself a {type(node).__name__}, whose rows are not stored under the join's key",
-            "Write that side into a primary-key table by a job of its own, and join the table.",
-        )
+    if not isinstance(node, Scan) or not node.table.has_primary_key:
+        return None
     by_field = dict(zip((item.name for item in node.fields), node.columns, strict=True))
     return node, tuple(by_field[name] for name in names)

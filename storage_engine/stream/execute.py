@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
 
 import duckdb
 import numpy as np
@@ -22,35 +20,14 @@ from storage_engine.errors import SchemaMismatch
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.keyed import Keyed
+from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.optimize import prune
 from storage_engine.stream.placement import DistinctState, Placement, top_aggregate
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, JoinSide, LookupJoin, Node, columns_of, walk
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, LookupJoin, Node, Rank, columns_of, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import parse_type
-
-
-class Reader(Protocol):
-    """Point reads of the store, as a micro-batch needs them."""
-
-    def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
-        """One row per key in the order of the keys, with a last column `_found`."""
-        ...
-
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table: ...
-
-    def rows_around(self, side: JoinSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
-        ...
-
-
-@dataclass
-class Outcome:
-    """What a micro-batch wants written, and what it counted."""
-
-    ops: list[WriteOp] = field(default_factory=list)
-    n_rows_out: int = 0
-    n_dropped_nulls: int = 0
 
 
 class Executor:
@@ -63,12 +40,12 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | _DeltaJoin | _Aggregation] = []
+        self._steps: list[_Lookup | Keyed | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
-            elif isinstance(node, DeltaJoin):
-                self._steps.append(_DeltaJoin(node))
+            elif isinstance(node, DeltaJoin | Rank) or (isinstance(node, Aggregate) and node.keeps_rows):
+                self._steps.append(Keyed(node, plan.arrangements))
             elif isinstance(node, Aggregate):
                 self._steps.append(
                     _Aggregation(node, plan.placements[node.id], plan.root, is_direct=direct and top is not None and node is top[0])
@@ -79,7 +56,7 @@ class Executor:
         """One micro-batch. `inputs`: relation name of each scan (compile.source_name) -> its rows with hidden columns."""
         outcome = Outcome()
         registered: dict[str, None] = {}
-        tables = _Registry(self._con, registered)
+        tables = Registry(self._con, registered)
         try:
             for name, rows in inputs.items():
                 tables.put(name, rows)
@@ -108,7 +85,7 @@ class Executor:
         plan = self._plan
         rows = enforce_not_null(plan, rows, outcome)
         if not plan.sink.has_primary_key:
-            _append_op(outcome, WriteOp(plan.sink.name, "append", rows, None))
+            append_op(outcome, WriteOp(plan.sink.name, "append", rows, None))
             outcome.n_rows_out += rows.num_rows
             return
         if WEIGHT in rows.column_names:
@@ -141,39 +118,19 @@ def enforce_not_null(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> pa.Tabl
 
 
 def write_upserts(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> None:
-    _append_op(outcome, WriteOp(plan.sink.name, "upsert", rows, plan.targets))
+    append_op(outcome, WriteOp(plan.sink.name, "upsert", rows, plan.targets))
     outcome.n_rows_out += rows.num_rows
 
 
 def write_deletes(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> None:
     """Take rows away; a job that writes some of the columns takes away only those."""
     keys = rows.select(list(plan.sink.primary_key))
-    _append_op(outcome, WriteOp(plan.sink.name, "delete", keys, plan.value_columns if plan.is_partial else None))
+    append_op(outcome, WriteOp(plan.sink.name, "delete", keys, plan.value_columns if plan.is_partial else None))
     outcome.n_rows_out += rows.num_rows
-
-
-def _append_op(outcome: Outcome, op: WriteOp) -> None:
-    if op.rows.num_rows:
-        outcome.ops.append(op)
 
 
 def _sink_cast(expression: str, sink: TableDescriptor, name: str) -> str:
     return f"CAST({expression} AS {parse_type(sink.column(name).type).duckdb})"
-
-
-class _Registry:
-    """Arrow data by name, for the time of one micro-batch."""
-
-    def __init__(self, con: duckdb.DuckDBPyConnection, registered: dict[str, None]) -> None:
-        self._con = con
-        self._registered = registered
-
-    def put(self, name: str, rows: pa.Table) -> None:
-        self._con.register(name, rows)
-        self._registered[name] = None
-
-    def query(self, text: str) -> pa.Table:
-        return self._con.execute(text).to_arrow_table()
 
 
 class _Lookup:
@@ -187,7 +144,7 @@ class _Lookup:
         self._key_names = [name for name, _ in node.keys]
         self._columns = list(node.columns)
 
-    def run(self, _plan: JobPlan, tables: _Registry, reader: Reader, _outcome: Outcome) -> None:
+    def run(self, _plan: JobPlan, tables: Registry, reader: Reader, _outcome: Outcome) -> None:
         keys = tables.query(self._keys_sql)
         node = self._node
         if node.is_prefix:
@@ -216,32 +173,6 @@ class _Lookup:
         return keys, found.take(pc.if_else(mask, position, None))
 
 
-class _DeltaJoin:
-    """The changes of a join: what it is for the touched keys after the micro-batch, less what it was before."""
-
-    def __init__(self, node: DeltaJoin) -> None:
-        self._node = node
-        self._name = sql_of.delta_name(node)
-        self._touched_sql = sql_of.touched_keys(node)
-        self._delta_sql = sql_of.delta(node)
-        self._sides = (node.left, node.right)
-
-    def run(self, _plan: JobPlan, tables: _Registry, reader: Reader, _outcome: Outcome) -> None:
-        touched = tables.query(self._touched_sql)
-        for side in self._sides:
-            before, after = reader.rows_around(side, _lookup_keys(touched, side))
-            tables.put(sql_of.moment_name(side.scan, "start"), before)
-            tables.put(sql_of.moment_name(side.scan, "stop"), after)
-        tables.put(self._name, tables.query(self._delta_sql))
-
-
-def _lookup_keys(touched: pa.Table, side: JoinSide) -> pa.Table:
-    """The distinct values of a side's lookup columns among the touched keys, in columns named like the table's."""
-    names = [f"__j{side.columns.index(name)}" for name in side.keys]
-    keys = touched.select(names).rename_columns(list(side.keys))
-    return keys if len(names) == touched.num_columns else keys.group_by(list(side.keys), use_threads=False).aggregate([])
-
-
 class _Aggregation:
     """Advances one aggregate by a micro-batch; a direct one writes to the sink, any other registers its changes."""
 
@@ -262,7 +193,7 @@ class _Aggregation:
         if is_direct:
             self._output = _output_sql(root, node, f"{self._name}_n")
 
-    def run(self, plan: JobPlan, tables: _Registry, reader: Reader, outcome: Outcome) -> None:
+    def run(self, plan: JobPlan, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         deltas = tables.query(self._partial_sql)
         if self._joined_sql is not None:
             tables.put(f"{self._name}_p", deltas)
@@ -276,7 +207,7 @@ class _Aggregation:
 
     # state in the sink, or merged by it
 
-    def _write_direct(self, plan: JobPlan, deltas: pa.Table, tables: _Registry, reader: Reader, outcome: Outcome) -> None:
+    def _write_direct(self, plan: JobPlan, deltas: pa.Table, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         placement = self._placement
         tables.put(f"{self._name}_p", deltas)
         keys = tables.query(self._keys_sql)
@@ -303,7 +234,7 @@ class _Aggregation:
 
     # state in a table of the job
 
-    def _advance_table(self, deltas: pa.Table, tables: _Registry, reader: Reader, outcome: Outcome) -> None:
+    def _advance_table(self, deltas: pa.Table, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         placement, node = self._placement, self._node
         table = placement.table
         tables.put(f"{self._name}_p", deltas)
@@ -321,9 +252,9 @@ class _Aggregation:
         )
         if self._rows is not None:
             gone = pc.less_equal(advanced[self._rows], 0)
-            _append_op(outcome, WriteOp(table.name, "delete", keys.filter(pc.and_(gone, stored["_found"])), None))
+            append_op(outcome, WriteOp(table.name, "delete", keys.filter(pc.and_(gone, stored["_found"])), None))
             state = state.filter(pc.invert(gone))
-        _append_op(outcome, WriteOp(table.name, "upsert", state, None))
+        append_op(outcome, WriteOp(table.name, "upsert", state, None))
 
 
 class _Distinct:
@@ -337,7 +268,7 @@ class _Distinct:
         self._keys_sql = sql_of.distinct_state_keys(state.keys, f"{name}_v")
         self._deltas_sql = sql_of.distinct_deltas(node, state.accumulators, f"{name}_m")
 
-    def run(self, tables: _Registry, reader: Reader, outcome: Outcome) -> None:
+    def run(self, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         values = tables.query(self._partial_sql)
         tables.put(f"{self.name}_v", values)
         keys = tables.query(self._keys_sql)
@@ -347,8 +278,8 @@ class _Distinct:
         counts = pc.add(pc.fill_null(stored["n"], 0), values["__d"])
         gone = pc.less_equal(counts, 0)
         state = keys.append_column("n", counts)
-        _append_op(outcome, WriteOp(self._table.name, "upsert", state.filter(pc.invert(gone)), None))
-        _append_op(outcome, WriteOp(self._table.name, "delete", keys.filter(pc.and_(gone, stored["_found"])), None))
+        append_op(outcome, WriteOp(self._table.name, "upsert", state.filter(pc.invert(gone)), None))
+        append_op(outcome, WriteOp(self._table.name, "delete", keys.filter(pc.and_(gone, stored["_found"])), None))
 
 
 def _beside(deltas: pa.Table, olds: Mapping[str, pa.Array | pa.ChunkedArray], found: pa.Array | pa.ChunkedArray) -> pa.Table:

@@ -17,7 +17,7 @@ from storage_engine.stream.aggregates import Call, CallBuilder
 from storage_engine.stream.builtins import Value
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.plan import Aggregate, Expand, Field, Node
+from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
 from storage_engine.stream.render import column, render, sql
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -46,11 +46,25 @@ def bind_groups(
     condition = above.condition(having.this) if having is not None else None
     if node.is_retracting:
         calls.builder.rows()
-    by = list(keys.found)
+    by: list[tuple[Field, exp.Expr]] = list(keys.found)
     if mark is not None:
-        by = [(Field(item.name, item.type), column(item.name)) for item, _ in keys.found] + [(mark, column(mark.name))]
-    made = Aggregate(node, tuple(by), tuple(calls.builder.accumulators), tuple(calls.found), binder.next_id())
+        by = [(Field(item.name, item.type), column(item.name)) for item, _ in keys.found]
+        by.append((mark, column(mark.name)))
+    keeps_rows = calls.builder.keeps_rows
+    if keeps_rows:
+        node, by = _with_key_fields(node, by)
+    made = Aggregate(node, tuple(by), tuple(calls.builder.accumulators), tuple(calls.found), binder.next_id(), keeps_rows)
     return made, values, condition
+
+
+def _with_key_fields(node: Node, by: list[tuple[Field, exp.Expr]]) -> tuple[Node, list[tuple[Field, exp.Expr]]]:
+    """The input with a field for each key: kept rows are found by fields."""
+    computed = [(Field(f"$g{i}", item.type, item.nullable), tree) for i, (item, tree) in enumerate(by) if not isinstance(tree, exp.Column)]
+    if not computed:
+        return node, by
+    names = {id(tree): item.name for item, tree in computed}
+    keys: list[tuple[Field, exp.Expr]] = [(item, column(names[id(tree)]) if id(tree) in names else tree) for item, tree in by]
+    return Calc(node, (*((item, column(item.name)) for item in node.fields), *computed)), keys
 
 
 class _Keys:

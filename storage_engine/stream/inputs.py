@@ -15,9 +15,10 @@ import pyarrow.compute as pc
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.compile import SEQUENCE
+from storage_engine.stream.compile import POSITION, SEQUENCE
 from storage_engine.stream.plan import Scan
 
+_METADATA = ("_commit_timestamp", "_partition", "_bucket", "_log_offset")
 TAKEN_BACK = pa.array(["-U", "-D"], pa.string())
 
 
@@ -90,16 +91,22 @@ def _advance(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> dict[
     return advanced
 
 
-def read_scan(store: Store, scan: Scan, work: InputRange) -> pa.Table:
-    """The rows of one scan, with weight and sequence when they can be taken back."""
+def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = False) -> pa.Table:
+    """The rows of one scan, with weight and sequence when they can be taken back; `positioned`: a log's with their places in it."""
     table = store.table(scan.table.name)
     start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
     changed: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
-    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=scan.is_retracting).read_all()
+    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=scan.is_retracting or positioned).read_all()
     if not scan.is_retracting:
-        return rows
+        return with_position(rows, list(scan.columns)) if positioned else rows
     taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)
     weights = pc.if_else(taken_back, pa.scalar(-1, pa.int8()), pa.scalar(1, pa.int8()))
     plain = rows.select(list(scan.columns))
     return plain.append_column(WEIGHT, weights).append_column(SEQUENCE, rows["_log_offset"])
+
+
+def with_position(rows: pa.Table, columns: list[str]) -> pa.Table:
+    """Scanned rows of a log with the columns POSITION instead of the scan's metadata."""
+    named = rows.select([*columns, *_METADATA]).rename_columns([*columns, *POSITION])
+    return named.set_column(len(columns), POSITION[0], named[POSITION[0]].cast(pa.int64()))

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, JoinSide, LookupJoin, Node, Scan, Union, columns_of
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Side, StoredSide, Union, columns_of
 from storage_engine.stream.render import column, paren
 
 _NARROW = ("BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "DATE", "TIMESTAMP")
@@ -35,6 +35,10 @@ def prune(node: Node, needed: set[str]) -> Node:
     if isinstance(node, DeltaJoin):
         used = needed | columns_of(node.residual)
         return replace(node, left=_prune_side(node.left, used), right=_prune_side(node.right, used))
+    if isinstance(node, Rank):
+        used = needed | {name for name, _, _ in node.order}
+        number = node.number if node.number is not None and node.number.name in needed else None
+        return replace(node, side=_prune_side(node.side, used), number=number)
     if isinstance(node, Union):
         kept_fields = tuple(item for item in node.fields if item.name in needed) or node.fields[:1]
         names = {item.name for item in kept_fields}
@@ -48,14 +52,16 @@ def prune(node: Node, needed: set[str]) -> Node:
     return replace(node, input=prune(node.input, below))
 
 
-def _prune_side(side: JoinSide, used: set[str]) -> JoinSide:
-    """A side with the fields used, those of the equalities, and its table's primary key: rows are told apart by it."""
+def _prune_side(side: Side, used: set[str]) -> Side:
+    """A side with the fields used, those it is asked by, and its unique key: rows are told apart by it."""
     key = set(side.node.unique_key or ())
     pruned = prune(side.node, ({item.name for item in side.node.fields} & used) | set(side.on) | key)
+    if not isinstance(side, StoredSide):
+        return replace(side, node=pruned)
     scan = pruned
     while isinstance(scan, Calc):
         scan = scan.input
-    assert isinstance(scan, Scan), "a side of a delta join is a table with projections and filters"
+    assert isinstance(scan, Scan), "a stored side is a table with projections and filters"
     return replace(side, node=pruned, scan=scan)
 
 
@@ -87,7 +93,9 @@ def _push_filters(node: Node) -> Node:
     if isinstance(node, Union):
         return replace(node, branches=tuple(_push_filters(branch) for branch in node.branches))
     if isinstance(node, DeltaJoin):
-        return node
+        return replace(node, left=_pushed(node.left), right=_pushed(node.right))
+    if isinstance(node, Rank):
+        return replace(node, side=_pushed(node.side))
     if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, LookupJoin):
         join = node.input
         available = {item.name for item in join.input.fields}
@@ -98,6 +106,10 @@ def _push_filters(node: Node) -> Node:
             below = Calc(join.input, tuple((item, column(item.name)) for item in join.input.fields), _conjunction(movable))
             return _push_filters(Calc(replace(join, input=below), node.projections, _conjunction(staying)))
     return replace(node, input=_push_filters(node.input))
+
+
+def _pushed(side: Side) -> Side:
+    return side if isinstance(side, StoredSide) else replace(side, node=_push_filters(side.node))
 
 
 def _is_identity(node: Calc) -> bool:

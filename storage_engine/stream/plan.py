@@ -7,7 +7,8 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Scan         the log of a table, or the changelog of a primary-key table
     Calc         projection and filter
     LookupJoin   rows of another table as they are now, by its primary key or a prefix of it
-    DeltaJoin    two primary-key tables; its only state are the tables themselves
+    DeltaJoin    two relations by equal keys; rows that are in a primary-key table already are not kept again
+    Rank         the first rows of each partition in an order (Top-N, deduplication)
     Aggregate    GROUP BY; its state is where placement.py says
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
@@ -139,10 +140,10 @@ class LookupJoin:
 
 
 @dataclass(frozen=True)
-class JoinSide:
-    """One input of a DeltaJoin: a Scan of a primary-key table, or a chain of Calcs over one.
+class StoredSide:
+    """Rows that are in a table already: a Scan of a primary-key table, or a chain of Calcs over one.
 
-    on       the side's fields of the join's equalities, in the join's order
+    on       fields of the node by which its rows are asked for, in the operator's order
     columns  the table's columns that these fields are
     keys     those of `columns` by which the table is looked up: the whole primary key, or a prefix of it
     """
@@ -159,18 +160,38 @@ class JoinSide:
 
 
 @dataclass(frozen=True)
+class KeptSide:
+    """Rows that the job keeps in a state table of its own, under the fields `on` (arrangement.py says how).
+
+    keeps_nulls  rows with a null in `on` are kept as well: a group may be NULL, a join's key finds nothing then
+    """
+
+    node: Node
+    on: tuple[str, ...]
+    id: int = 0
+    keeps_nulls: bool = True
+
+
+Side = StoredSide | KeptSide
+
+
+@dataclass(frozen=True)
 class DeltaJoin:
-    """The join of two primary-key tables, kept by looking up the other table's rows for each change (Fluss's and Flink's delta join).
+    """A join, kept by looking up the other side's rows for the keys that a micro-batch touches.
 
     residual  what ON says beside the equalities, over the fields of both
     is_outer  LEFT JOIN: a left row without a match stays, with nulls
     """
 
-    left: JoinSide
-    right: JoinSide
+    left: Side
+    right: Side
     residual: exp.Expr | None
     is_outer: bool
     id: int = 0
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        return self.left, self.right
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -179,7 +200,7 @@ class DeltaJoin:
 
     @property
     def is_retracting(self) -> bool:
-        return True
+        return self.is_outer or self.left.node.is_retracting or self.right.node.is_retracting
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
@@ -200,14 +221,63 @@ class DeltaJoin:
 
 
 @dataclass(frozen=True)
+class Rank:
+    """Top-N: the rows of each partition whose ROW_NUMBER is at most `limit`. Equal rows: the one that came first, where that is known.
+
+    side    its `on` are the fields of PARTITION BY
+    order   fields of ORDER BY: (field, is descending, are nulls first)
+    number  the field of the row's number; None: not selected
+    """
+
+    side: Side
+    order: tuple[tuple[str, bool, bool], ...]
+    limit: int
+    number: Field | None
+    id: int = 0
+
+    @property
+    def sides(self) -> tuple[Side]:
+        return (self.side,)
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.side.node.fields + ((self.number,) if self.number is not None else ())
+
+    @property
+    def is_retracting(self) -> bool:
+        return True  # a new row may take the place of another
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        if self.limit == 1:
+            return self.side.on
+        if self.number is not None:
+            return (*self.side.on, self.number.name)
+        return self.side.node.unique_key
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.side.node,)
+
+
+@dataclass(frozen=True)
 class Aggregate:
-    """GROUP BY. Fields: the keys, then one per call."""
+    """GROUP BY. Fields: the keys, then one per call.
+
+    keeps_rows  the input's rows are kept by group and a touched group is computed anew: for functions that cannot take a row back
+                (MIN of rows that may leave); the keys are fields of the input then
+    """
 
     input: Node
     keys: tuple[tuple[Field, exp.Expr], ...]
     accumulators: tuple[Accumulator, ...]
     calls: tuple[tuple[Field, Call], ...]
     id: int = 0
+    keeps_rows: bool = False
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        return (KeptSide(self.input, tuple(tree.name for _, tree in self.keys), self.id),) if self.keeps_rows else ()
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -282,7 +352,7 @@ class Expand:
         return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
 
 
-Node = Scan | Calc | LookupJoin | DeltaJoin | Aggregate | Union | Expand
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand
 
 
 @dataclass(frozen=True)
@@ -332,9 +402,11 @@ def describe(node: Node, depth: int = 0) -> list[str]:
     elif isinstance(node, DeltaJoin):
         on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
         on += f" and {sql(node.residual)}" if node.residual is not None else ""
-        line = f"DeltaJoin {'left' if node.is_outer else 'inner'} on {on}, no state of its own: a change looks up "
-        line += " and ".join(
-            f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})" for side in (node.left, node.right)
+        line = f"DeltaJoin {'left' if node.is_outer else 'inner'} on {on}: a change looks up " + " and ".join(map(_found, node.sides))
+    elif isinstance(node, Rank):
+        order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
+        line = (
+            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
         )
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
@@ -344,7 +416,21 @@ def describe(node: Node, depth: int = 0) -> list[str]:
     else:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
+        line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))
     return out
+
+
+def _found(side: Side) -> str:
+    if isinstance(side, KeptSide):
+        return f"rows kept by ({', '.join(side.on)})"
+    return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
+
+
+def is_positioned(node: Node) -> bool:
+    """True when each row stands for one row of one log, whose place in the log tells it from all others and orders it."""
+    if isinstance(node, Scan):
+        return not node.table.has_primary_key
+    return (isinstance(node, Calc) or (isinstance(node, LookupJoin) and not node.is_prefix)) and is_positioned(node.input)

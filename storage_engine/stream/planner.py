@@ -6,6 +6,7 @@ are all it needs: planning the same job twice gives the same plan.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -13,10 +14,25 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.stream.arrangement import Arrangement, arrange
 from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
 from storage_engine.stream.optimize import optimize
 from storage_engine.stream.placement import Placement, place, top_aggregate
-from storage_engine.stream.plan import Aggregate, Calc, LookupJoin, Node, Query, describe, lookups, scans, walk
+from storage_engine.stream.plan import (
+    Aggregate,
+    Calc,
+    DeltaJoin,
+    KeptSide,
+    LookupJoin,
+    Node,
+    Query,
+    Rank,
+    describe,
+    is_positioned,
+    lookups,
+    scans,
+    walk,
+)
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -30,7 +46,8 @@ class JobPlan:
 
     root        tree whose fields are the sink's target columns, by name
     targets     the sink's columns that the job writes, in the order of root's fields
-    placements  id of an Aggregate -> where it keeps its state
+    placements    id of an Aggregate -> where it keeps its state
+    arrangements  id of a KeptSide -> the table that its rows are kept in
     """
 
     root: Node
@@ -40,6 +57,7 @@ class JobPlan:
     drops_nulls: bool = False
     notices: tuple[str, ...] = ()
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
+    arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
 
     @property
     def source_tables(self) -> tuple[str, ...]:
@@ -56,7 +74,13 @@ class JobPlan:
         for placement in self.placements.values():
             tables.extend([placement.table] if placement.mode == "table" else [])
             tables.extend(state.table for state in placement.distinct)
-        return tuple(tables)
+        return (*tables, *(arrangement.table for arrangement in self.arrangements.values()))
+
+    @functools.cached_property
+    def positioned_scans(self) -> frozenset[int]:
+        """Ids of the scans of logs whose rows are kept, or ranked, by their places in the log."""
+        sides = [side for node in walk(self.root) if isinstance(node, DeltaJoin | Rank | Aggregate) for side in node.sides]
+        return frozenset(scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node))
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
@@ -84,6 +108,7 @@ class JobPlan:
             where = {"merge": "merged by", "sink": "kept in the result columns of", "table": "kept in state table"}[placement.mode]
             lines.append(f"State: {where} {placement.table.name}" + (f" ({placement.reason})" if placement.reason else ""))
             lines.extend(f"State: distinct values in {state.table.name}" for state in placement.distinct)
+        lines.extend(f"State: rows kept in {item.table.name} by ({', '.join(item.side.on)})" for item in self.arrangements.values())
         lines.extend(f"Lookup in {name} sees rows as they are when processed: a recomputation sees today's" for name in self.lookup_tables)
         lines.extend(f"Notice: {notice}" for notice in self.notices)
         return lines
@@ -117,7 +142,7 @@ def plan_insert(
     placements = _placements(root, sink, job)
     _check_sink(root, sink, placements, where)
     notices = (*query.notices, *_order_notices(root, sink))
-    return JobPlan(root, sink, targets, placements, drops, notices, dict(binder.used_views))
+    return JobPlan(root, sink, targets, placements, drops, notices, dict(binder.used_views), _arrangements(root, sink, job))
 
 
 def plan_view(
@@ -220,7 +245,7 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
     placements: dict[int, Placement] = {}
     top = top_aggregate(root)
     for node in walk(root):
-        if not isinstance(node, Aggregate):
+        if not isinstance(node, Aggregate) or node.keeps_rows:
             continue
         if top is not None and node is top[0]:
             outputs = tuple((item.name, tree) for item, tree in top[1].projections)
@@ -228,6 +253,13 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
         else:
             placements[node.id] = place(node, None, None, sink, job)
     return placements
+
+
+def _arrangements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Arrangement]:
+    kept = [
+        side for node in walk(root) if isinstance(node, DeltaJoin | Rank | Aggregate) for side in node.sides if isinstance(side, KeptSide)
+    ]
+    return {side.id: arrange(side, f"{sink.name}__rows_{job}_{side.id}", sink.n_buckets) for side in kept}
 
 
 def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Placement], where: str) -> None:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.inputs import TAKEN_BACK, InputRange
-from storage_engine.stream.plan import JoinSide
+from storage_engine.stream.plan import StoredSide
 
 _NUMBER: Final = "__number"
 
@@ -37,7 +37,7 @@ class StoreReader:
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
         return self._backend.prefix_lookup(table, prefixes, columns, None)
 
-    def rows_around(self, side: JoinSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+    def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
 
         Errors: OffsetOutOfRange when the changelog no longer reaches back to the start.
@@ -52,7 +52,7 @@ class StoreReader:
         before = _put_back(after, self._changes(table.name, start, stop, names, keys), table.primary_key)
         return before.select(columns), after.select(columns)
 
-    def _current(self, side: JoinSide, keys: pa.Table, names: list[str]) -> pa.Table:
+    def _current(self, side: StoredSide, keys: pa.Table, names: list[str]) -> pa.Table:
         name = side.scan.table.name
         if side.is_prefix:
             return self._backend.prefix_lookup(name, keys, names, None)

@@ -10,6 +10,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
+
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
@@ -19,7 +21,7 @@ from storage_engine.stream.execute import Executor
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.inputs import InputRange, next_range, read_scan, rows_between
 from storage_engine.stream.job import JobDescriptor, plan_job
-from storage_engine.stream.plan import scans
+from storage_engine.stream.plan import Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
 
@@ -50,7 +52,7 @@ class JobRunner:
         work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
         if work.n_rows == 0:
             return 0
-        inputs = {source_name(scan): read_scan(self._store, scan, work) for scan in self._scans}
+        inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
         outcome = self._executor.run(inputs, StoreReader(self._store, work))
         detail = self._advanced_detail(work, outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:
@@ -61,6 +63,9 @@ class JobRunner:
         self._offsets, self._detail = dict(work.stop), detail
         self._version = work.version or self._version
         return work.n_rows
+
+    def _read(self, scan: Scan, work: InputRange) -> pa.Table:
+        return read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
 
     def lag_rows(self) -> int:
         """Rows of the sources that the job has not read."""

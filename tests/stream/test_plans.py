@@ -139,8 +139,9 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
     [
         ("db.log_sink", None, "SELECT id, kind FROM db.events ORDER BY id", "ORDER BY: a stream has no end"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events LIMIT 3", "LIMIT"),
-        ("db.log_sink", None, "SELECT id, ROW_NUMBER() OVER (ORDER BY id) FROM db.events", "window function"),
-        ("db.log_sink", None, "SELECT e.id, o.shop FROM db.events e JOIN db.orders o ON e.id = o.id", "keep the rows of db.events"),
+        ("db.log_sink", None, "SELECT id, ROW_NUMBER() OVER (ORDER BY id) FROM db.events", "has no bound"),
+        ("db.log_sink", None, "SELECT id, RANK() OVER (ORDER BY id) FROM db.events", "window functions other than ROW_NUMBER"),
+        ("db.log_sink", None, "SELECT e.id, e.kind FROM db.events e JOIN db.orders o ON e.id = o.id", "cannot take back rows"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events EXCEPT SELECT id, kind FROM db.events", "EXCEPT counts"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id FROM db.events", "2 and 1 columns"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id, ts FROM db.events", "column kind of the UNION is"),
@@ -154,8 +155,6 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.wide", "shop,ds,n", "SELECT shop, kind, COUNT(*) FROM db.events GROUP BY shop, kind, ds", "does not contain the query's key"),
         ("db.wide", "shop,ds,n", "SELECT shop, kind, COUNT(*) FROM db.events GROUP BY shop", "kind is neither in GROUP BY"),
         ("db.wide", "shop,n", "SELECT shop, COUNT(*) FROM db.events GROUP BY shop", "ds of db.wide is the primary key"),
-        ("db.wide", "shop,ds,best", "SELECT shop, 'x', MAX(amount) FROM db.orders GROUP BY shop", r"MAX\(amount\) over an input whose "
-            "rows can change"),
         ("db.by_order", None, "SELECT shop, amount FROM db.orders", "does not contain the query's key"),
         ("db.adding", None, "SELECT shop, COUNT(*), SUM(amount), SUM(amount) FROM db.events GROUP BY shop", "merges with max"),
         ("db.adding", "shop,n", "SELECT shop, COUNT(*) FROM db.orders GROUP BY shop", "cannot be un-merged"),

@@ -115,6 +115,49 @@ LOG_CASES = {
         "SELECT grouping(shop, kind, qty // 5), grouping(kind), coalesce(shop, -1), coalesce(kind, '?'), coalesce(qty // 5, -1), count(*) "
         "FROM events GROUP BY CUBE (shop, kind), qty // 5",
     ),
+    "the latest row of each key": (
+        "CREATE TABLE db.s (shop BIGINT, kind STRING, id BIGINT, qty INT, PRIMARY KEY (shop, kind) NOT ENFORCED)",
+        "SELECT shop, kind, id, qty FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY shop, kind ORDER BY ts DESC, id) AS rn "
+        "FROM db.events WHERE shop IS NOT NULL AND kind IS NOT NULL) WHERE rn = 1",
+        "SELECT shop, kind, id, qty FROM events WHERE shop IS NOT NULL AND kind IS NOT NULL "
+        "QUALIFY row_number() OVER (PARTITION BY shop, kind ORDER BY ts DESC, id) = 1",
+    ),
+    "the first three of each shop": (
+        "CREATE TABLE db.s (shop BIGINT, rn BIGINT, id BIGINT, qty INT, PRIMARY KEY (shop, rn) NOT ENFORCED)",
+        "SELECT shop, ROW_NUMBER() OVER (PARTITION BY shop ORDER BY qty / 3 DESC, id) AS rn, id, qty FROM db.events WHERE shop IS NOT NULL "
+        "QUALIFY ROW_NUMBER() OVER (PARTITION BY shop ORDER BY qty / 3 DESC, id) <= 3",
+        "SELECT shop, row_number() OVER (PARTITION BY shop ORDER BY qty // 3 DESC NULLS LAST, id) AS rn, id, qty FROM events "
+        "WHERE shop IS NOT NULL QUALIFY rn <= 3",
+    ),
+    "a join of a log with itself": (
+        "CREATE TABLE db.s (id BIGINT, other BIGINT, qty INT)",
+        "SELECT a.id, b.id, b.qty FROM (SELECT * FROM db.events WHERE kind = 'a') a JOIN (SELECT * FROM db.events WHERE kind = 'b') b "
+        "ON a.uid = b.uid AND a.qty < b.qty",
+        "SELECT a.id, b.id AS other, b.qty FROM events a JOIN events b ON a.uid = b.uid AND a.qty < b.qty "
+        "WHERE a.kind = 'a' AND b.kind = 'b'",
+    ),
+    "a left join of a log, aggregated": (
+        "CREATE TABLE db.s (kind STRING, n BIGINT, matched BIGINT, best INT, PRIMARY KEY (kind) NOT ENFORCED)",
+        "SELECT COALESCE(a.kind, '-'), COUNT(*), COUNT(b.id), MAX(b.qty) FROM db.events a LEFT JOIN "
+        "(SELECT uid, id, qty FROM db.events WHERE kind = 'b') b ON a.uid = b.uid GROUP BY a.kind",
+        "SELECT coalesce(a.kind, '-'), count(*), count(b.id), max(b.qty) FROM events a LEFT JOIN "
+        "(SELECT * FROM events WHERE kind = 'b') b ON a.uid = b.uid GROUP BY a.kind",
+    ),
+    "the largest of counts": (
+        "CREATE TABLE db.s (kind STRING, most BIGINT, least BIGINT, shops BIGINT, PRIMARY KEY (kind) NOT ENFORCED)",
+        "SELECT kind, MAX(n), MIN(n), COUNT(*) FROM (SELECT kind, shop, COUNT(*) AS n FROM db.events WHERE kind IS NOT NULL "
+        "GROUP BY kind, shop) GROUP BY kind",
+        "SELECT kind, max(n), min(n), count(*) FROM (SELECT kind, shop, count(*) AS n FROM events WHERE kind IS NOT NULL GROUP BY ALL) "
+        "GROUP BY kind",
+    ),
+    "a join of two aggregates": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, users BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
+        "SELECT a.shop, a.n, b.users FROM (SELECT shop, COUNT(*) AS n FROM db.events WHERE shop IS NOT NULL GROUP BY shop) a "
+        "JOIN (SELECT shop, COUNT(DISTINCT uid) AS users FROM db.events WHERE qty > 3 AND shop IS NOT NULL GROUP BY shop) b "
+        "ON a.shop = b.shop AND b.users < a.n",
+        "SELECT a.shop, a.n, b.users FROM (SELECT shop, count(*) AS n FROM events GROUP BY shop) a "
+        "JOIN (SELECT shop, count(DISTINCT uid) AS users FROM events WHERE qty > 3 GROUP BY shop) b ON a.shop = b.shop AND b.users < a.n",
+    ),
     "distinct rows": (
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
         "SELECT DISTINCT shop, kind FROM db.events WHERE kind IS NOT NULL AND shop IS NOT NULL",
@@ -171,6 +214,23 @@ KEYED_CASES = {
         "WHERE shop IS NOT NULL GROUP BY shop",
         "SELECT shop, count(*) FROM (SELECT shop FROM orders WHERE kind = 'a' UNION ALL SELECT qty FROM orders) "
         "WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "extremes of rows that may go": (
+        "CREATE TABLE db.s (half BIGINT, low DECIMAL(12,2), high INT, n BIGINT, total INT, PRIMARY KEY (half) NOT ENFORCED)",
+        "SELECT COALESCE(shop / 2, -1), MIN(amount), MAX(qty), COUNT(*), SUM(qty) FROM db.orders GROUP BY shop / 2",
+        "SELECT coalesce(shop // 2, -1), min(amount), max(qty), count(*), sum(qty)::INT FROM orders GROUP BY shop // 2",
+    ),
+    "the two dearest of each shop": (
+        "CREATE TABLE db.s (shop BIGINT, rn BIGINT, id BIGINT, amount DECIMAL(12,2), PRIMARY KEY (shop, rn) NOT ENFORCED)",
+        "SELECT shop, rn, id, amount FROM (SELECT shop, id, amount, ROW_NUMBER() OVER (PARTITION BY shop ORDER BY amount DESC, id) AS rn "
+        "FROM db.orders WHERE shop IS NOT NULL) WHERE rn < 3",
+        "SELECT shop, row_number() OVER (PARTITION BY shop ORDER BY amount DESC NULLS LAST, id) AS rn, id, amount FROM orders "
+        "WHERE shop IS NOT NULL QUALIFY rn < 3",
+    ),
+    "pairs of one shop": (
+        "CREATE TABLE db.s (a BIGINT, b BIGINT, PRIMARY KEY (a, b) NOT ENFORCED)",
+        "SELECT a.id, b.id FROM db.orders a JOIN db.orders b ON a.shop = b.shop AND a.kind = b.kind AND a.id < b.id",
+        "SELECT a.id, b.id AS b FROM orders a JOIN orders b ON a.shop = b.shop AND a.kind = b.kind AND a.id < b.id",
     ),
     "a changed key column moves the row": (
         "CREATE TABLE db.s (id BIGINT, shop BIGINT, qty INT, PRIMARY KEY (id, shop) NOT ENFORCED)",
@@ -351,3 +411,18 @@ def test_a_value_that_stands_for_null_and_occurs_in_the_data_stops_the_job(store
     assert before == [(0, "ALL", 1), (0, "a", 1), (1, "ALL", 2)]
     assert sink_rows(store, "db.totals") == before
     assert "'ALL' stands for NULL, and the data has it as a value" in load_job(store, "cube").last_error
+
+
+def test_of_equal_rows_the_one_that_came_first_stays_first(store: Store) -> None:
+    SqlSession(store).execute(
+        """CREATE TABLE db.clicks (shop BIGINT, id BIGINT, qty INT);
+        CREATE TABLE db.s (shop BIGINT, id BIGINT, PRIMARY KEY (shop) NOT ENFORCED);
+        INSERT INTO db.s SELECT shop, id FROM
+          (SELECT *, ROW_NUMBER() OVER (PARTITION BY shop ORDER BY qty) AS rn FROM db.clicks) WHERE rn = 1"""
+    )
+    worker = Worker(store)
+    for ids in ([7, 8], [3], [5, 1]):
+        store.table("db.clicks").append({"shop": [1] * len(ids), "id": ids, "qty": [4] * len(ids)})
+        worker.run_until_idle()
+    assert sink_rows(store, "db.s") == [(1, 7)]
+    assert differing_jobs(store) == []

@@ -1,0 +1,129 @@
+"""Keyed: runs a join, a rank, or an aggregate that keeps its rows, over one micro-batch.
+
+For the keys that changes touch, the sides' rows before and after the micro-batch are put side by side; the operator's changes are the
+difference. Rows of a stored side come from its table; those of a kept side from the job's state table, which is advanced here.
+Holds: what is kept commits with the output and the input offsets, like all state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage_engine.api import WriteOp
+from storage_engine.stream import compile_keyed as keyed_sql
+from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.arrangement import COUNT, Arrangement
+from storage_engine.stream.compile import aggregate_name, keyed_name, quoted
+from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
+from storage_engine.stream.plan import Aggregate, DeltaJoin, KeptSide, Rank, StoredSide
+
+
+class Keyed:
+    """One operator. Registers its changes under the name that the operators above read."""
+
+    def __init__(self, node: DeltaJoin | Rank | Aggregate, arrangements: Mapping[int, Arrangement]) -> None:
+        self._name = aggregate_name(node) if isinstance(node, Aggregate) else keyed_name(node)
+        self._delta_sql = keyed_sql.delta(node)
+        self._sides = [
+            _Kept(node, side, arrangements[side.id]) if isinstance(side, KeptSide) else _Stored(node, side) for side in node.sides
+        ]
+
+    def run(self, _plan: object, tables: Registry, reader: Reader, outcome: Outcome) -> None:
+        """Put the operator's changes into `tables`, and what is kept into `outcome`."""
+        for side in self._sides:
+            side.run(tables, reader, outcome)
+        tables.put(self._name, tables.query(self._delta_sql))
+
+
+class _Stored:
+    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: StoredSide) -> None:
+        self._side = side
+        self._touched_sql = keyed_sql.touched(node, side)
+
+    def run(self, tables: Registry, reader: Reader, _outcome: Outcome) -> None:
+        side = self._side
+        touched = tables.query(self._touched_sql)
+        names = [f"__j{side.columns.index(name)}" for name in side.keys]
+        keys = touched.select(names).rename_columns(list(side.keys))
+        if len(names) < touched.num_columns:
+            keys = keys.group_by(list(side.keys), use_threads=False).aggregate([])
+        before, after = reader.rows_around(side, keys)
+        tables.put(keyed_sql.moment_name(side, "start"), before)
+        tables.put(keyed_sql.moment_name(side, "stop"), after)
+
+
+class _Kept:
+    """Advances the state table of a kept side.
+
+    A row's multiplicity is in WEIGHT: 1, or the count where equal rows are one. Ranks and joins read rows as often as they count.
+    """
+
+    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: KeptSide, arrangement: Arrangement) -> None:
+        self._arrangement = arrangement
+        self._side = side
+        self._changes = keyed_sql.changes_name(side)
+        self._is_weighted = isinstance(node, Aggregate)
+        self._changes_sql = arrangement.changes()
+        self._state_sql = arrangement.state_rows(self._changes)
+        self._touched_name = f"{self._changes}_touched"
+        self._touched_sql = keyed_sql.touched(node, side)
+        self._asked_sql = arrangement.asked(self._touched_name, tuple(f"__j{i}" for i in range(len(side.on))))
+        fields = ", ".join(quoted(name) for name in arrangement.names)
+        weight = quoted(WEIGHT)
+        on = " AND ".join(f"c.{quoted(name)} IS NOT DISTINCT FROM t.__j{i}" for i, name in enumerate(side.on)) or "TRUE"
+        changed = f"SELECT * FROM {self._changes} AS c WHERE EXISTS (SELECT 1 FROM {self._touched_name} AS t WHERE {on})"
+        both = " UNION ALL ".join(f"SELECT {fields}, {weight} FROM {rows}" for rows in (f"{self._changes}_before", f"({changed})"))
+        self._after_sql = (
+            f"SELECT {fields}, CAST(sum({weight}) AS BIGINT) AS {weight} FROM ({both}) GROUP BY {fields} HAVING sum({weight}) > 0"
+        )
+
+    def run(self, tables: Registry, reader: Reader, outcome: Outcome) -> None:
+        tables.put(self._changes, tables.query(self._changes_sql))
+        tables.put(self._touched_name, tables.query(self._touched_sql))
+        before = self._kept(reader, tables.query(self._asked_sql))
+        tables.put(f"{self._changes}_before", before)
+        after = tables.query(self._after_sql)
+        for moment, rows in zip(keyed_sql.MOMENTS, (before, after), strict=True):
+            tables.put(keyed_sql.moment_name(self._side, moment), rows if self._is_weighted else _repeated(rows))
+        self._write(tables.query(self._state_sql), reader, outcome)
+
+    def _kept(self, reader: Reader, keys: pa.Table) -> pa.Table:
+        """The rows under these keys, with their multiplicities, before the micro-batch."""
+        arrangement = self._arrangement
+        counted = arrangement.kind == "digest"
+        columns = [name for name, _ in arrangement.columns] + ([COUNT] if counted else [])
+        if arrangement.is_prefix:
+            found = reader.prefix_lookup(arrangement.table.name, keys, columns)
+        else:
+            looked_up = reader.lookup(arrangement.table.name, keys, columns)
+            found = looked_up.filter(looked_up["_found"]).select(columns)
+        weights = found[COUNT] if counted else pa.repeat(pa.scalar(1, pa.int64()), found.num_rows)
+        fields = found.select([name for name, _ in arrangement.columns]).rename_columns(arrangement.names)
+        return fields.append_column(WEIGHT, weights)
+
+    def _write(self, rows: pa.Table, reader: Reader, outcome: Outcome) -> None:
+        """The changed rows in the state table's columns: upserted where they are there afterwards, else deleted."""
+        table = self._arrangement.table
+        key = list(table.primary_key)
+        if self._arrangement.kind == "digest":
+            stored = reader.lookup(table.name, rows.select(key), [COUNT])
+            counts = pc.add(pc.fill_null(stored[COUNT], 0), rows[WEIGHT])
+            assert rows.num_rows == 0 or pc.min(counts).as_py() >= 0, f"a row is taken back that {table.name} does not have"
+            rows = rows.append_column(COUNT, counts)
+            stays = pc.greater(counts, 0)
+        else:
+            stays = pc.greater(rows[WEIGHT], 0)
+        append_op(outcome, WriteOp(table.name, "delete", rows.filter(pc.invert(stays)).select(key), None))
+        append_op(outcome, WriteOp(table.name, "upsert", rows.filter(stays).select(list(table.column_names)), None))
+
+
+def _repeated(rows: pa.Table) -> pa.Table:
+    """Each row as often as it counts."""
+    weights = rows[WEIGHT].to_numpy()
+    if (weights == 1).all():
+        return rows
+    return rows.take(pa.array(np.repeat(np.arange(len(weights)), weights)))

@@ -1,0 +1,56 @@
+"""Micro-batch: what the operators of one micro-batch share: point reads, Arrow data by name in DuckDB, and the outcome they add to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import duckdb
+import pyarrow as pa
+
+from storage_engine.api import WriteOp
+from storage_engine.stream.plan import StoredSide
+
+
+class Reader(Protocol):
+    """Point reads of the store, as a micro-batch needs them."""
+
+    def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
+        """One row per key in the order of the keys, with a last column `_found`."""
+        ...
+
+    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table: ...
+
+    def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
+        ...
+
+
+@dataclass
+class Outcome:
+    """What a micro-batch wants written, and what it counted."""
+
+    ops: list[WriteOp] = field(default_factory=list)
+    n_rows_out: int = 0
+    n_dropped_nulls: int = 0
+
+
+class Registry:
+    """Arrow data by name, for the time of one micro-batch."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, registered: dict[str, None]) -> None:
+        self._con = con
+        self._registered = registered
+
+    def put(self, name: str, rows: pa.Table) -> None:
+        self._con.register(name, rows)
+        self._registered[name] = None
+
+    def query(self, text: str) -> pa.Table:
+        return self._con.execute(text).to_arrow_table()
+
+
+def append_op(outcome: Outcome, op: WriteOp) -> None:
+    """Add a write, unless it has no rows."""
+    if op.rows.num_rows:
+        outcome.ops.append(op)
