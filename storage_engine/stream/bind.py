@@ -28,6 +28,7 @@ from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_o
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
 from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
+from storage_engine.stream.window_binding import bind_windows, window_call
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
 INERT_TABLE_HINTS = frozenset(
@@ -245,7 +246,7 @@ class Binder:
         node = self.source(source.this, scope)
         for join in select.args.get("joins") or ():
             is_lookup = isinstance(join.this, exp.Table) and join.this.args.get("version") is not None
-            node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope)
+            node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope, select.args.get("where"))
         return node
 
     def source(self, item: exp.Expr, scope: Scope) -> Node:
@@ -253,6 +254,9 @@ class Binder:
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)
+        call = window_call(item)
+        if call is not None:
+            return bind_windows(self, item, call, scope)
         if not isinstance(item, exp.Table) or not isinstance(item.this, exp.Identifier):
             raise self.refuse(f"{text_of(item)} cannot be read", "Read from a table, a view or a subquery.")
         if item.args.get("version") is not None:

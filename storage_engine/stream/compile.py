@@ -13,7 +13,7 @@ from __future__ import annotations
 from sqlglot import exp
 
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Union, is_positioned
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Union, Windows, is_positioned
 from storage_engine.stream.render import cast, column, sql
 
 SEQUENCE = "__seq"
@@ -73,6 +73,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {keyed_name(node)}"
     if isinstance(node, Union):
         return _union(node, hidden, batch=batch, carried=carried)
+    if isinstance(node, Windows):
+        return _windows(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
@@ -100,6 +102,27 @@ def _expand(node: Expand, hidden: list[str], *, batch: bool, carried: tuple[str,
     listed.append(f"CAST({mark} AS BIGINT) AS {mark}")
     body = relation(node.input, batch=batch, carried=carried)
     return f"SELECT {', '.join(listed + hidden)} FROM ({body}) CROSS JOIN (VALUES {marks}) AS __sets({mark})"
+
+
+def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    """Window starts and ends as milliseconds; `__first` is the start of the step that the row's time lies in."""
+    listed = [quoted(item.name) for item in node.input.fields]
+    size, step, offset = node.size_ms, node.step_ms, node.offset_ms
+    time = f"epoch_ms({quoted(node.time)})"
+    checked = (
+        f"CASE WHEN {quoted(node.time)} IS NULL THEN error('a row without a time lies in no window: {node.time} is null') ELSE {time} END"
+    )
+    body = f"SELECT *, CAST({checked} AS BIGINT) AS __ms FROM ({relation(node.input, batch=batch, carried=carried)})"
+    body = f"SELECT *, __ms - (((__ms - {offset}) % {step}) + {step}) % {step} AS __first FROM ({body})"
+    if node.kind == "CUMULATE":
+        start = f"(__ms - (((__ms - {offset}) % {size}) + {size}) % {size})"
+        body = f"SELECT *, {start} AS __start, unnest(range(__first + {step}, {start} + {size} + 1, {step})) AS __end FROM ({body})"
+    else:
+        body = f"SELECT *, unnest(range(__first, __first - {size}, -{step})) AS __start FROM ({body})"
+        body = f"SELECT *, __start + {size} AS __end FROM ({body})"
+    for item, value in zip(node.window, ("__start", "__end", "__end - 1"), strict=True):
+        listed.append(f"CAST(make_timestamp_ms({value}) AS TIMESTAMP_MS) AS {quoted(item.name)}")
+    return f"SELECT {', '.join(listed + hidden)} FROM ({body})"
 
 
 def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:

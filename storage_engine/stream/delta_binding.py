@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from storage_engine.stream.bind import Binder, Scope
 
 
-def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope) -> DeltaJoin:
-    """The join of what FROM has so far with one more table. Errors: StatementRefused."""
+def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: exp.Where | None) -> DeltaJoin:
+    """The join of what FROM has so far with one more table. Errors: StatementRefused.
+
+    where  the SELECT's: FROM a, b WHERE a.key = b.key takes its equalities from there
+    """
     what = text_of(join.this)
     kind, side = str(join.kind or "").upper(), str(join.side or "").upper()
-    if kind not in ("", "INNER") or side not in ("", "LEFT"):
+    if kind not in ("", "INNER", "CROSS", "OUTER") or side not in ("", "LEFT"):
         raise binder.refuse(f"{side or kind} JOIN with {what} is not kept incrementally", "Use JOIN or LEFT JOIN.")
-    if join.args.get("on") is None:
-        raise binder.refuse(f"the join with {what} has no ON", "Write ON a.key = b.key.")
     known = len(scope.columns)
     right = binder.source(join.this, scope)
     if side == "LEFT":
         scope.columns[known:] = [(alias, name, Field(item.name, item.type)) for alias, name, item in scope.columns[known:]]
-    pairs, rest = _split(binder, join.args["on"], left, right, scope)
+    on = join.args.get("on")
+    parts = _conjuncts(on) if on is not None else _resolvable(_conjuncts(where.this) if where is not None else [], scope)
+    pairs, rest = _split(binder, parts, left, right, scope)
     if not pairs:
         raise binder.refuse(f"the join with {what} has no equality between its sides", "Join ON a.key = b.key.")
     residual: exp.Expr | None = None
@@ -42,13 +45,22 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope) -> Delt
     return DeltaJoin(sides[0], sides[1], residual, side == "LEFT", binder.next_id())
 
 
-def _split(binder: Binder, on: exp.Expr, left: Node, right: Node, scope: Scope) -> tuple[list[tuple[str, str]], list[exp.Expr]]:
+def _resolvable(parts: list[exp.Expr], scope: Scope) -> list[exp.Expr]:
+    """The conditions over tables that FROM has named so far."""
+    known = {alias for alias, _, _ in scope.columns}
+    names = {name for _, name, _ in scope.columns}
+    return [part for part in parts if all(c.table in known if c.table else c.name in names for c in part.find_all(exp.Column))]
+
+
+def _split(
+    binder: Binder, conditions: list[exp.Expr], left: Node, right: Node, scope: Scope
+) -> tuple[list[tuple[str, str]], list[exp.Expr]]:
     """The equalities of a field of the left with a field of the right, and the other conditions."""
     types = {item.name: item.type for item in (*left.fields, *right.fields)}
     names = [{item.name for item in node.fields} for node in (left, right)]
     pairs: list[tuple[str, str]] = []
     rest: list[exp.Expr] = []
-    for part in _conjuncts(on):
+    for part in conditions:
         found = [binder.expressions(scope).bind(item).ast for item in (part.this, part.expression)] if isinstance(part, exp.EQ) else []
         columns = [item.name for item in found if isinstance(item, exp.Column)]
         if len(columns) == 2 and columns[0] in names[1] and columns[1] in names[0]:

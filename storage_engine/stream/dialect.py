@@ -19,6 +19,14 @@ from storage_engine.errors import StatementRefused
 _SPECIAL_SYNTAX = ("CAST", "TRY_CAST", "EXTRACT", "TRIM", "POSITION", "SUBSTRING", "FLOOR", "CEIL", "OVERLAY")
 
 
+WINDOW_FUNCTIONS = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
+"""Table functions that give each row its windows."""
+
+
+def _window_function(name: str) -> Any:
+    return lambda self: self._parse_window_function(name)
+
+
 class Flink(Dialect):
     """Flink SQL, as far as SELECT goes."""
 
@@ -40,6 +48,7 @@ class Flink(Dialect):
             **{name: parse for name, parse in parser.Parser.FUNCTION_PARSERS.items() if name in _SPECIAL_SYNTAX},
             "JSON_VALUE": lambda self: self._parse_json_function("JSON_VALUE"),
             "JSON_QUERY": lambda self: self._parse_json_function("JSON_QUERY"),
+            **{name: _window_function(name) for name in WINDOW_FUNCTIONS},
         }
 
         def _parse_table_parts(self, *args: Any, **kwargs: Any) -> Any:
@@ -47,6 +56,25 @@ class Flink(Dialect):
             if table is not None and self._match(TokenType.HINT):
                 table.meta["hint"] = " ".join(self._prev_comments or [])
             return table
+
+        def _parse_window_function(self, name: str) -> exp.Expr:
+            """The arguments as written: TABLE t, DESCRIPTOR(c), intervals; each may be named (SIZE => INTERVAL ...)."""
+            return exp.Anonymous(this=name, expressions=self._parse_csv(self._parse_window_argument))
+
+        def _parse_window_argument(self) -> exp.Expr | None:
+            label = ""
+            if self._next is not None and self._next.token_type == TokenType.FARROW:
+                label = self._curr.text.upper()
+                self._advance(2)
+            if self._match(TokenType.TABLE):
+                argument = self._parse_table_parts()
+                if self._match_text_seq("PARTITION", "BY"):
+                    argument.meta["partition_by"] = self._parse_csv(self._parse_column)
+            else:
+                argument = self._parse_assignment()
+            if argument is not None:
+                argument.meta["label"] = label
+            return argument
 
         def _parse_json_function(self, name: str) -> exp.Expr:
             arguments = self._parse_csv(self._parse_assignment)

@@ -60,7 +60,7 @@ def _joined_table(binder: Binder, join: exp.Join, scope: Scope) -> tuple[TableDe
     kind, side = str(join.kind or "").upper(), str(join.side or "").upper()
     what = text_of(item)
     assert isinstance(item, exp.Table), "bind.py sends only joins FOR SYSTEM_TIME here"
-    if kind not in ("", "INNER") or side not in ("", "LEFT"):
+    if kind not in ("", "INNER", "OUTER") or side not in ("", "LEFT"):
         raise StatementRefused(
             f"{side or kind} JOIN with {what}: a lookup join follows the left input only",
             where=binder.where,

@@ -11,7 +11,21 @@ from dataclasses import replace
 
 from sqlglot import exp
 
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Side, StoredSide, Union, columns_of
+from storage_engine.stream.plan import (
+    Aggregate,
+    Calc,
+    DeltaJoin,
+    Expand,
+    LookupJoin,
+    Node,
+    Rank,
+    Scan,
+    Side,
+    StoredSide,
+    Union,
+    Windows,
+    columns_of,
+)
 from storage_engine.stream.render import column, paren
 
 _NARROW = ("BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "DATE", "TIMESTAMP")
@@ -43,6 +57,8 @@ def prune(node: Node, needed: set[str]) -> Node:
         kept_fields = tuple(item for item in node.fields if item.name in needed) or node.fields[:1]
         names = {item.name for item in kept_fields}
         return Union(tuple(prune(branch, names) for branch in node.branches), kept_fields)
+    if isinstance(node, Windows):
+        return replace(node, input=prune(node.input, ({item.name for item in node.input.fields} & needed) | {node.time}))
     if isinstance(node, Expand):
         below = {item.name for item in node.input.fields} & needed
         return replace(node, input=prune(node.input, below.union(*(columns_of(tree) for _, tree in node.keys))))

@@ -12,6 +12,7 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Aggregate    GROUP BY; its state is where placement.py says
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
+    Windows      each row once per window of time that it lies in (TUMBLE, HOP, CUMULATE)
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from sqlglot import exp
 
@@ -92,6 +94,7 @@ class Calc:
             return self.key
         kept = {tree.name: item.name for item, tree in self.projections if isinstance(tree, exp.Column)}
         same = dict(self.input.twins) if isinstance(self.input, DeltaJoin) else {}
+        same |= {other: name for name, other in same.items()}
         found = [kept.get(name, kept.get(same.get(name, name))) for name in of_input]
         return None if None in found else tuple(name for name in found if name is not None)
 
@@ -205,6 +208,10 @@ class DeltaJoin:
     @property
     def unique_key(self) -> tuple[str, ...] | None:
         left, right = self.left.node.unique_key, self.right.node.unique_key
+        if left is not None and right is not None and set(right) <= set(self.right.on):
+            return left  # a left row meets one right row at most
+        if left is not None and right is not None and not self.is_outer and set(left) <= set(self.left.on):
+            return right
         if left is None or right is None:
             return None
         equated = dict(zip(self.right.on, self.left.on, strict=True))
@@ -212,7 +219,7 @@ class DeltaJoin:
 
     @property
     def twins(self) -> tuple[tuple[str, str], ...]:
-        """Field of the left side -> the field of the right side that always equals it."""
+        """Pairs of a left and a right field that always are equal."""
         return () if self.is_outer else tuple(zip(self.left.on, self.right.on, strict=True))
 
     @property
@@ -352,7 +359,45 @@ class Expand:
         return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
 
 
-Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand
+@dataclass(frozen=True)
+class Windows:
+    """Each input row once per window that its time lies in; an error for a row without a time.
+
+    time    the input's field of the event's time
+    kind    HOP: windows of `size_ms`, one every `step_ms` (TUMBLE: as long as the step). CUMULATE: windows that begin every `size_ms`
+            and end after each further `step_ms`
+    window  the fields of the window's start, its end, and its last millisecond
+    """
+
+    input: Node
+    time: str
+    kind: Literal["HOP", "CUMULATE"]
+    size_ms: int
+    step_ms: int
+    offset_ms: int
+    window: tuple[Field, Field, Field] | tuple[Field, ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.input.fields + self.window
+
+    @property
+    def is_retracting(self) -> bool:
+        return self.input.is_retracting
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        of_input = self.input.unique_key
+        if of_input is None or self.size_ms == self.step_ms:
+            return of_input
+        return (*of_input, self.window[1 if self.kind == "CUMULATE" else 0].name)
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.input,)
+
+
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows
 
 
 @dataclass(frozen=True)
@@ -410,6 +455,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         )
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
+    elif isinstance(node, Windows):
+        line = f"Windows {node.kind} by {node.time}: size {node.size_ms} ms, step {node.step_ms} ms, offset {node.offset_ms} ms"
     elif isinstance(node, Expand):
         sets = ", ".join(f"({', '.join(sql(node.keys[i][1]) for i in grouped)})" for grouped in node.sets)
         line = f"Expand to grouping sets {sets}"

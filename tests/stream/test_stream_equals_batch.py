@@ -158,6 +158,31 @@ LOG_CASES = {
         "SELECT a.shop, a.n, b.users FROM (SELECT shop, count(*) AS n FROM events GROUP BY shop) a "
         "JOIN (SELECT shop, count(DISTINCT uid) AS users FROM events WHERE qty > 3 GROUP BY shop) b ON a.shop = b.shop AND b.users < a.n",
     ),
+    "tumbling windows": (
+        "CREATE TABLE db.s (window_start TIMESTAMP(3), window_end TIMESTAMP(3), window_time TIMESTAMP(3), kind STRING, n BIGINT, "
+        "PRIMARY KEY (window_start, window_end, window_time, kind) NOT ENFORCED)",
+        "SELECT window_start, window_end, window_time, kind, COUNT(*) FROM TABLE(TUMBLE(TABLE db.events, DESCRIPTOR(ts), "
+        "INTERVAL '6' HOUR, INTERVAL '1' HOUR)) WHERE kind IS NOT NULL GROUP BY window_start, window_end, window_time, kind",
+        "SELECT s, s + INTERVAL 6 HOUR, s + INTERVAL 6 HOUR - INTERVAL 1 MILLISECOND, kind, count(*) FROM (SELECT kind, "
+        "time_bucket(INTERVAL 6 HOUR, ts, TIMESTAMP '2017-01-01 01:00:00') AS s FROM events WHERE kind IS NOT NULL) GROUP BY ALL",
+    ),
+    "hopping windows, and the best kind of each": (
+        "CREATE TABLE db.s (window_start TIMESTAMP(3), most BIGINT, kinds BIGINT, PRIMARY KEY (window_start) NOT ENFORCED)",
+        "SELECT window_start, MAX(n), COUNT(*) FROM (SELECT window_start, kind, COUNT(*) AS n FROM TABLE(HOP(DATA => TABLE db.events, "
+        "TIMECOL => DESCRIPTOR(ts), SLIDE => INTERVAL '4' HOUR, SIZE => INTERVAL '12' HOUR)) GROUP BY window_start, kind) "
+        "GROUP BY window_start",
+        "SELECT s, max(n), count(*) FROM (SELECT s, kind, count(*) AS n FROM (SELECT kind, time_bucket(INTERVAL 4 HOUR, ts, "
+        "TIMESTAMP '2017-01-01') - i * INTERVAL 4 HOUR AS s FROM (SELECT *, unnest(range(0, 3)) AS i FROM events)) GROUP BY ALL) "
+        "GROUP BY s",
+    ),
+    "cumulating windows": (
+        "CREATE TABLE db.s (window_start TIMESTAMP(3), window_end TIMESTAMP(3), n BIGINT, users BIGINT, "
+        "PRIMARY KEY (window_start, window_end) NOT ENFORCED)",
+        "SELECT window_start, window_end, COUNT(*), COUNT(DISTINCT uid) FROM "
+        "TABLE(CUMULATE(TABLE db.events, DESCRIPTOR(ts), INTERVAL '6' HOUR, INTERVAL '1' DAY)) GROUP BY window_start, window_end",
+        "SELECT d, d + e * INTERVAL 6 HOUR, count(*), count(DISTINCT uid) FROM (SELECT uid, ts, date_trunc('day', ts) AS d, "
+        "unnest(range(1, 5)) AS e FROM events) WHERE ts < d + e * INTERVAL 6 HOUR GROUP BY ALL",
+    ),
     "distinct rows": (
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
         "SELECT DISTINCT shop, kind FROM db.events WHERE kind IS NOT NULL AND shop IS NOT NULL",
