@@ -35,6 +35,10 @@ class StoreSection(Section):
     dir: Path = Field(default=Path("data/store"), description="folder of the store; one process opens it at a time")
     host: str = Field(default="127.0.0.1", description="address the server listens on; other than loopback needs authentication")
     port: Port = Field(default=9650, description="port the server listens on (Arrow Flight)")
+    partitions_max: int = Field(default=1000, ge=1, description="partitions one table may have")
+    consumer_expiration_hours: float = Field(
+        default=168.0, ge=0, description="hours after which a consumer that commits nothing and has no live member is forgotten; 0: never"
+    )
     url: str = Field(
         default="", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
     )

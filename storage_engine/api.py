@@ -20,9 +20,13 @@ CAPABILITIES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
-        "backup", "journal", "idempotent_writes", "objects", "tiering",
+        "backup", "journal", "idempotent_writes", "objects", "tiering", "add_partition", "auto_partition", "statistics_of_buckets",
     }
 )
+
+
+CONSUMER_PREFIX = "consumer:"
+"""Owners of progress that begin so are consumer groups: consumer:NAME:TABLE."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,27 @@ class Progress:
     expected   the offsets the writer believes to be recorded; None: do not compare. A difference raises ProgressConflict.
     offsets    table name -> next offset per bucket; replaces the recorded offsets of the owner.
     detail     anything small the owner wants to find again (JSON values).
+    as_of      the store's version when the offsets were read: a partition created after it is not the one that was read, and
+               raises ProgressConflict. None: do not compare.
+    merges     `offsets` replace those of the buckets they name, and `expected` is compared for those it names; the others stay.
+    generation of the consumer group, as the member knows it; another one raises ProgressConflict. None: do not compare.
     """
 
     owner: str
     offsets: Mapping[str, Offsets]
     expected: Mapping[str, Offsets] | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    as_of: int | None = None
+    merges: bool = False
+    generation: int | None = None
+
+
+@dataclass(frozen=True)
+class Membership:
+    """A consumer group as one of its members is told: its generation, and the ids of all live members, sorted."""
+
+    generation: int
+    members: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,10 +88,14 @@ class CommitRequest:
 
 @dataclass(frozen=True)
 class CommitResult:
-    """`version`: the store's version that contains the write. `is_duplicate`: the write id was applied before."""
+    """`version`: the store's version that contains the write. `is_duplicate`: the write id was applied before.
+
+    n_late_rows  rows left out because retention has passed their partition ('table.auto-partition.late-rows' = 'drop')
+    """
 
     version: int
     is_duplicate: bool = False
+    n_late_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,6 +134,15 @@ class BackupInfo:
     n_bytes: int
 
 
+BUCKET_STATISTICS = pa.schema(
+    [
+        ("partition", pa.string()), ("bucket", pa.int32()), ("start_offset", pa.int64()), ("end_offset", pa.int64()),
+        ("n_frames", pa.int64()), ("bytes", pa.int64()), ("last_commit_ms", pa.int64()), ("unread_ms", pa.int64()),
+    ]
+)  # fmt: skip
+"""What bucket_statistics answers. Ages are by the clock of the store; null where no row is left."""
+
+
 class Backend(Protocol):
     """What a store must answer. Every method may raise a FlashlakeError; none returns damaged data."""
 
@@ -121,9 +153,13 @@ class Backend(Protocol):
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor: ...
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor: ...
     def drop_table(self, name: str, *, if_exists: bool) -> None: ...
+    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None: ...
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None: ...
     def tables(self) -> list[TableDescriptor]: ...
-    def partitions(self, table: str) -> list[str]: ...
+    def partitions(self, table: str) -> dict[str, int]:
+        """Name -> id of every partition, sorted by name. A partition created again under its name has another id."""
+        ...
+
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
         """Store (or with None: drop) a small named definition: kind is "job", "view", "materialized_view", "function"."""
         ...
@@ -141,10 +177,26 @@ class Backend(Protocol):
 
     def commits(self, after: int, limit: int) -> list[CommitInfo]: ...
     def progress(self, owner_prefix: str) -> dict[str, Progress]: ...
+    def drop_progress(self, owner: str) -> bool:
+        """Forget an owner's progress; False when there is none."""
+        ...
+
+    def heartbeat(self, owner: str, member: str, session_timeout_ms: int) -> Membership:
+        """Say that a member of a consumer group lives. A new member joins; one not heard of for its session timeout is out."""
+        ...
+
+    def leave_group(self, owner: str, member: str) -> None: ...
 
     # reads
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets: ...
-    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]: ...
+    def fetch(
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+    ) -> Iterator[FetchedFrame]:
+        """The frames that hold `ranges`. `as_of`: the version the ranges were made at; a partition created after it is not the one
+        meant, and raises PartitionChanged, as one does that is gone.
+        """
+        ...
+
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         """One row per key, in the order of the keys, with a last column `_found` (bool); missing rows are null."""
         ...
@@ -155,6 +207,17 @@ class Backend(Protocol):
         ...
 
     def count(self, table: str) -> int: ...
+    def bucket_statistics(self, table: str, positions: Offsets | None = None) -> pa.Table:
+        """One row per bucket that was ever written, from the frame index: BUCKET_STATISTICS.
+
+        positions  `unread_ms` is the age of the oldest row at or after them (of a bucket not named: of its oldest row)
+        """
+        ...
+
+    def late_rows(self, table: str) -> int:
+        """Rows left out so far because retention had passed their partition ('table.auto-partition.late-rows' = 'drop')."""
+        ...
+
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         """Copy the store as it is now to `target`, a new directory where the store itself is; writers go on."""
         ...

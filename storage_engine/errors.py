@@ -75,6 +75,10 @@ class InvalidPartition(UserError):
     """A value cannot name a partition, or the partition does not exist or is expired."""
 
 
+class TooManyPartitions(UserError):
+    """A table has as many partitions as the store allows it (`partitions_max`)."""
+
+
 class OffsetOutOfRange(UserError):
     """The log does not hold the requested offsets (any more, or yet)."""
 
@@ -105,6 +109,10 @@ class StoreLocked(RetriableError):
     def __init__(self, what: str, *, where: str, next_step: str, pid: int | None = None) -> None:
         super().__init__(what, where=where, next_step=next_step)
         self.pid = pid
+
+
+class PartitionChanged(RetriableError):
+    """A partition was dropped, or dropped and created again, while it was read: start again from the offsets of now."""
 
 
 class StoreUnavailable(RetriableError):

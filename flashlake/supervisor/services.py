@@ -37,7 +37,10 @@ def store_service(config: Config) -> Service:
     store = config.store
     return Service(
         "store",
-        (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port)),
+        (
+            sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port),
+            "--partitions-max", str(store.partitions_max), "--consumer-expiration-hours", str(store.consumer_expiration_hours),
+        ),
         probe=store_answers(f"flashlake://{store.host}:{store.port}"),
         address=f"flashlake://{store.host}:{store.port}",
         port_key=("store.port", store.host, store.port),

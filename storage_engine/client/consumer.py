@@ -1,62 +1,211 @@
 """Consumer: a named reader of one table's log. Its offsets live in the store and move by commit().
 
-Holds: rows polled but not committed are polled again after a restart (at least once); commit() is atomic.
+A name has one reader, or several members that share its buckets (client/groups.py says how).
+Holds: rows polled but not committed are polled again after a restart (at least once); commit() is atomic; a commit of a reader that was
+       overtaken (another one moved the offsets, members came or went, the offsets were reset) raises ProgressConflict and moves nothing.
+       A partition that was dropped is forgotten; one created again under its name is read from its beginning.
+Cheap when idle: a poll without a commit in between asks for the store's version and nothing else.
 """
 
 from __future__ import annotations
 
+import time
+from types import TracebackType
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from storage_engine.api import Backend, CommitRequest, Progress
-from storage_engine.schema.descriptor import Offsets
+from storage_engine.client import groups
+from storage_engine.errors import PartitionChanged, ProgressConflict
+from storage_engine.schema.descriptor import Offsets, TableBucket
 
 if TYPE_CHECKING:
     from storage_engine.client.table import Table
 
+BEATS_PER_SESSION = 3
+KEEPALIVE_S = 3600.0
+"""The one reader of a name that has nothing to commit says so often that it lives: the store forgets consumers that are dead."""
+
 
 class Consumer:
-    """Reads a table's log from its committed offsets on. One consumer name has one reader at a time."""
+    """Reads a table's log from its committed offsets on. A context manager: a member that closes gives its buckets free at once."""
 
-    def __init__(self, backend: Backend, table: Table, name: str) -> None:
+    def __init__(self, backend: Backend, table: Table, name: str, member: str | None = None, session_timeout_s: float = 30.0) -> None:
         self._backend = backend
         self._table = table
-        self._owner = f"consumer:{name}:{table.name}"
-        recorded = backend.progress(self._owner).get(self._owner)
-        self._committed: Offsets = dict(recorded.offsets.get(table.name, {})) if recorded else {}
-        self._position: Offsets = dict(self._committed)
+        self._name = name
+        self._owner = groups.owner_of(name, table.name)
+        self._member = member
+        self._session_ms = int(session_timeout_s * 1000)
+        self._members: tuple[str, ...] = ()
+        self._generation = -1
+        self._committed: Offsets = {}
+        self._position: Offsets = {}
+        self._partition_ids: dict[str, int] = {}
+        self._as_of: int | None = None
+        self._seen = -1
+        self._is_drained = False
+        self._heard_s = time.monotonic()
+        self._reload()
 
     @property
     def position(self) -> Offsets:
         """Next offset per bucket that poll() will return."""
         return dict(self._position)
 
-    def poll(self, max_rows: int = 100_000) -> pa.Table | None:
-        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new."""
-        latest = self._table.offsets("latest")
-        earliest = self._table.offsets("earliest")
-        stop: Offsets = {}
-        left = max_rows
-        for bucket, end in latest.items():
-            begin = self._position.get(bucket, earliest.get(bucket, 0))
-            if begin < end and left > 0:
-                stop[bucket] = min(end, begin + left)
-                left -= stop[bucket] - begin
-        if not stop:
-            return None
-        rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
-        self._position.update(stop)
-        return rows
+    @property
+    def members(self) -> tuple[str, ...]:
+        """The members of the group, as this one was told at its last poll; empty for the one reader of a name."""
+        return self._members
+
+    def poll(self, max_rows: int = 100_000, timeout_s: float = 0.0) -> pa.Table | None:
+        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new for `timeout_s`.
+
+        A member takes part in its group by polling: buckets are given to it, and taken from it, between polls.
+        Errors: OffsetOutOfRange when the log no longer holds the position: reset() chooses another.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            rows = self._next(max_rows)
+            left_s = deadline - time.monotonic()
+            if rows is not None or left_s <= 0:
+                return rows
+            self._backend.await_version(self._seen, min(left_s, self._beat_s()))
 
     def commit(self) -> None:
-        """Record the position; ProgressConflict if someone else moved this consumer meanwhile."""
-        expected = {self._table.name: self._committed} if self._committed else {}
-        progress = Progress(self._owner, {self._table.name: dict(self._position)}, expected)
-        self._backend.commit(CommitRequest((), (progress,)))
-        self._committed = dict(self._position)
+        """Record the position. Errors: ProgressConflict when this reader was overtaken; a member goes on with its next poll()."""
+        try:
+            self._commit()
+        except ProgressConflict:
+            if not self._forget_dropped():
+                self._generation = -1
+                raise
+            self._commit()
 
     def lag(self) -> int:
-        """Rows in the log after the committed offsets."""
+        """Rows in the log after the committed offsets, of all buckets."""
         earliest = self._table.offsets("earliest")
         return sum(end - self._committed.get(bucket, earliest.get(bucket, 0)) for bucket, end in self._table.offsets("latest").items())
+
+    def lag_ms(self) -> int:
+        """Age of the oldest row after the committed offsets; 0 when there is none."""
+        ages = self._backend.bucket_statistics(self._table.name, self._committed)["unread_ms"].to_pylist()
+        return max((age for age in ages if age is not None), default=0)
+
+    def reset(self, to: groups.ResetTo) -> None:
+        """Move the committed offsets (see groups.reset) and go on from there. Members of the group are fenced and follow."""
+        groups.reset(self._backend, self._table, self._name, to)
+        self._reload()
+
+    def close(self) -> None:
+        """Leave the group; rows polled and not committed go to another member."""
+        if self._member is not None:
+            self._backend.leave_group(self._owner, self._member)
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # reading
+
+    def _next(self, max_rows: int) -> pa.Table | None:
+        while True:
+            version = self._backend.version()
+            is_due = time.monotonic() - self._heard_s >= self._beat_s()
+            if version == self._seen and self._is_drained and not is_due:
+                return None
+            if self._member is not None:
+                self._beat(self._member)
+            elif is_due:
+                self._keep_alive()
+            if version == self._seen and self._is_drained:
+                return None
+            self._forget_dropped()
+            try:
+                return self._rows_until(version, max_rows)
+            except PartitionChanged:
+                continue  # the next round finds it dropped, and forgets it
+
+    def _rows_until(self, version: int, max_rows: int) -> pa.Table | None:
+        latest = {bucket: end for bucket, end in self._table.offsets("latest", at_version=version).items() if self._is_mine(bucket)}
+        earliest = self._table.offsets("earliest") if any(bucket not in self._position for bucket in latest) else {}
+        stop: Offsets = {}
+        left = max_rows
+        n_behind = 0
+        for bucket, end in latest.items():
+            begin = self._position.get(bucket, earliest.get(bucket, 0))
+            if begin < end:
+                taken = min(end - begin, left)
+                n_behind += end - begin - taken
+                left -= taken
+                if taken:
+                    stop[bucket] = begin + taken
+        rows = self._table.scan(start=self._position, stop=stop, metadata=True, as_of=version).read_all() if stop else None
+        self._position.update(stop)
+        self._as_of = self._seen = version
+        self._is_drained = n_behind == 0
+        return rows
+
+    def _is_mine(self, bucket: TableBucket) -> bool:
+        return self._member is None or groups.member_of(bucket, self._members) == self._member
+
+    # the group
+
+    def _beat_s(self) -> float:
+        return KEEPALIVE_S if self._member is None else self._session_ms / 1000 / BEATS_PER_SESSION
+
+    def _beat(self, member: str) -> None:
+        membership = self._backend.heartbeat(self._owner, member, self._session_ms)
+        self._heard_s = time.monotonic()
+        self._members = membership.members
+        if membership.generation != self._generation:
+            self._reload()
+            self._generation = membership.generation
+
+    def _keep_alive(self) -> None:
+        offsets = {self._table.name: self._committed}
+        self._backend.commit(CommitRequest((), (Progress(self._owner, offsets, offsets, {}, self._as_of, generation=self._generation),)))
+        self._heard_s = time.monotonic()
+
+    # offsets
+
+    def _reload(self) -> None:
+        """Begin at what is recorded. Partitions first: one dropped and created again after that is then found to be another one."""
+        self._partition_ids = self._ids()
+        recorded = self._backend.progress(self._owner).get(self._owner)
+        self._committed = dict(recorded.offsets.get(self._table.name, {})) if recorded else {}
+        self._position = dict(self._committed)
+        self._generation = groups.generation_of(recorded)
+        self._is_drained = False
+
+    def _ids(self) -> dict[str, int]:
+        return self._backend.partitions(self._table.name) if self._table.descriptor.partition_keys else {}
+
+    def _forget_dropped(self) -> bool:
+        """Forget the offsets of partitions that are gone, or are others by now; True when there were any."""
+        now = self._ids()
+        gone = {name for name, partition_id in self._partition_ids.items() if now.get(name) != partition_id}
+        self._partition_ids = now
+        for offsets in (self._committed, self._position):
+            for bucket in [bucket for bucket in offsets if bucket.partition in gone]:
+                del offsets[bucket]
+        return bool(gone)
+
+    def _commit(self) -> None:
+        moved = {bucket: offset for bucket, offset in self._position.items() if self._committed.get(bucket, 0) != offset}
+        name = self._table.name
+        if self._member is None:
+            progress = Progress(
+                self._owner, {name: dict(self._position)}, {name: self._committed}, {}, self._as_of, generation=self._generation
+            )
+        elif moved:
+            before = {bucket: self._committed.get(bucket, 0) for bucket in moved}
+            progress = Progress(self._owner, {name: moved}, {name: before}, {}, self._as_of, merges=True, generation=self._generation)
+        else:
+            return
+        self._backend.commit(CommitRequest((), (progress,)))
+        self._heard_s = time.monotonic() if self._member is None else self._heard_s
+        self._committed = dict(self._position)

@@ -22,7 +22,16 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.flight as fl
 
-from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
+from storage_engine.api import (
+    BUCKET_STATISTICS,
+    BackupInfo,
+    CommitInfo,
+    CommitRequest,
+    CommitResult,
+    FetchedFrame,
+    Membership,
+    Progress,
+)
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
@@ -38,6 +47,7 @@ from storage_engine.client.wire import (
     decode_reply,
     encode_call,
     encode_commit,
+    encode_offsets,
     encode_ranges,
 )
 from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
@@ -113,6 +123,11 @@ class FlightBackend:
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         self._control("drop_table", {"name": name, "if_exists": if_exists}, is_repeatable=if_exists)
 
+    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None:
+        self._require("add_partition")
+        arguments = {"table": table, "partition": partition, "if_not_exists": if_not_exists}
+        self._control("create_partition", arguments, is_repeatable=if_not_exists)
+
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
         self._require("drop_partition")
         self._control("drop_partition", {"table": table, "partition": partition, "if_exists": if_exists}, is_repeatable=if_exists)
@@ -120,7 +135,7 @@ class FlightBackend:
     def tables(self) -> list[TableDescriptor]:
         return [TableDescriptor.from_json(value) for value in self._control("tables")]
 
-    def partitions(self, table: str) -> list[str]:
+    def partitions(self, table: str) -> dict[str, int]:
         return self._control("partitions", {"table": table})
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
@@ -141,7 +156,7 @@ class FlightBackend:
             is_small = sum(table.nbytes for table in tables) <= _SMALL_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
         # a duplicate of an id that the caller did not choose is our own retry
-        return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)
+        return CommitResult(result["version"], result["is_duplicate"] and not is_ours, result["n_late_rows"])
 
     # journal
     def version(self) -> int:
@@ -162,19 +177,30 @@ class FlightBackend:
         found = self._control("progress", {"owner_prefix": owner_prefix})
         return {value["owner"]: decode_progress(value) for value in found}
 
+    def drop_progress(self, owner: str) -> bool:
+        return self._control("drop_progress", {"owner": owner}, is_repeatable=False)
+
+    def heartbeat(self, owner: str, member: str, session_timeout_ms: int) -> Membership:
+        self._require("consumers")
+        found = self._control("heartbeat", {"owner": owner, "member": member, "session_timeout_ms": session_timeout_ms})
+        return Membership(found["generation"], tuple(found["members"]))
+
+    def leave_group(self, owner: str, member: str) -> None:
+        self._control("leave_group", {"owner": owner, "member": member})
+
     # reads
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
         return decode_offsets(self._control("offsets", {"table": table, "which": which, "at_version": at_version}))
 
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
     ) -> Iterator[FetchedFrame]:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
         retry = _Retry(self._retry_s)
         while left:
-            arguments = {"table": table, "ranges": encode_ranges(left), "columns": None if columns is None else list(columns)}
+            arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "as_of": as_of}
             try:
                 for frame in self._stream_frames(Call("fetch", arguments)):
                     end = frame.base_offset + frame.n_rows
@@ -203,6 +229,15 @@ class FlightBackend:
 
     def count(self, table: str) -> int:
         return self._control("count", {"table": table})
+
+    def bucket_statistics(self, table: str, positions: Offsets | None = None) -> pa.Table:
+        self._require("statistics_of_buckets")
+        found = self._control("bucket_statistics", {"table": table, "positions": encode_offsets(positions or {})})
+        return pa.Table.from_pydict(found, BUCKET_STATISTICS)
+
+    def late_rows(self, table: str) -> int:
+        self._require("statistics_of_buckets")
+        return self._control("late_rows", {"table": table})
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         self._require("backup")

@@ -111,13 +111,17 @@ class Table:
         return self._backend.offsets(self.name, which, at_version)
 
     def partitions(self) -> list[str]:
-        return self._backend.partitions(self.name)
+        return list(self._backend.partitions(self.name))
 
-    def consumer(self, name: str) -> Consumer:
-        """A named reader whose offsets the store keeps."""
+    def consumer(self, name: str, *, member: str | None = None, session_timeout_s: float = 30.0) -> Consumer:
+        """A named reader whose offsets the store keeps.
+
+        member  None: the one reader of that name. A text: one of several that share the buckets, each under an id of its own.
+        session_timeout_s  a member that does not poll for so long is out, and the others take its buckets over
+        """
         from storage_engine.client.consumer import Consumer
 
-        return Consumer(self._backend, self, name)
+        return Consumer(self._backend, self, name, member, session_timeout_s)
 
     def scan(
         self,
@@ -127,14 +131,19 @@ class Table:
         stop: Stop = "latest",
         *,
         metadata: bool = False,
+        as_of: int | None = None,
     ) -> pa.RecordBatchReader:
         """The log, or the changelog of a primary-key table (with a first column `_change_type`), between two sets of offsets.
 
         start   "earliest", "latest", or the next offset per bucket; a bucket not named begins at its earliest offset.
         stop    "latest" (as of now) or the offset per bucket to stop before; a bucket not named is not read.
         metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`.
-        Errors: OffsetOutOfRange when the log no longer holds `start`.
+        as_of   the store's version when the offsets were read; None: now. What was dropped since then is not mistaken for what was
+                created under its name.
+        Errors: OffsetOutOfRange when the log no longer holds `start`; PartitionChanged when a partition is dropped before it is read.
         """
+        if as_of is None and self.descriptor.partition_keys and "journal" in self._backend.capabilities:
+            as_of = self._backend.version()
         ranges = self._ranges(start, stop, self._partitions_of(where))
         needed = self._needed(columns, where)
         wanted = list(columns) if columns is not None else list(self.descriptor.column_names)
@@ -143,7 +152,7 @@ class Table:
         schema = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in wanted])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for frame in self._backend.fetch(self.name, ranges, needed):
+            for frame in self._backend.fetch(self.name, ranges, needed, as_of=as_of):
                 begin, end = ranges[frame.bucket]
                 batch = self._decode(frame, lead, needed, begin, end)
                 if expression is not None:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.options import check_effective
 from storage_engine.schema.validate import validate
 
 
 def created(descriptor: TableDescriptor, table_id: int) -> TableDescriptor:
     """A checked descriptor with its table id and the field ids of its columns."""
     checked = validate(descriptor)
+    check_effective(checked.options, where=f"table {checked.name}")
     columns = tuple(replace(column, field_id=i) for i, column in enumerate(checked.columns))
     return replace(checked, columns=columns, table_id=table_id, schema_id=0)
 
@@ -22,6 +24,8 @@ def altered(current: TableDescriptor, wanted: TableDescriptor) -> TableDescripto
     Errors: StatementRefused for any other difference.
     """
     checked = validate(wanted)
+    changed = {name: value for name, value in checked.options.items() if current.options.get(name) != value}
+    check_effective(changed, where=f"ALTER TABLE {current.name}")
     n = len(current.columns)
     kept = [(c.name, c.type) for c in checked.columns[:n]]
     if kept != [(c.name, c.type) for c in current.columns]:

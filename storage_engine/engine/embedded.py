@@ -17,14 +17,28 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import CAPABILITIES, BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
-from storage_engine.engine import catalog, checkpoint, reads
+from storage_engine.api import (
+    CAPABILITIES,
+    BackupInfo,
+    CommitInfo,
+    CommitRequest,
+    CommitResult,
+    FetchedFrame,
+    Membership,
+    Progress,
+    WriteOp,
+)
+from storage_engine.engine import catalog, checkpoint, partitions, reads
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.consumers import EXPIRATION_MS, Consumers
+from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
+from storage_engine.engine.statistics import bucket_statistics
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
@@ -48,8 +62,9 @@ class EmbeddedBackend:
     capabilities = CAPABILITIES
 
     def __init__(
-        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
-    ) -> None:
+        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS,
+        partitions_max: int = PARTITIONS_MAX, consumer_expiration_ms: int = EXPIRATION_MS,
+    ) -> None:  # fmt: skip
         self.url = f"file://{directory}"
         self.directory = directory
         self._disk = disk
@@ -59,7 +74,11 @@ class EmbeddedBackend:
         self._readers = threading.RLock()
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
+        self._partitions_max = partitions_max
         self.maintenance = Maintenance(now_ms)
+        self._consumers = Consumers(self._writer, lambda: self._state, self._commit_progress, consumer_expiration_ms)
+        self.maintenance.add(PartitionKeeper(self._table_states, self._keep_partitions))
+        self.maintenance.add(self._consumers)
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -78,15 +97,19 @@ class EmbeddedBackend:
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
         maintenance: bool = True,
+        partitions_max: int = PARTITIONS_MAX,
+        consumer_expiration_ms: int = EXPIRATION_MS,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
+        partitions_max  partitions that one table may have
+        consumer_expiration_ms  a consumer that has not committed for so long, and has no live member, is forgotten; 0: never
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints, partitions_max, consumer_expiration_ms)
         if maintenance:
             backend.maintenance.start()
         return backend
@@ -140,29 +163,35 @@ class EmbeddedBackend:
                 if last is not None and request.write_id.sequence <= last[0]:
                     self._await_durable(self._log.end)
                     return CommitResult(last[1], is_duplicate=True)
-            version, end = self._commit(request, [])
+            result, end = self._commit(request, [])
         self._await_durable(end)
-        return CommitResult(version)
+        return result
 
-    def _change_catalog(self, changes: list[dict[str, Any]]) -> None:
-        version_end = self._commit(CommitRequest(), changes)
-        self._await_durable(version_end[1])
+    def _change_catalog(self, changes: list[dict[str, Any]], new_partitions: Sequence[tuple[int, str]] = ()) -> None:
+        _, end = self._commit(CommitRequest(), changes, new_partitions)
+        self._await_durable(end)
 
-    def _commit(self, request: CommitRequest, changes: list[dict[str, Any]]) -> tuple[int, LogPosition]:
-        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position."""
-        record = CommitRecord(self._state.version + 1, max(self._now_ms(), self._state.timestamp_ms), changes=changes)
+    def _commit(
+        self, request: CommitRequest, changes: list[dict[str, Any]], new_partitions: Sequence[tuple[int, str]] = ()
+    ) -> tuple[CommitResult, LogPosition]:
+        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position.
+
+        new_partitions  (table id, name) of partitions created without rows; only in a commit without operations
+        """
+        record = CommitRecord(self._state.version + 1, self._clock_ms(), changes=changes)
         if request.write_id is not None:
             record.write = (request.write_id.writer, request.write_id.sequence)
-        transaction = Transaction(self._state, self._buckets, record, self._buckets.counters)
+        record.partitions = [(*new, self._state.next_partition_id + i) for i, new in enumerate(new_partitions)]
+        transaction = Transaction(self._state, self._buckets, record, self._buckets.counters, self._partitions_max)
         try:
             for progress in request.progress:
                 transaction.add_progress(progress)
             for op in request.ops:
                 transaction.add(op)
             transaction.finish()
-            if not (transaction.frames or record.progress or record.changes):
+            if not (transaction.frames or record.progress or record.changes or record.partitions or record.late_rows):
                 transaction.void()
-                return self._state.version, self._log.end
+                return CommitResult(self._state.version), self._log.end
             appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)
         except BaseException:
             transaction.void()
@@ -172,7 +201,7 @@ class EmbeddedBackend:
             transaction.commit()
             self._changed.notify_all()
         self._checkpointer.after_commit(bucket for bucket, _ in transaction.changed)
-        return record.version, appended.end
+        return CommitResult(record.version, n_late_rows=sum(record.late_rows.values())), appended.end
 
     def _await_durable(self, end: LogPosition) -> None:
         if self._sync == "commit":
@@ -195,7 +224,9 @@ class EmbeddedBackend:
                     f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
                 )
             created = catalog.created(descriptor, self._state.next_table_id)
-            self._change_catalog([{"op": "create_table", "table": created.to_json()}])
+            plan = partitions.plan_partitions(TableState(created), self._clock_ms(), self._partitions_max)
+            names = [(created.table_id, name) for name in plan.create]
+            self._change_catalog([{"op": "create_table", "table": created.to_json()}], names)
             return created
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
@@ -213,6 +244,18 @@ class EmbeddedBackend:
             table = self._table(name)
             self._change_catalog([{"op": "drop_table", "name": name, "table_id": table.descriptor.table_id}])
 
+    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None:
+        with self._writer:
+            self._require_open()
+            state = self._table(table)
+            name = partitions.check_new(state, partition, self._clock_ms())
+            if name in state.partitions:
+                if if_not_exists:
+                    return
+                raise AlreadyExists(f"{table} has a partition {name}", where=table, next_step="Write ADD IF NOT EXISTS PARTITION.")
+            partitions.check_room(state, len(state.partitions), self._partitions_max)
+            self._change_catalog([], [(state.descriptor.table_id, name)])
+
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
         with self._writer:
             self._require_open()
@@ -224,8 +267,18 @@ class EmbeddedBackend:
                 raise InvalidPartition(
                     f"{table} has no partition {partition!r}", where=table, next_step=f"Its partitions are {sorted(state.partitions)[:20]}."
                 )
-            change = {"op": "drop_partition", "table": table, "partition": partition}
-            self._change_catalog([{**change, "table_id": state.descriptor.table_id, "partition_id": partition_id}])
+            self._change_catalog([_drop_of(state, partition)])
+
+    def _keep_partitions(self, table: str, now_ms: int) -> None:
+        """Auto partition of one table, in one commit."""
+        with self._writer:
+            state = self._state.tables.get(table)
+            if state is None or self._is_closed:
+                return
+            plan = partitions.plan_partitions(state, max(now_ms, self._state.timestamp_ms), self._partitions_max)
+            if plan.create or plan.drop:
+                names = [(state.descriptor.table_id, name) for name in plan.create]
+                self._change_catalog([_drop_of(state, name) for name in plan.drop], names)
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
         with self._writer:
@@ -236,9 +289,17 @@ class EmbeddedBackend:
         with self._readers:
             return [table.descriptor for table in self._state.tables.values()]
 
-    def partitions(self, table: str) -> list[str]:
+    def partitions(self, table: str) -> dict[str, int]:
         with self._readers:
-            return sorted(self._table(table).partitions)
+            return dict(sorted(self._table(table).partitions.items()))
+
+    def _table_states(self) -> list[TableState]:
+        with self._readers:
+            return list(self._state.tables.values())
+
+    def _clock_ms(self) -> int:
+        """The time of a commit made now: the clock, which never goes back in the log."""
+        return max(self._now_ms(), self._state.timestamp_ms)
 
     def objects(self, kind: str) -> dict[str, dict[str, Any]]:
         with self._readers:
@@ -268,6 +329,26 @@ class EmbeddedBackend:
         with self._readers:
             return {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)}
 
+    def drop_progress(self, owner: str) -> bool:
+        with self._writer:
+            self._require_open()
+            if owner not in self._state.progress:
+                return False
+            self._change_catalog([{"op": "drop_progress", "owner": owner}])
+            return True
+
+    def heartbeat(self, owner: str, member: str, session_timeout_ms: int) -> Membership:
+        self._require_open()
+        return self._consumers.heartbeat(owner, member, session_timeout_ms, self._clock_ms())
+
+    def leave_group(self, owner: str, member: str) -> None:
+        self._require_open()
+        self._consumers.leave(owner, member, self._clock_ms())
+
+    def _commit_progress(self, progress: Sequence[Progress], changes: list[dict[str, Any]]) -> None:
+        _, end = self._commit(CommitRequest((), tuple(progress)), changes)
+        self._await_durable(end)
+
     # reads
 
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
@@ -276,10 +357,12 @@ class EmbeddedBackend:
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
     ) -> Iterator[FetchedFrame]:
         with self._readers:
             state = self._table(table)
+            if as_of is not None:
+                require_as_of(self._state, state, ranges, as_of)
             plan = reads.plan_fetch(self._buckets, state, ranges)
         return reads.fetch(self._log, state, plan, columns)
 
@@ -311,11 +394,23 @@ class EmbeddedBackend:
             state = self._table(table)
             self._require_version(table, at_version)
             steps = reads.plan_read(self._buckets, state, partitions, at_version)
-        return reads.read(self._buckets, state, steps, columns)
+        try:
+            return reads.read(self._buckets, state, steps, columns)
+        except OffsetOutOfRange as error:
+            raise_if_dropped(self._buckets, table, [bucket for bucket, _ in steps], error)
+            raise
 
     def count(self, table: str) -> int:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
+
+    def bucket_statistics(self, table: str, positions: Offsets | None = None) -> pa.Table:
+        with self._readers:
+            return bucket_statistics(self._buckets.of_table(self._table(table)), positions or {}, self._clock_ms())
+
+    def late_rows(self, table: str) -> int:
+        with self._readers:
+            return self._state.late_rows.get(self._table(table).descriptor.table_id, 0)
 
     # copies
 
@@ -355,3 +450,13 @@ class EmbeddedBackend:
                 self._log.close()
                 self._lock.release()
 
+
+def _drop_of(table: TableState, partition: str) -> dict[str, Any]:
+    """The change that drops a partition."""
+    return {
+        "op": "drop_partition",
+        "table": table.descriptor.name,
+        "partition": partition,
+        "table_id": table.descriptor.table_id,
+        "partition_id": table.partitions[partition],
+    }

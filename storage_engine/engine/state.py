@@ -31,6 +31,7 @@ class CommitRecord:
     progress      owners whose offsets moved
     partitions    (table_id, partition name, partition_id) created by this commit
     counters      table_id -> last auto-increment id given out
+    late_rows     table_id -> rows this commit left out because retention had passed their partition
     changes       catalog changes, each {"op": ..., ...}
     """
 
@@ -41,6 +42,7 @@ class CommitRecord:
     partitions: list[tuple[int, str, int]] = field(default_factory=list)
     counters: dict[int, int] = field(default_factory=dict)
     changes: list[dict[str, Any]] = field(default_factory=list)
+    late_rows: dict[int, int] = field(default_factory=dict)
 
     def encode(self) -> bytes:
         value: dict[str, Any] = {"v": self.version, "t": self.timestamp_ms}
@@ -54,6 +56,8 @@ class CommitRecord:
             value["c"] = list(self.counters.items())
         if self.changes:
             value["d"] = self.changes
+        if self.late_rows:
+            value["l"] = list(self.late_rows.items())
         return json.dumps(value, separators=(",", ":")).encode()
 
     @classmethod
@@ -67,6 +71,7 @@ class CommitRecord:
             partitions=[(int(t), name, int(p)) for t, name, p in value.get("n", [])],
             counters={int(t): int(n) for t, n in value.get("c", [])},
             changes=value.get("d", []),
+            late_rows={int(t): int(n) for t, n in value.get("l", [])},
         )
 
 
@@ -105,7 +110,11 @@ class TableState:
 
 @dataclass
 class StoreState:
-    """All derived state of the store except rows and their indexes."""
+    """All derived state of the store except rows and their indexes.
+
+    born_tables, born_partitions  id -> version that created it
+    late_rows  table_id -> rows left out so far because retention had passed their partition
+    """
 
     version: int = 0
     timestamp_ms: int = 0
@@ -117,6 +126,9 @@ class StoreState:
     writers: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     next_table_id: int = 1
     next_partition_id: int = 1
+    born_tables: dict[int, int] = field(default_factory=dict)
+    born_partitions: dict[int, int] = field(default_factory=dict)
+    late_rows: dict[int, int] = field(default_factory=dict)
 
     def by_id(self, table_id: int) -> TableState | None:
         name = self.names.get(table_id)
@@ -132,6 +144,7 @@ class StoreState:
             assert table is not None, f"partition {name} of a table that does not exist"
             table.partitions[name] = partition_id
             self.partition_names[partition_id] = name
+            self.born_partitions[partition_id] = record.version
             self.next_partition_id = max(self.next_partition_id, partition_id + 1)
         for table_id, last_id in record.counters.items():
             table = self.by_id(table_id)
@@ -139,6 +152,8 @@ class StoreState:
             table.last_id = last_id
         for item in record.progress:
             self.progress[item.owner] = item
+        for table_id, n_rows in record.late_rows.items():
+            self.late_rows[table_id] = self.late_rows.get(table_id, 0) + n_rows
         if record.write:
             self.writers[record.write[0]] = (record.write[1], record.version, record.timestamp_ms)
         self.version = record.version
@@ -151,6 +166,7 @@ class StoreState:
         descriptor = TableDescriptor.from_json(change["table"])
         self.tables[descriptor.name] = TableState(descriptor, widths={descriptor.schema_id: len(descriptor.columns)})
         self.names[descriptor.table_id] = descriptor.name
+        self.born_tables[descriptor.table_id] = self.version + 1
         self.next_table_id = max(self.next_table_id, descriptor.table_id + 1)
 
     def _alter_table(self, change: dict[str, Any]) -> None:
@@ -162,11 +178,17 @@ class StoreState:
     def _drop_table(self, change: dict[str, Any]) -> None:
         table = self.tables.pop(change["name"])
         self.names.pop(table.descriptor.table_id)
+        self.born_tables.pop(table.descriptor.table_id, None)
+        self.late_rows.pop(table.descriptor.table_id, None)
+        for partition_id in table.partitions.values():
+            self.partition_names.pop(partition_id, None)
+            self.born_partitions.pop(partition_id, None)
         self._forget_progress(change["name"], None)
 
     def _drop_partition(self, change: dict[str, Any]) -> None:
         self.tables[change["table"]].partitions.pop(change["partition"])
         self.partition_names.pop(change["partition_id"], None)
+        self.born_partitions.pop(change["partition_id"], None)
         self._forget_progress(change["table"], change["partition"])
 
     def _forget_progress(self, table: str, partition: str | None) -> None:
@@ -180,6 +202,9 @@ class StoreState:
             else:
                 offsets[table] = {bucket: offset for bucket, offset in offsets[table].items() if bucket.partition != partition}
             self.progress[owner] = Progress(owner, offsets, None, item.detail)
+
+    def _drop_progress(self, change: dict[str, Any]) -> None:
+        self.progress.pop(change["owner"], None)
 
     def _put_object(self, change: dict[str, Any]) -> None:
         kind = self.objects.setdefault(change["kind"], {})
@@ -198,6 +223,9 @@ class StoreState:
             "writers": {writer: list(last) for writer, last in self.writers.items()},
             "next_table_id": self.next_table_id,
             "next_partition_id": self.next_partition_id,
+            "born_tables": list(self.born_tables.items()),
+            "born_partitions": list(self.born_partitions.items()),
+            "late_rows": list(self.late_rows.items()),
         }
 
     @classmethod
@@ -210,6 +238,9 @@ class StoreState:
             writers={writer: (last[0], last[1], last[2]) for writer, last in value["writers"].items()},
             next_table_id=value["next_table_id"],
             next_partition_id=value["next_partition_id"],
+            born_tables={int(i): int(v) for i, v in value.get("born_tables", [])},
+            born_partitions={int(i): int(v) for i, v in value.get("born_partitions", [])},
+            late_rows={int(i): int(n) for i, n in value.get("late_rows", [])},
         )
         for table_json, partitions, last_id, widths in value["tables"]:
             descriptor = TableDescriptor.from_json(table_json)
@@ -225,4 +256,5 @@ _CHANGES = {
     "drop_table": StoreState._drop_table,
     "drop_partition": StoreState._drop_partition,
     "put_object": StoreState._put_object,
+    "drop_progress": StoreState._drop_progress,
 }

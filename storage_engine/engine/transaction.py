@@ -13,13 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from storage_engine.api import Progress, WriteOp
+from storage_engine.engine import partitions, progress
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
-from storage_engine.errors import InvalidOption, ProgressConflict, UserError, unknown_table
+from storage_engine.errors import InvalidOption, UserError, unknown_table
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
+from storage_engine.schema.auto_partition import AutoPartition, rule_of
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.rows import conform, conform_keys
 
@@ -34,22 +36,15 @@ class Transaction:
     buckets: Buckets
     record: CommitRecord
     counters: dict[int, AutoIncrement]
+    partitions_max: int
     frames: list[EncodedFrame] = field(default_factory=list)
     staged: list[tuple[Bucket, Staged]] = field(default_factory=list)
     changed: list[tuple[Bucket, KvBucket]] = field(default_factory=list)
     _new_partitions: dict[tuple[int, str], int] = field(default_factory=dict)
 
-    def add_progress(self, progress: Progress) -> None:
+    def add_progress(self, wanted: Progress) -> None:
         """Move an owner's offsets. Errors: ProgressConflict when they are not what the owner expects."""
-        if progress.expected is not None:
-            recorded = self.state.progress.get(progress.owner)
-            if _without_zeros(recorded.offsets if recorded else {}) != _without_zeros(progress.expected):
-                raise ProgressConflict(
-                    f"{progress.owner} has moved: another process runs it, or this one is stale",
-                    where=progress.owner,
-                    next_step="Read its progress again and continue from there.",
-                )
-        self.record.progress.append(Progress(progress.owner, progress.offsets, None, progress.detail))
+        self.record.progress.append(progress.advanced(self.state, wanted, self.record.timestamp_ms))
 
     def add(self, op: WriteOp) -> None:
         """Plan one operation. Errors: UnknownTable, SchemaMismatch, InvalidPartition, UserError; the transaction is then void."""
@@ -63,7 +58,10 @@ class Transaction:
             raise UserError(f"{op.kind} does not fit {op.table}, a {kind} table", where=op.table, next_step=f"Use {verb}.")
         columns = op.columns
         rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
+        rule = rule_of(descriptor)
         for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
+            if self._is_left_out(table, rule, op, name.partition, part.num_rows):
+                continue
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
             bucket = self.buckets.get_or_create(bucket_id, name.partition)
             if op.kind == "append":
@@ -103,6 +101,15 @@ class Transaction:
         self.frames.append(frame)
         self.staged.append((bucket, staged))
 
+    def _is_left_out(self, table: TableState, rule: AutoPartition | None, op: WriteOp, partition: str, n_rows: int) -> bool:
+        """True for rows that are late and counted, and for deletes in a partition that does not exist."""
+        descriptor = table.descriptor
+        if rule is not None and partitions.is_late(table, rule, partition, self.record.timestamp_ms):
+            self.record.late_rows[descriptor.table_id] = self.record.late_rows.get(descriptor.table_id, 0) + n_rows
+            return True
+        is_new = partition not in table.partitions and (descriptor.table_id, partition) not in self._new_partitions
+        return op.kind == "delete" and bool(descriptor.partition_keys) and is_new
+
     def _partition_id(self, table: TableState, partition: str) -> int:
         if not table.descriptor.partition_keys:
             return 0
@@ -111,6 +118,9 @@ class Transaction:
             return known
         key = (table.descriptor.table_id, partition)
         if key not in self._new_partitions:
+            partitions.check_dynamic(table, partition)
+            n_new = sum(table_id == key[0] for table_id, _ in self._new_partitions)
+            partitions.check_room(table, len(table.partitions) + n_new, self.partitions_max)
             self._new_partitions[key] = self.state.next_partition_id + len(self._new_partitions)
             self.record.partitions.append((*key, self._new_partitions[key]))
         return self._new_partitions[key]
@@ -147,10 +157,6 @@ class Transaction:
         return table
 
 
-def _without_zeros(offsets: object) -> dict[str, dict[object, int]]:
-    return {t: kept for t, by_bucket in dict(offsets).items() if (kept := {b: n for b, n in by_bucket.items() if n})}  # type: ignore[call-overload]
-
-
 def one_batch(rows: pa.Table) -> pa.RecordBatch:
     """The rows as one record batch."""
     batches = rows.combine_chunks().to_batches()
@@ -173,5 +179,3 @@ def compression_of(descriptor: TableDescriptor) -> tuple[str, int | None]:
     if name == "none":
         return "none", None
     raise InvalidOption(f"compression {option} is unknown", where=descriptor.name, next_step="Use ZSTD, LZ4_FRAME or NONE.")
-
-

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import fluss
 import pyarrow as pa
 
-from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
+from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Membership, Progress, WriteOp
 from storage_engine.errors import FlashlakeError, InvalidPartition, OffsetOutOfRange, StoreUnavailable, UnknownTable, UserError
 from storage_engine.errors import unknown_table as unknown_table_error
 from storage_engine.fluss import catalog, lookups, reads, writes
@@ -126,6 +126,9 @@ class FlussBackend:
             return
         self._dropped_at[name] = time.monotonic()
 
+    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None:
+        self._run(catalog.create_partition(self._session, table, partition, self._timeout_s, if_not_exists=if_not_exists), where=table)
+
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
         try:
             self._run(catalog.drop_partition(self._session, table, partition), where=table)
@@ -136,11 +139,11 @@ class FlussBackend:
     def tables(self) -> list[TableDescriptor]:
         return self._read(lambda: catalog.tables(self._session))
 
-    def partitions(self, table: str) -> list[str]:
-        async def names() -> list[str]:
-            return sorted(await self._session.partitions(await self._session.table(table)))
+    def partitions(self, table: str) -> dict[str, int]:
+        async def ids() -> dict[str, int]:
+            return dict(sorted((await self._session.partitions(await self._session.table(table))).items()))
 
-        return self._read(names, where=table)
+        return self._read(ids, where=table)
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:  # noqa: ARG002
         self._refuse("objects")
@@ -185,6 +188,15 @@ class FlussBackend:
     def progress(self, owner_prefix: str) -> dict[str, Progress]:
         self._refuse(feature_of_owner(owner_prefix))
 
+    def drop_progress(self, owner: str) -> bool:
+        self._refuse(feature_of_owner(owner))
+
+    def heartbeat(self, owner: str, member: str, session_timeout_ms: int) -> Membership:  # noqa: ARG002
+        self._refuse("consumers")
+
+    def leave_group(self, owner: str, member: str) -> None:  # noqa: ARG002
+        self._refuse("consumers")
+
     # reads
 
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
@@ -196,8 +208,12 @@ class FlussBackend:
 
         return self._read(offsets, where=table)
 
-    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
+    def fetch(
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+    ) -> Iterator[FetchedFrame]:
         """Frames of the ranges; the order between buckets is not defined. Errors: OffsetOutOfRange before the first frame."""
+        if as_of is not None:
+            self._refuse("journal")
         earliest, latest = self.offsets(table, "earliest"), self.offsets(table, "latest")
         for bucket, (start, stop) in ranges.items():
             if start < stop and not (earliest.get(bucket, 0) <= start and stop <= latest.get(bucket, -1)):
@@ -242,6 +258,12 @@ class FlussBackend:
     def count(self, table: str) -> int:
         """Rows: of a log from its offsets, of a primary-key table by reading its keys."""
         return self._read(lambda: reads.count(self._session, table, self.url), where=table)
+
+    def bucket_statistics(self, table: str, positions: Offsets | None = None) -> pa.Table:  # noqa: ARG002
+        self._refuse("statistics_of_buckets")
+
+    def late_rows(self, table: str) -> int:  # noqa: ARG002
+        self._refuse("statistics_of_buckets")
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:  # noqa: ARG002
         self._refuse("backup")

@@ -14,6 +14,7 @@ from storage_engine.errors import AlreadyExists, InvalidPartition, StoreUnavaila
 from storage_engine.fluss.mapping import definition_of, descriptor_of, path_of
 from storage_engine.fluss.session import FlussSession
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.partitions import check_partition_name, partition_values_of
 
 RECREATE_S = 1.0
 LEADERS_S = 8.0
@@ -68,6 +69,22 @@ async def drop_table(session: FlussSession, name: str) -> None:
     """Errors: UnknownTable."""
     table = await session.table(name)
     await (await session.admin()).drop_table(table.path)
+
+
+async def create_partition(session: FlussSession, name: str, partition: str, timeout_s: float, *, if_not_exists: bool) -> None:
+    """Errors: UnknownTable; AlreadyExists; InvalidPartition for a name that can never hold a row."""
+    table = await session.table(name)
+    descriptor = table.descriptor
+    if not descriptor.partition_keys:
+        raise InvalidPartition(f"{name} has no partitions", where=name, next_step="Partition it when it is created.")
+    check_partition_name(partition, where=name)
+    partition_values_of([partition], descriptor.column(descriptor.partition_keys[0]).arrow.type)
+    if partition in await session.partitions(table):
+        if if_not_exists:
+            return
+        raise AlreadyExists(f"{name} has a partition {partition}", where=name, next_step="Write ADD IF NOT EXISTS PARTITION.")
+    await (await session.admin()).create_partition(table.path, {descriptor.partition_keys[0]: partition}, ignore_if_exists=if_not_exists)
+    await session.await_leaders(table, [partition], timeout_s)
 
 
 async def drop_partition(session: FlussSession, name: str, partition: str) -> None:

@@ -9,7 +9,7 @@ from storage_engine.errors import UnsupportedByBackend
 FEATURES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "auto_increment",
-        "insert_if_not_exists", "drop_partition",
+        "insert_if_not_exists", "drop_partition", "add_partition", "auto_partition",
     }
 )  # fmt: skip
 """What is not here is in REMEDIES."""
@@ -24,6 +24,7 @@ REMEDIES = {
     "consumers": "Fluss keeps no offsets of readers: keep offsets() yourself and scan from them.",
     "jobs": "Fluss keeps no progress of jobs: run jobs on the bundled store.",
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
+    "statistics_of_buckets": "Fluss tells offsets only: see offsets('earliest') and offsets('latest').",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",
 }

@@ -23,7 +23,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict
+from storage_engine.errors import FlashlakeError, LakeChanged, OffsetOutOfRange, PartitionChanged, ProgressConflict
 from storage_engine.lake.columns import to_lake
 from storage_engine.lake.delta import LakeTable, Target
 from storage_engine.lake.netting import net_changes
@@ -34,6 +34,8 @@ from storage_engine.schema.descriptor import Offsets
 log = logging.getLogger(__name__)
 
 OWNER_PREFIX = "tier:"
+ATTEMPTS = 5
+"""A partition dropped in the middle of a round ends it; so many rounds in a row are begun anew."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,17 @@ class Lane:
         Errors: LakeChanged, ProgressConflict (another tierer took over), OffsetOutOfRange (the store dropped rows before they
         were tiered), WriteFailed. After any of them the next round starts from what store and lake hold.
         """
-        try:
-            return self._run()
-        except BaseException:
-            self._lake = None
-            raise
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._run()
+            except PartitionChanged:
+                self._lake = None
+                if attempt == ATTEMPTS - 1:
+                    raise
+            except BaseException:
+                self._lake = None
+                raise
+        raise AssertionError("the last attempt returned or raised")
 
     def _run(self) -> Round | None:
         began = time.monotonic()
@@ -102,11 +110,11 @@ class Lane:
         lake.add_columns(table.descriptor)
         rows_max = self._limits.round_changes_max if table.descriptor.has_primary_key else self._limits.round_rows_max
         to_version, stop = plan_stop(record.version, start, version, lambda at: table.offsets(at_version=at), rows_max)
-        self._announce(start, stop, progress, to_version)
-        record = self._write(lake, table, record, start, Target(to_version, {**start, **stop}, self._epoch, record.detached))
+        self._announce(start, stop, progress, to_version, version)
+        record = self._write(lake, table, record, start, Target(to_version, {**start, **stop}, self._epoch, record.detached), version)
         detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
         detail.pop("error", None)
-        self._commit_progress(record.offsets, start, detail)
+        self._commit_progress(record.offsets, start, detail, as_of=version)
         self._data_commits += 1
         self._maintain(lake)
         has_more = n_rows_between(stop, latest) > 0
@@ -184,14 +192,22 @@ class Lane:
         self._epoch = epoch
         return progress
 
-    def _announce(self, start: Offsets, stop: Offsets, progress: Progress, version: int) -> None:
+    def _announce(self, start: Offsets, stop: Offsets, progress: Progress, version: int, as_of: int) -> None:
         """Record the intent: makes every commit up to `version` durable, and names partitions before the lake has rows of them."""
         new = {bucket: 0 for bucket in stop if bucket not in start}
-        self._commit_progress({**start, **new}, start, {**progress.detail, "intent": version})
+        self._commit_progress({**start, **new}, start, {**progress.detail, "intent": version}, as_of=as_of)
 
-    def _commit_progress(self, offsets: Offsets, expected: Offsets, detail: Mapping[str, Any]) -> Progress:
-        progress = Progress(self._owner, {self.table: offsets}, {self.table: expected}, detail)
-        self._store.commit(progress=[progress])
+    def _commit_progress(self, offsets: Offsets, expected: Offsets, detail: Mapping[str, Any], *, as_of: int | None = None) -> Progress:
+        """Errors: PartitionChanged when only a dropped partition stands between; ProgressConflict for another tierer."""
+        progress = Progress(self._owner, {self.table: offsets}, {self.table: expected}, detail, as_of)
+        try:
+            self._store.commit(progress=[progress])
+        except ProgressConflict as error:
+            recorded = self._store.progress(self._owner).get(self._owner)
+            if self._epoch and recorded is not None and recorded.detail.get("epoch") == self._epoch:
+                what = f"a partition of {self.table} was dropped while it was tiered"
+                raise PartitionChanged(what, where=self._owner, next_step="The next round begins from what is there.") from error
+            raise
         return progress
 
     # lake side
@@ -241,18 +257,23 @@ class Lane:
             record = lake.note(record, Target(record.version, covered, self._epoch, detached))
         return record, progress
 
-    def _write(self, lake: LakeTable, table: Table, base: LakeRecord, start: Offsets, to: Target) -> LakeRecord:
+    def _write(self, lake: LakeTable, table: Table, base: LakeRecord, start: Offsets, to: Target, as_of: int) -> LakeRecord:
         stop = to.offsets
         try:
             if table.descriptor.has_primary_key:
-                changes = table.scan(start=start, stop=stop, metadata=True).read_all()
+                changes = table.scan(start=start, stop=stop, metadata=True, as_of=as_of).read_all()
                 return lake.merge(base, to, table.descriptor, net_changes(changes, table.descriptor.primary_key))
             schema = lake.write_schema(table.descriptor)
+            failures: list[FlashlakeError] = []
 
             def rows() -> pa.RecordBatchReader:
-                return pa.RecordBatchReader.from_batches(schema, _lake_batches(table.scan(start=start, stop=stop, metadata=True), schema))
+                scanned = table.scan(start=start, stop=stop, metadata=True, as_of=as_of)
+                return pa.RecordBatchReader.from_batches(schema, _lake_batches(scanned, schema, failures))
 
-            return lake.append(base, to, rows)
+            try:
+                return lake.append(base, to, rows)
+            except FlashlakeError as error:
+                raise (failures[-1] if failures else error) from error
         except OffsetOutOfRange as error:
             raise OffsetOutOfRange(
                 f"the store no longer holds rows of {self.table} that were not tiered: {error.what}",
@@ -271,9 +292,14 @@ class Lane:
             lake.vacuum(self._limits.vacuum_hours)
 
 
-def _lake_batches(scan: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    for batch in scan:
-        yield from to_lake(batch, schema).to_batches()
+def _lake_batches(scan: pa.RecordBatchReader, schema: pa.Schema, failures: list[FlashlakeError]) -> Iterator[pa.RecordBatch]:
+    """The scan in the lake's columns. What it raises is kept in `failures`: the Delta writer makes another error of it."""
+    try:
+        for batch in scan:
+            yield from to_lake(batch, schema).to_batches()
+    except FlashlakeError as error:
+        failures.append(error)
+        raise
 
 
 def _without_zeros(offsets: Offsets) -> Offsets:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import SchemaMismatch, StatementRefused
+from storage_engine.errors import PartitionChanged, SchemaMismatch, StatementRefused
 from storage_engine.lake.columns import from_lake, lake_type, quoted, quoted_list
 from storage_engine.lake.duck import load_delta
 from storage_engine.lake.lane import OWNER_PREFIX, table_path
@@ -28,6 +28,8 @@ from storage_engine.lake.record import LakeRecord, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.predicate import matching_partitions
 
+ATTEMPTS = 5
+"""A partition dropped while its union is read makes it begin anew, so many times in a row."""
 _HIDDEN = "hidden"
 _TAIL = "tail"
 
@@ -145,6 +147,18 @@ def open_union(
 
     `where` only prunes: the caller still filters. Errors: as union_read.
     """
+    for attempt in range(ATTEMPTS):
+        try:
+            return _open_union(store, lake_root, table, columns, where=where, at=at)
+        except PartitionChanged:
+            if attempt == ATTEMPTS - 1:
+                raise
+    raise AssertionError("the last attempt returned or raised")
+
+
+def _open_union(
+    store: Store, lake_root: str | Path, table: str, columns: Sequence[str] | None, *, where: str | None, at: int | None
+) -> Union:
     handle = store.table(table)
     descriptor = handle.descriptor
     names = tuple(columns) if columns is not None else descriptor.column_names
@@ -153,15 +167,19 @@ def open_union(
             raise SchemaMismatch(
                 f"{table} has no column {name}", where="columns", next_step=f"Its columns are {', '.join(descriptor.column_names)}."
             )
+    as_of, before = store.version(), _progress(store, descriptor) if descriptor.partition_keys else None
     snapshot = find_snapshot(store, lake_root, descriptor, at)
     version = store.version() if at is None else at  # after the snapshot: never older than it
     start, stop = _tail_range(handle, snapshot, version, where)
     if not descriptor.has_primary_key:
-        return Union(descriptor, version, names, snapshot, _in_lake_units(handle.scan(names, start=start, stop=stop).read_all()), None)
+        tail = handle.scan(names, start=start, stop=stop, as_of=as_of).read_all()
+        _require_no_drop(store, descriptor, before)
+        return Union(descriptor, version, names, snapshot, _in_lake_units(tail), None)
     if snapshot is None:
         return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, at=version)), None)
     needed = [*names, *(key for key in descriptor.primary_key if key not in names)]
-    net = net_changes(handle.scan(needed, start=start, stop=stop, metadata=True).read_all(), descriptor.primary_key)
+    net = net_changes(handle.scan(needed, start=start, stop=stop, metadata=True, as_of=as_of).read_all(), descriptor.primary_key)
+    _require_no_drop(store, descriptor, before)
     net = net.doubting_inserts(snapshot.detached)
     changed = pa.concat_tables([net.updates, net.deletes]).select(list(descriptor.primary_key))
     hidden = _in_lake_units(changed) if changed.num_rows else None
@@ -202,6 +220,18 @@ def _progress(store: Store, descriptor: TableDescriptor) -> Progress | None:
     owner = OWNER_PREFIX + descriptor.name
     progress = store.progress(owner).get(owner)
     return progress if progress is not None and progress.detail.get("table_id") == descriptor.table_id else None
+
+
+def _require_no_drop(store: Store, descriptor: TableDescriptor, before: Progress | None) -> None:
+    """Errors: PartitionChanged when a partition that the tierer had covered before was dropped since: its offsets are forgotten."""
+    if before is None:
+        return
+    after = _progress(store, descriptor)
+    now = after.offsets.get(descriptor.name, {}) if after else {}
+    for bucket, offset in before.offsets.get(descriptor.name, {}).items():
+        if now.get(bucket, -1) < offset:
+            what = f"partition {bucket.partition} of {descriptor.name} was dropped while it was read"
+            raise PartitionChanged(what, where=descriptor.name, next_step="Read again.")
 
 
 def _has_log(lake_root: str | Path, descriptor: TableDescriptor) -> bool:

@@ -8,7 +8,7 @@ from storage_engine.schema.bucketing import bucket_ids
 from storage_engine.schema.ddl import parse_statements, render_create_table
 from storage_engine.schema.descriptor import Column, Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.keys import encode_keys, has_exact_hash, hash64, hash64_of
-from storage_engine.schema.options import KNOWN_OPTIONS, check_options, delete_behavior, duration_ms, notices, option_value
+from storage_engine.schema.options import KNOWN_OPTIONS, check_effective, check_options, delete_behavior, duration_ms, option_value
 from storage_engine.schema.partitions import check_partition_name, encode_partitions, partition_names, partition_values_of
 from storage_engine.schema.predicate import matching_partitions, parse_predicate, partition_values, predicate_columns
 from storage_engine.schema.reader import parse_options_hint
@@ -28,6 +28,7 @@ __all__ = [
     "as_table",
     "bucket_ids",
     "canonical_type",
+    "check_effective",
     "check_options",
     "check_partition_name",
     "check_targets",
@@ -41,7 +42,6 @@ __all__ = [
     "hash64",
     "hash64_of",
     "matching_partitions",
-    "notices",
     "option_value",
     "parse_options_hint",
     "parse_predicate",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from storage_engine.schema import consumer_ddl
 from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
 from storage_engine.schema.reader import Reader
@@ -50,7 +51,7 @@ def _parse_one(reader: Reader) -> Statement:
         return st.Query(**reader.place)
     raise reader.refusal(
         f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE or STOP JOB.",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER or STOP JOB.",
     )
 
 
@@ -166,8 +167,11 @@ def _drop_function(reader: Reader) -> Statement:
 def _alter_table(reader: Reader) -> Statement:
     name = reader.table_name()
     if reader.take_words("ADD"):
+        if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
         if reader.take_words("PARTITION"):
-            raise reader.refusal("ADD PARTITION is not needed", "A partition is created by its first row.")
+            return st.AddPartition(name, reader.options("PARTITION", names_are_words=True), if_not_exists, **reader.place)
+        if if_not_exists:
+            raise reader.refusal("ADD IF NOT EXISTS needs PARTITION", "Write ADD IF NOT EXISTS PARTITION (column = 'value').")
         reader.take_words("COLUMN")
         return st.AlterTableAddColumn(name, _added_columns(reader), **reader.place)
     if reader.take_words("SET"):
@@ -178,7 +182,7 @@ def _alter_table(reader: Reader) -> Statement:
         return st.DropPartition(name, reader.options("PARTITION", names_are_words=True), if_exists=True, **reader.place)
     raise reader.refusal(
         f"ALTER TABLE ... {reader.peek()} is not supported",
-        "Supported: ADD column, SET ('key' = 'value'), DROP PARTITION (column = 'value').",
+        "Supported: ADD column, ADD PARTITION (column = 'value'), SET ('key' = 'value'), DROP PARTITION (column = 'value').",
     )
 
 
@@ -278,6 +282,7 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("DROP", "VIEW"), _drop_view),
     (("DROP", "TEMPORARY", "FUNCTION"), _drop_function),
     (("DROP", "FUNCTION"), _drop_function),
+    (("DROP", "CONSUMER"), consumer_ddl.drop_consumer),
     (("ALTER", "TABLE"), _alter_table),
     (("INSERT", "INTO"), _insert_into),
     (("INSERT", "OVERWRITE"), _refused("INSERT OVERWRITE is not supported", "Use INSERT INTO; a backfill rewrites partitions.")),
@@ -293,12 +298,16 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("SHOW", "DATABASES"), _bare(st.ShowDatabases)),
     (("SHOW", "VIEWS"), _bare(st.ShowViews)),
     (("SHOW", "JOBS"), _bare(st.ShowJobs)),
+    (("SHOW", "CONSUMERS"), consumer_ddl.show_consumers),
     (("SHOW", "CREATE", "TABLE"), _named(st.ShowCreateTable, Reader.table_name)),
     (("SHOW", "PARTITIONS"), _named(st.ShowPartitions, Reader.table_name)),
     (("REFRESH", "MATERIALIZED", "VIEW"), _named(st.RefreshMaterializedView, Reader.table_name)),
     (("STOP", "JOB"), _named(st.StopJob, Reader.job_name)),
     (("DESCRIBE", "JOB"), _named(st.DescribeJob, Reader.job_name)),
     (("DESC", "JOB"), _named(st.DescribeJob, Reader.job_name)),
+    (("DESCRIBE", "CONSUMER"), consumer_ddl.describe_consumer),
+    (("DESC", "CONSUMER"), consumer_ddl.describe_consumer),
+    (("RESET", "CONSUMER"), consumer_ddl.reset_consumer),
     (("DESCRIBE",), _named(st.DescribeTable, Reader.table_name)),
     (("DESC",), _named(st.DescribeTable, Reader.table_name)),
 )

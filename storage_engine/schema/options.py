@@ -24,7 +24,7 @@ class Option:
     """One known option. `default` is text as in a WITH clause (None: unset); durations may be given as "30s".
 
     alterable   ALTER TABLE ... SET may change it
-    notice      why the option has no effect in the bundled store; shown to the user, empty when it has one
+    refused     why the bundled store takes no other value than the default (Apache Fluss does); empty when it does
     """
 
     name: str
@@ -35,12 +35,11 @@ class Option:
     low: int | None = None
     high: int | None = None
     alterable: bool = False
-    notice: str = ""
+    refused: str = ""
 
 
-_ONE_MACHINE = "this store runs on one machine, without replicas"
-_NO_EXPIRY = "partitions are created by their first row and kept until ALTER TABLE ... DROP PARTITION"
-_NO_TTL = "log and changelog are kept as long as the table"
+_ONE_MACHINE = "the bundled store runs on one machine, without replicas"
+_ARROW_ROWS = "the bundled store keeps rows as Arrow, in the changelog"
 
 KNOWN_OPTIONS: dict[str, Option] = {
     option.name: option
@@ -57,7 +56,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
             "ids taken at once",
             low=1,
             high=1_000_000_000,
-            notice="ids are given out in the commit, without gaps",
+            refused="ids are given out in the commit, without gaps",
         ),
         Option(
             "table.merge-engine",
@@ -76,9 +75,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
         ),
         Option("table.changelog.image", "enum", "full", "full: old and new rows; wal: new rows only", ("full", "wal")),
         Option("table.log.format", "enum", "arrow", "how log frames are stored", ("arrow",)),
-        Option(
-            "table.kv.format", "enum", "compacted", "how Fluss stores rows", ("compacted", "indexed"), notice="rows are stored as Arrow"
-        ),
+        Option("table.kv.format", "enum", None, "how Fluss stores rows", ("compacted", "indexed"), refused=_ARROW_ROWS),
         Option(
             "table.log.arrow.compression.type",
             "enum",
@@ -87,36 +84,20 @@ KNOWN_OPTIONS: dict[str, Option] = {
             ("none", "lz4_frame", "zstd"),
         ),
         Option("table.log.arrow.compression.zstd.level", "int", "3", "effort of zstd", low=1, high=22),
-        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True, notice=_NO_TTL),
-        Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time", notice=_NO_EXPIRY),
-        Option("table.auto-partition.key", "columns", None, "the partition column that names the time", notice=_NO_EXPIRY),
-        Option(
-            "table.auto-partition.time-unit",
-            "enum",
-            "day",
-            "length of a partition",
-            ("hour", "day", "month", "quarter", "year"),
-            notice=_NO_EXPIRY,
-        ),
-        Option(
-            "table.auto-partition.time-format",
-            "string",
-            None,
-            "how a partition is named; default by the unit, for example yyyyMMdd",
-            notice=_NO_EXPIRY,
-        ),
-        Option(
-            "table.auto-partition.time-zone", "string", None, "zone in which partitions begin; default: the system's", notice=_NO_EXPIRY
-        ),
+        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True),
+        Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time"),
+        Option("table.auto-partition.key", "columns", None, "the partition column that names the time"),
+        Option("table.auto-partition.time-unit", "enum", "day", "length of a partition", ("hour", "day", "month", "quarter", "year")),
+        Option("table.auto-partition.time-format", "string", None, "how a partition is named; default by the unit, for example yyyyMMdd"),
+        Option("table.auto-partition.time-zone", "string", None, "zone in which partitions begin; default: the system's"),
         Option(
             "table.auto-partition.num-precreate",
             "int",
             "2",
-            "future partitions to create",
+            "periods to create in advance, the present one counted",
             low=0,
             high=1000,
             alterable=True,
-            notice=_NO_EXPIRY,
         ),
         Option(
             "table.auto-partition.num-retention",
@@ -126,12 +107,20 @@ KNOWN_OPTIONS: dict[str, Option] = {
             low=-1,
             high=1_000_000,
             alterable=True,
-            notice=_NO_EXPIRY,
         ),
+        Option(
+            "table.auto-partition.late-rows",
+            "enum",
+            "refuse",
+            "what happens to rows of a partition that retention has passed: their write is refused, or they are dropped and counted",
+            ("refuse", "drop"),
+            alterable=True,
+        ),
+        Option("client.writer.dynamic-create-partition.enabled", "bool", "true", "a partition is created by its first row", alterable=True),
         Option("table.datalake.enabled", "bool", "false", "tier the table to the lake", alterable=True),
         Option("table.datalake.freshness", "duration", "3min", "bound on the age of what is missing in the lake", alterable=True),
         Option("table.datalake.format", "enum", "delta", "the lake's table format", ("delta",)),
-        Option("table.replication.factor", "int", "1", "copies on a cluster", low=1, high=100, notice=_ONE_MACHINE),
+        Option("table.replication.factor", "int", "1", "copies on a cluster", low=1, high=100, refused=_ONE_MACHINE),
     )
 }
 
@@ -235,6 +224,15 @@ def check_alterable(options: Mapping[str, str], *, where: str, column_names: tup
     return checked
 
 
+def check_effective(options: Mapping[str, str], *, where: str) -> None:
+    """Errors: InvalidOption for a value that only Apache Fluss gives a meaning to: the bundled store would ignore it."""
+    for name, value in options.items():
+        option = KNOWN_OPTIONS.get(name)
+        if option is not None and option.refused and value != option.default:
+            remedy = "Leave it out." if option.default is None else f"Write {option.default}, or leave it out."
+            raise InvalidOption(f"{name} = {value!r} would have no effect: {option.refused}", where=where, next_step=remedy)
+
+
 def option_value(options: Mapping[str, str], name: str) -> Any:
     """The typed value of a known option, its default where it is unset.
 
@@ -264,15 +262,6 @@ def delete_behavior(options: Mapping[str, str]) -> Literal["allow", "ignore", "d
     """What a delete does to a primary-key table with these options: allow by default, ignore under any other engine than the last row."""
     written = option_value(options, "table.delete.behavior")
     return written or ("allow" if options.get("table.merge-engine", "last_row") == "last_row" else "ignore")
-
-
-def notices(options: Mapping[str, str]) -> list[str]:
-    """One sentence for each reason why options are accepted and have no effect here."""
-    named: dict[str, list[str]] = {}
-    for name in options:
-        if name in KNOWN_OPTIONS and KNOWN_OPTIONS[name].notice:
-            named.setdefault(KNOWN_OPTIONS[name].notice, []).append(name)
-    return [f"{', '.join(names)} without effect: {notice}." for notice, names in named.items()]
 
 
 _FIXED = Option("", "string", None, "an option that cannot be altered")

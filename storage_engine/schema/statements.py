@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
-from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,15 @@ class AlterTableSet(Statement):
 
     name: str
     options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AddPartition(Statement):
+    """ALTER TABLE t ADD [IF NOT EXISTS] PARTITION (column = value)."""
+
+    name: str
+    partition: Mapping[str, str]
+    if_not_exists: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +212,39 @@ class DescribeTable(Statement):
 @dataclass(frozen=True)
 class DescribeJob(Statement):
     name: str
+
+
+@dataclass(frozen=True)
+class ShowConsumers(Statement):
+    """SHOW CONSUMERS [ON table]; `table` is None for all."""
+
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class DescribeConsumer(Statement):
+    """DESCRIBE CONSUMER name [ON table]; `table` is None for all that it reads."""
+
+    name: str
+    table: str | None = None
+
+
+@dataclass(frozen=True)
+class ResetConsumer(Statement):
+    """RESET CONSUMER name ON table TO EARLIEST | LATEST | TIMESTAMP '...' | OFFSETS ('partition/bucket' = 'offset', ...)."""
+
+    name: str
+    table: str
+    to: Literal["earliest", "latest"] | datetime | Offsets
+
+
+@dataclass(frozen=True)
+class DropConsumer(Statement):
+    """DROP CONSUMER [IF EXISTS] name ON table."""
+
+    name: str
+    table: str
+    if_exists: bool = False
 
 
 @dataclass(frozen=True)

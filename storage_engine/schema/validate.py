@@ -8,12 +8,13 @@ Holds: a validated descriptor is a fixed point: validate(validate(d)) == validat
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
 
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
+from storage_engine.schema.auto_partition import check_auto_partition
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, check_options, parse_int, split_columns
 from storage_engine.schema.types import arrow_type
@@ -55,7 +56,8 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     result = replace(descriptor, columns=columns, bucket_keys=bucket_keys, n_buckets=n_buckets, options=options)
     _check_engine(result, where)
     _check_auto_increment(result, where)
-    _check_auto_partition(result, where)
+    _check_partition_options(result, where)
+    check_auto_partition(result, where)
     return result
 
 
@@ -125,6 +127,17 @@ def check_targets(descriptor: TableDescriptor, columns: Sequence[str]) -> tuple[
                 next_step="Write it too, or declare it nullable: a partial write of a new key leaves it null.",
             )
     return tuple(name for name in descriptor.column_names if name in seen)
+
+
+def partition_of(descriptor: TableDescriptor, written: Mapping[str, str], *, line: int | None = None) -> str:
+    """The partition that PARTITION (column = 'value') names. Errors: StatementRefused for another column than the partition's."""
+    where = f"table {descriptor.name}" + (f", line {line}" if line is not None else "")
+    if not descriptor.partition_keys:
+        raise StatementRefused(f"{descriptor.name} has no partitions", where=where, next_step="Partition it when it is created.")
+    if tuple(written) != descriptor.partition_keys:
+        key = descriptor.partition_keys[0]
+        raise StatementRefused(f"PARTITION ({', '.join(written)}) does not name one", where=where, next_step=f"Write ({key} = 'value').")
+    return written[descriptor.partition_keys[0]]
 
 
 def canonical_type(sql_type: str) -> str:
@@ -388,18 +401,7 @@ def _check_auto_increment(descriptor: TableDescriptor, where: str) -> None:
         )
 
 
-def _check_auto_partition(descriptor: TableDescriptor, where: str) -> None:
-    named = [name for name in descriptor.options if name.startswith("table.auto-partition.")]
-    if not named:
-        return
-    if not descriptor.partition_keys:
-        raise InvalidOption(
-            f"{named[0]} needs a partitioned table", where=where, next_step="Add PARTITIONED BY (column), or leave the option out."
-        )
-    key = split_columns(descriptor.options.get("table.auto-partition.key", ""))
-    if key and key != descriptor.partition_keys:
-        raise InvalidOption(
-            f"table.auto-partition.key = {','.join(key)!r} is not the partition column",
-            where=where,
-            next_step=f"Write {descriptor.partition_keys[0]!r}.",
-        )
+def _check_partition_options(descriptor: TableDescriptor, where: str) -> None:
+    name = "client.writer.dynamic-create-partition.enabled"
+    if name in descriptor.options and not descriptor.partition_keys:
+        raise InvalidOption(f"{name} needs a partitioned table", where=where, next_step="Add PARTITIONED BY (column), or leave it out.")

@@ -18,11 +18,14 @@ import sys
 import pyarrow as pa
 
 from storage_engine.client.flight import DEFAULT_PORT
+from storage_engine.engine.consumers import EXPIRATION_MS
 from storage_engine.engine.embedded import EmbeddedBackend
+from storage_engine.engine.partitions import PARTITIONS_MAX
 from storage_engine.errors import FlashlakeError, InvalidConfiguration, StoreUnavailable
 from storage_engine.server.flight_server import FlightServer
 from storage_engine.server.socket_server import SocketServer
 
+_HOUR_MS = 3_600_000
 logger = logging.getLogger("storage_engine.server")
 
 
@@ -47,6 +50,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; only loopback addresses, as there is no authentication")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0 takes a free one (default %(default)s)")
     parser.add_argument("--sync", choices=["commit", "none"], default="commit", help="when a commit is acknowledged (default %(default)s)")
+    parser.add_argument("--partitions-max", type=int, default=PARTITIONS_MAX, help="partitions one table may have (default %(default)s)")
+    parser.add_argument(
+        "--consumer-expiration-hours", type=float, default=EXPIRATION_MS / _HOUR_MS,
+        help="a consumer that has not committed for so long, and has no live member, is forgotten; 0: never (default %(default)g)",
+    )  # fmt: skip
     parser.add_argument("--stop-timeout-s", type=float, default=10.0, help="how long to wait for calls in flight when stopping")
     return parser.parse_args(arguments)
 
@@ -55,7 +63,12 @@ def _serve(options: argparse.Namespace) -> int:
     stop = _StopSignal()
     require_loopback(options.host)
     require_free_port(options.host, options.port)
-    backend = EmbeddedBackend.open(options.dir, sync=options.sync)
+    backend = EmbeddedBackend.open(
+        options.dir,
+        sync=options.sync,
+        partitions_max=options.partitions_max,
+        consumer_expiration_ms=int(options.consumer_expiration_hours * _HOUR_MS),
+    )
     try:
         server = FlightServer(backend, host=options.host, port=options.port)
     except pa.ArrowException as error:

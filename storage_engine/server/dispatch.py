@@ -18,6 +18,7 @@ from storage_engine.client.wire import (
     Call,
     Reply,
     decode_commit,
+    decode_offsets,
     decode_ranges,
     encode_commit_info,
     encode_offsets,
@@ -39,7 +40,7 @@ def answer(backend: Backend, call: Call) -> Reply:
 
 
 def fetched(backend: Backend, arguments: Arguments) -> Iterator[FetchedFrame]:
-    return backend.fetch(arguments["table"], decode_ranges(arguments["ranges"]), arguments["columns"])
+    return backend.fetch(arguments["table"], decode_ranges(arguments["ranges"]), arguments["columns"], as_of=arguments["as_of"])
 
 
 def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
@@ -69,7 +70,15 @@ def _alter_table(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Ta
 
 def _commit(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
     result = backend.commit(decode_commit(arguments, tables))
-    return Reply({"version": result.version, "is_duplicate": result.is_duplicate})
+    return Reply(asdict(result))
+
+
+def _heartbeat(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
+    return Reply(asdict(backend.heartbeat(arguments["owner"], arguments["member"], arguments["session_timeout_ms"])))
+
+
+def _bucket_statistics(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
+    return Reply(backend.bucket_statistics(arguments["table"], decode_offsets(arguments["positions"])).to_pydict())
 
 
 def _lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
@@ -86,6 +95,9 @@ _HANDLERS: dict[str, Handler] = {
     "create_table": _create_table,
     "alter_table": _alter_table,
     "drop_table": lambda backend, args, _: Reply(backend.drop_table(args["name"], if_exists=args["if_exists"])),
+    "create_partition": lambda backend, args, _: Reply(
+        backend.create_partition(args["table"], args["partition"], if_not_exists=args["if_not_exists"])
+    ),
     "drop_partition": lambda backend, args, _: Reply(
         backend.drop_partition(args["table"], args["partition"], if_exists=args["if_exists"])
     ),
@@ -98,6 +110,11 @@ _HANDLERS: dict[str, Handler] = {
     "await_version": lambda backend, args, _: Reply(backend.await_version(args["after"], args["timeout_s"])),
     "commits": lambda backend, args, _: Reply([encode_commit_info(info) for info in backend.commits(args["after"], args["limit"])]),
     "progress": lambda backend, args, _: Reply([encode_progress(found) for found in backend.progress(args["owner_prefix"]).values()]),
+    "drop_progress": lambda backend, args, _: Reply(backend.drop_progress(args["owner"])),
+    "heartbeat": _heartbeat,
+    "leave_group": lambda backend, args, _: Reply(backend.leave_group(args["owner"], args["member"])),
+    "late_rows": lambda backend, args, _: Reply(backend.late_rows(args["table"])),
+    "bucket_statistics": _bucket_statistics,
     "offsets": lambda backend, args, _: Reply(encode_offsets(backend.offsets(args["table"], args["which"], args["at_version"]))),
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,

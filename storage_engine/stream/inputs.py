@@ -24,12 +24,16 @@ TAKEN_BACK = pa.array(["-U", "-D"], pa.string())
 
 @dataclass(frozen=True)
 class InputRange:
-    """Rows [start, stop) of each source table. `version` is the commit it ends at, 0 when it ends inside one."""
+    """Rows [start, stop) of each source table. `version` is the commit it ends at, 0 when it ends inside one.
+
+    as_of  the store's version when the offsets were read
+    """
 
     start: Mapping[str, Offsets]
     stop: Mapping[str, Offsets]
     n_rows: int
     version: int
+    as_of: int
 
 
 def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> int:
@@ -39,7 +43,7 @@ def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> i
 
 def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offsets], after_version: int, n_rows_max: int) -> InputRange:
     """The next rows to read: up to the newest commit, or as many whole commits as fit into n_rows_max."""
-    newest = store.version()
+    newest = as_of = store.version()
     stop = _offsets_at(store, tables, newest)
     n_rows = rows_between(start, stop)
     if n_rows > n_rows_max:
@@ -56,7 +60,7 @@ def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offset
         if n_rows == 0:
             stop, newest = _cut(start, _offsets_at(store, tables, high), n_rows_max), 0
             n_rows = rows_between(start, stop)
-    return InputRange(start, _advance(start, stop), n_rows, newest)
+    return InputRange(start, _advance(start, stop), n_rows, newest, as_of)
 
 
 def _offsets_at(store: Store, tables: tuple[str, ...], version: int) -> dict[str, Offsets]:
@@ -97,7 +101,8 @@ def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = 
     start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
     changed: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
-    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=scan.is_retracting or positioned).read_all()
+    is_placed = scan.is_retracting or positioned
+    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
     if not scan.is_retracting:
         return with_position(rows, list(scan.columns)) if positioned else rows
     taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)

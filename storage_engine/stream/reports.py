@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from storage_engine.client import groups
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -45,6 +48,41 @@ def columns(descriptor: TableDescriptor) -> pa.Table:
     )
 
 
+def partitions(store: Store, table: str) -> pa.Table:
+    """One row per partition ("" for a table without): rows and bytes of its log, offsets per bucket, its newest commit.
+
+    Where the backend tells nothing of its buckets: the names alone.
+    """
+    handle = store.table(table)
+    names = handle.partitions() if handle.descriptor.partition_keys else [""]
+    listed = pa.table({"partition": pa.array(names, _TEXT)})
+    if "statistics_of_buckets" not in store.capabilities:
+        return listed
+    found = store.backend.bucket_statistics(table).sort_by([("partition", "ascending"), ("bucket", "ascending")])
+    found = found.append_column("rows", pc.subtract(found["end_offset"], found["start_offset"]))
+    grouped = found.group_by("partition", use_threads=False).aggregate(
+        [("rows", "sum"), ("bytes", "sum"), ("bucket", "list"), ("start_offset", "list"), ("end_offset", "list"), ("last_commit_ms", "max")]
+    )
+    grouped = grouped.rename_columns([re.sub("_(sum|list|max)$", "", name) for name in grouped.column_names])
+    beside = grouped.take(pc.index_in(listed["partition"], grouped["partition"].combine_chunks()))
+    moments = beside["last_commit_ms"].cast(pa.timestamp("ms", "UTC"))
+    counted = [pc.fill_null(beside[name], 0) for name in ("rows", "bytes")]
+    columns = [listed["partition"], *counted, beside["bucket"], beside["start_offset"], beside["end_offset"], moments]
+    return pa.table(columns, names=["partition", "rows", "bytes", "buckets", "start_offsets", "end_offsets", "last_commit"])
+
+
+def consumers(store: Store, found: Iterable[groups.ConsumerGroup]) -> pa.Table:
+    """One row per consumer and table: members, generation, lag, and when offsets were last committed."""
+    rows = []
+    for group in found:
+        described = groups.describe(store.backend, group)
+        lag = (pc.sum(described["lag_rows"]).as_py() or 0, pc.max(described["lag_ms"]).as_py() or 0)
+        rows.append((group.name, group.table, len(group.members), group.generation, *lag, group.committed_ms))
+    types = [_TEXT, _TEXT, pa.int64(), pa.int64(), pa.int64(), pa.int64(), pa.timestamp("ms", "UTC")]
+    names = ["consumer", "table", "members", "generation", "lag_rows", "lag_ms", "committed"]
+    return pa.table([pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)], names=names)
+
+
 def jobs(store: Store) -> pa.Table:
     """One row per job: name, state, sink, rows read and written, lag in rows, last error."""
     found = load_jobs(store)
@@ -63,7 +101,7 @@ def job(store: Store, of: JobDescriptor) -> pa.Table:
     rows: list[tuple[str, Any]] = list(facts.items())
     recorded = store.progress(of.owner).get(of.owner)
     for table, offsets in sorted((recorded.offsets if recorded else {}).items()):
-        rows.append((f"offsets {table}", _printed(offsets)))
+        rows.append((f"offsets {table}", printed(offsets)))
     rows.extend((f"set {key}", value) for key, value in sorted(of.settings.items()))
     rows.extend(("plan", line) for line in _plan(store, of))
     rows.append(("statement", of.text))
@@ -95,5 +133,6 @@ def _plan(store: Store, of: JobDescriptor) -> list[str]:
         return [f"cannot be planned: {error}"]
 
 
-def _printed(offsets: Offsets) -> str:
+def printed(offsets: Offsets) -> str:
+    """Offsets in one line."""
     return ", ".join(f"{bucket}:{offset}" for bucket, offset in sorted(offsets.items()))

@@ -41,6 +41,8 @@ class JobRunner:
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
         self._schema_ids = self._current_schemas()
+        self._is_partitioned = any(store.describe(name).partition_keys for name in self.plan.source_tables)
+        self._checked_version = -1
         self._reload()
 
     def step(self) -> int:
@@ -50,13 +52,15 @@ class JobRunner:
         """
         began = time.perf_counter()
         work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
+        if work.n_rows == 0 and self._reloads_after_drop(work.as_of):
+            work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
         if work.n_rows == 0:
             return 0
         inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
         outcome = self._executor.run(inputs, StoreReader(self._store, work))
         detail = self._advanced_detail(work, outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:
-            self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail)])
+            self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
             self._reload()
             raise
@@ -82,6 +86,19 @@ class JobRunner:
     def _current_schemas(self) -> dict[str, tuple[int, int]]:
         mine = {self.plan.sink.name, *self.plan.source_tables, *self.plan.lookup_tables}
         return {item.name: (item.table_id, item.schema_id) for item in self._store.backend.tables() if item.name in mine}
+
+    def _reloads_after_drop(self, version: int) -> bool:
+        """True when the store has forgotten offsets of a dropped partition that this runner still held: one created again under its
+        name begins at 0. A batch with rows needs no such look: its commit is compared.
+        """
+        if not self._is_partitioned or version == self._checked_version:
+            return False
+        self._checked_version = version
+        recorded = self._store.progress(self.job.owner).get(self.job.owner)
+        if (recorded.offsets if recorded else {}) == self._offsets:
+            return False
+        self._reload()
+        return True
 
     def _reload(self) -> None:
         recorded = self._store.progress(self.job.owner).get(self.job.owner)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from storage_engine.client import groups
 from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, UnknownTable
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.validate import add_columns, set_options
+from storage_engine.schema.validate import add_columns, partition_of, set_options
 from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
@@ -114,8 +115,13 @@ class SqlSession:
         self._store.backend.alter_table(set_options(self._store.describe(statement.name), dict(statement.options)))
         return Result(f"altered {statement.name}")
 
+    def _add_partition(self, statement: st.AddPartition) -> Result:
+        name = partition_of(self._store.describe(statement.name), statement.partition, line=statement.line)
+        self._store.backend.create_partition(statement.name, name, if_not_exists=statement.if_not_exists)
+        return Result(f"partition {name} of {statement.name}")
+
     def _drop_partition(self, statement: st.DropPartition) -> Result:
-        name = next(iter(statement.partition.values()))
+        name = partition_of(self._store.describe(statement.name), statement.partition, line=statement.line)
         self._store.backend.drop_partition(statement.name, name, if_exists=statement.if_exists)
         return Result(f"dropped partition {name} of {statement.name}")
 
@@ -291,7 +297,26 @@ class SqlSession:
         return Result("table", pa.table({"sql": [render_create_table(self._store.describe(statement.name))]}))
 
     def _show_partitions(self, statement: st.ShowPartitions) -> Result:
-        return Result("partitions", pa.table({"partition": pa.array(self._store.table(statement.name).partitions(), pa.string())}))
+        rows = reports.partitions(self._store, statement.name)
+        n_late = self._store.backend.late_rows(statement.name) if "statistics_of_buckets" in self._store.capabilities else 0
+        return Result(f"partitions; {n_late} late rows were dropped" if n_late else "partitions", rows)
+
+    # consumers
+
+    def _show_consumers(self, statement: st.ShowConsumers) -> Result:
+        return Result("consumers", reports.consumers(self._store, groups.find(self._store.backend, None, statement.table)))
+
+    def _describe_consumer(self, statement: st.DescribeConsumer) -> Result:
+        found = groups.require(self._store.backend, statement.name, statement.table)
+        return Result("consumer", pa.concat_tables([groups.describe(self._store.backend, group) for group in found]))
+
+    def _reset_consumer(self, statement: st.ResetConsumer) -> Result:
+        offsets = groups.reset(self._store.backend, self._store.table(statement.table), statement.name, statement.to)
+        return Result(f"consumer {statement.name} on {statement.table} goes on from {reports.printed(offsets) or 'the beginning'}")
+
+    def _drop_consumer(self, statement: st.DropConsumer) -> Result:
+        groups.drop(self._store.backend, statement.name, statement.table, if_exists=statement.if_exists)
+        return Result(f"dropped consumer {statement.name} on {statement.table}")
 
     def _describe_table(self, statement: st.DescribeTable) -> Result:
         return Result("columns", reports.columns(self._store.describe(statement.name)))
@@ -333,6 +358,7 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.DropTable: _S._drop_table,
     st.AlterTableAddColumn: _S._add_columns,
     st.AlterTableSet: _S._set_table_options,
+    st.AddPartition: _S._add_partition,
     st.DropPartition: _S._drop_partition,
     st.CreateDatabase: _S._create_database,
     st.Use: _S._use,
@@ -350,6 +376,10 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.ShowJobs: _S._show_jobs,
     st.ShowCreateTable: _S._show_create,
     st.ShowPartitions: _S._show_partitions,
+    st.ShowConsumers: _S._show_consumers,
+    st.DescribeConsumer: _S._describe_consumer,
+    st.ResetConsumer: _S._reset_consumer,
+    st.DropConsumer: _S._drop_consumer,
     st.DescribeTable: _S._describe_table,
     st.DescribeJob: _S._describe_job,
 }

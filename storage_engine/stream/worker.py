@@ -21,6 +21,7 @@ from storage_engine.stream.runner import N_ROWS_MAX, JobRunner
 
 IDLE_WAIT_S = 0.5
 RETRY_S_MAX = 10.0
+CONFLICT_RETRY_S = 0.05
 CATALOG_CHECK_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -115,7 +116,8 @@ class Worker:
         try:
             n_rows = slot.runner.step()
         except ProgressConflict:
-            _log.warning("job %s: another worker moved it; continuing from there", name)
+            _log.warning("job %s: another worker moved it, or a partition was dropped; continuing from there", name)
+            slot.retry_s = CONFLICT_RETRY_S  # there may be rows left: not idle yet
             return 0
         except RetriableError as error:
             slot.retry_s = min(max(slot.retry_s * 2, 0.1), RETRY_S_MAX)

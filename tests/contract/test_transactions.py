@@ -206,6 +206,8 @@ def test_of_many_workers_that_start_from_the_same_progress_one_wins(shared, stor
 
 @pytest.mark.needs("jobs")
 def test_progress_is_found_by_prefix_and_survives_a_restart(own):
+    own.store.execute("CREATE TABLE a.t (x BIGINT, ds STRING) PARTITIONED BY (ds) WITH ('bucket.num' = '3')")
+    own.store.backend.create_partition("a.t", "2017-01-01", if_not_exists=False)
     for owner in ("job:a", "job:b", "tier:x"):
         own.store.commit([], [Progress(owner, {"a.t": {TableBucket("2017-01-01", 2): 7}}, detail={"note": owner})])
 

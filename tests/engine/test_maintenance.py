@@ -86,7 +86,7 @@ def test_run_once_runs_every_task_with_the_time_given_and_raises_what_a_task_rai
 
 
 def test_stop_waits_for_the_task_under_way_and_no_task_runs_after_it() -> None:
-    maintenance = Maintenance(lambda: 1)
+    maintenance, threads_before = Maintenance(lambda: 1), set(threading.enumerate())
     begun, release = threading.Event(), threading.Event()
     task = Task(work=lambda _: (begun.set(), release.wait(10))[0])
     maintenance.add(task)
@@ -102,7 +102,7 @@ def test_stop_waits_for_the_task_under_way_and_no_task_runs_after_it() -> None:
 
     assert not stopper.is_alive()
     assert len(task.seen) == 1
-    assert not any(thread.name == "flashlake-maintenance" for thread in threading.enumerate())
+    assert set(threading.enumerate()) <= threads_before
 
 
 def test_a_closing_store_ends_its_tasks_before_the_log_closes(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as hs
 from storage_engine.errors import InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.ddl import parse_statements
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from storage_engine.schema.options import KNOWN_OPTIONS, delete_behavior, duration_ms, notices, option_value
+from storage_engine.schema.options import KNOWN_OPTIONS, check_effective, delete_behavior, duration_ms, option_value
 from storage_engine.schema.validate import add_columns, check_targets, set_options, validate
 
 
@@ -159,10 +159,19 @@ def test_deletes_are_ignored_by_default_under_every_merge_engine_but_the_last_ro
     assert delete_behavior({"table.merge-engine": "aggregation", "table.delete.behavior": "disable"}) == "disable"
 
 
-def test_an_option_without_effect_is_accepted_with_a_notice():
-    assert notices(table({"table.replication.factor": "3"}).options) == [
-        "table.replication.factor without effect: this store runs on one machine, without replicas."
-    ]
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("table.replication.factor", "3", "one machine, without replicas.*Write 1, or leave it out"),
+        ("table.kv.format", "compacted", "rows as Arrow.*Leave it out"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_legal_and_refused_by_the_bundled_store(option, value, reason):
+    descriptor = table({option: value})
+
+    with pytest.raises(InvalidOption, match=f"{option} = '{value}' would have no effect: .*{reason}"):
+        check_effective(descriptor.options, where="table db.t")
+    check_effective(table({"table.replication.factor": "1"}).options, where="table db.t")
 
 
 @given(hs.integers(0, 10**9), hs.sampled_from([("ms", 1), ("s", 1000), ("min", 60_000), (" h", 3_600_000), (" days", 86_400_000), ("", 1)]))

@@ -167,8 +167,8 @@ class FaultyBackend(EmbeddedBackend):
     def count(self, table: str) -> int:
         return len(table) // 0
 
-    def fetch(self, table, ranges, columns):
-        yield from super().fetch(table, ranges, columns)
+    def fetch(self, table, ranges, columns, **options):
+        yield from super().fetch(table, ranges, columns, **options)
         raise KeyError("gone")
 
     def read(self, table, columns, partitions, at_version):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
 
+import storage_engine
 from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
@@ -58,7 +60,14 @@ def test_scenario_2_two_streams_fill_one_wide_table(store: Store) -> None:
     )
 
 
-def test_scenario_5_ids_by_lookup_and_bitmaps_merged_in_the_store(store: Store) -> None:
+def test_scenario_5_ids_by_lookup_and_bitmaps_merged_in_the_store(tmp_path: Path) -> None:
+    """Its tables keep the partitions of seven days: the clock of the store stands on the day of the events."""
+    noon_ms = int(datetime(2017, 1, 1, 12, tzinfo=UTC).timestamp() * 1000)
+    with storage_engine.connect((tmp_path / "store").as_uri(), sync="none", now_ms=lambda: noon_ms) as store:
+        run_scenario_5(store)
+
+
+def run_scenario_5(store: Store) -> None:
     session = SqlSession(store)
     session.execute("USE db; CREATE TABLE log_exp_ri (user_id BIGINT, ds STRING, hh STRING, mm STRING)")
     session.execute(printed("CREATE TABLE `fluss_catalog`.`db`.`user_mapping_table`"))

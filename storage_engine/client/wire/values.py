@@ -44,6 +44,9 @@ def encode_progress(progress: Progress) -> dict[str, Any]:
         "offsets": _encode_by_table(progress.offsets),
         "expected": None if progress.expected is None else _encode_by_table(progress.expected),
         "detail": dict(progress.detail),
+        "as_of": progress.as_of,
+        "merges": progress.merges,
+        "generation": progress.generation,
     }
 
 
@@ -54,6 +57,9 @@ def decode_progress(value: Mapping[str, Any]) -> Progress:
         offsets=_decode_by_table(value["offsets"]),
         expected=None if expected is None else _decode_by_table(expected),
         detail=value["detail"],
+        as_of=value["as_of"],
+        merges=value["merges"],
+        generation=value["generation"],
     )
 
 
