@@ -101,7 +101,7 @@ def test_a_row_for_a_partition_past_keeping_is_refused_or_dropped_and_counted_by
     )
     late = {"x": [1, 2], "y": ["1999", str(datetime.now(UTC).year)]}
 
-    with pytest.raises(InvalidPartition, match="1999 .* is past keeping"):
+    with pytest.raises(InvalidPartition, match=r"1999 .* is past keeping"):
         store.table(f"{db}.refuses").append(late)
     result = store.table(f"{db}.drops").append(late)
 

@@ -116,7 +116,7 @@ def test_a_partition_past_keeping_takes_no_row_even_before_it_is_dropped(store, 
     store.table("a.t").append({"x": [1], "ds": ["20240225"]})
     clock.pass_days(1)  # the task has not run yet
 
-    with pytest.raises(InvalidPartition, match="20240225 of a.t is past keeping"):
+    with pytest.raises(InvalidPartition, match=r"20240225 of a\.t is past keeping"):
         store.table("a.t").append({"x": [2], "ds": ["20240225"]})
 
 

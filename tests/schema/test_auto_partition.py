@@ -39,7 +39,7 @@ RULES = hs.sampled_from(UNITS).flatmap(
 )
 SWITCHES = [datetime(2024, 3, 31, 1, tzinfo=UTC), datetime(2024, 10, 27, 1, tzinfo=UTC), datetime(2011, 12, 30, 10, tzinfo=UTC)]
 MOMENTS = hs.one_of(
-    hs.datetimes(datetime(1975, 1, 1), datetime(2090, 1, 1), timezones=hs.just(UTC)),
+    hs.builds(lambda seconds: datetime.fromtimestamp(seconds, UTC), hs.integers(150_000_000, 3_800_000_000)),
     hs.builds(lambda at, minutes: at + timedelta(minutes=minutes), hs.sampled_from(SWITCHES), hs.integers(-180, 180)),
 )
 OPTIONS = "table.auto-partition."
@@ -122,8 +122,7 @@ def test_a_name_and_its_period_are_inverses_and_names_order_as_time_does(rule, m
 def test_what_does_not_read_as_the_format_says_names_no_partition(rule, name):
     try:
         ordinal = rule.ordinal_of(name)
-    except InvalidPartition as error:
-        assert "Partitions of this table are named by" in str(error)
+    except InvalidPartition:
         return
     assert rule.name_of(ordinal) == name
 
