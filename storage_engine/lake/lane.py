@@ -172,6 +172,7 @@ class Lane:
 
     def _claim(self, table: Table) -> Progress:
         """Take the lane over: a new epoch, durable before anything is written."""
+        as_of = self._store.version()
         recorded = self._store.progress(self._owner).get(self._owner)
         before = recorded.offsets.get(self.table, {}) if recorded else {}
         if recorded is not None and "lake_id" in recorded.detail:
@@ -188,7 +189,7 @@ class Lane:
             detail = {"lake_id": uuid.uuid4().hex, "table_id": table.descriptor.table_id, "version": 0, "lake_version": -1, "epoch": epoch}
             offsets = table.offsets("earliest")
         epoch = int(detail["epoch"]) + 1
-        progress = self._commit_progress(offsets, before, {**detail, "epoch": epoch})
+        progress = self._commit_progress(offsets, before, {**detail, "epoch": epoch}, as_of=as_of, found_epoch=epoch - 1)
         self._epoch = epoch
         return progress
 
@@ -197,14 +198,20 @@ class Lane:
         new = {bucket: 0 for bucket in stop if bucket not in start}
         self._commit_progress({**start, **new}, start, {**progress.detail, "intent": version}, as_of=as_of)
 
-    def _commit_progress(self, offsets: Offsets, expected: Offsets, detail: Mapping[str, Any], *, as_of: int | None = None) -> Progress:
-        """Errors: PartitionChanged when only a dropped partition stands between; ProgressConflict for another tierer."""
+    def _commit_progress(
+        self, offsets: Offsets, expected: Offsets, detail: Mapping[str, Any], *, as_of: int | None = None, found_epoch: int = 0
+    ) -> Progress:
+        """Errors: PartitionChanged when only a dropped partition stands between; ProgressConflict for another tierer.
+
+        found_epoch  the epoch of the tierer before, when the lane is taken over
+        """
         progress = Progress(self._owner, {self.table: offsets}, {self.table: expected}, detail, as_of)
         try:
             self._store.commit(progress=[progress])
         except ProgressConflict as error:
             recorded = self._store.progress(self._owner).get(self._owner)
-            if self._epoch and recorded is not None and recorded.detail.get("epoch") == self._epoch:
+            epoch = self._epoch or found_epoch
+            if epoch and recorded is not None and recorded.detail.get("epoch") == epoch:
                 what = f"a partition of {self.table} was dropped while it was tiered"
                 raise PartitionChanged(what, where=self._owner, next_step="The next round begins from what is there.") from error
             raise
