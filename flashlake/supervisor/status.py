@@ -1,7 +1,8 @@
 """Status: one table of what runs and how far behind it is. Reads records, probes and the store; changes nothing.
 
-Columns: kind (service, job, tiering), name, health, pid, uptime_s, lag_rows, restarts, detail.
-lag_rows of a job: rows between its recorded progress and the end of the tables it reads; of tiering: rows not yet in the lake.
+Columns: kind (service, job, tiering, consumer), name, health, pid, uptime_s, lag_rows, restarts, detail.
+lag_rows of a job: rows between its recorded progress and the end of the tables it reads; of tiering: rows not yet in the lake;
+of a consumer: rows after its committed offsets, with the age of the oldest of them beside it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from flashlake.supervisor.probes import port_answers
 from flashlake.supervisor.records import RunDir, ServiceRecord
 from flashlake.supervisor.services import services
 from storage_engine.api import Progress
+from storage_engine.client import groups
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets
+from storage_engine.stream.reports import consumers
 
 SCHEMA = pa.schema(
     [
@@ -63,14 +66,14 @@ def service_line(record: ServiceRecord, is_wanted: bool, lag_rows: int | None) -
 
 
 def store_lines(config: Config, run_dir: RunDir) -> tuple[list[dict[str, Any]], str]:
-    """One line per stream job and per tiered table, from the running store; and why there are none, if it does not answer."""
+    """One line per stream job, per tiered table and per consumer, from the running store; and why there are none, if it does not answer."""
     host, _, port = config.server_url.removeprefix("flashlake://").rpartition(":")
     is_ours = run_dir.service("store").is_running
     if not (is_ours or config.store.url) or not port_answers(host, int(port)):
         return [], "does not answer"
     try:
         with storage_engine.connect(config.server_url) as store:
-            return job_lines(store) + tiering_lines(store), ""
+            return job_lines(store) + tiering_lines(store) + consumer_lines(store), ""
     except FlashlakeError as error:
         return [], str(error)
 
@@ -98,6 +101,19 @@ def tiering_lines(store: Store) -> list[dict[str, Any]]:
             made = progress.get(TIER_OWNER + name) or Progress(TIER_OWNER + name, {name: {}})
             freshness = table.descriptor.options.get("table.datalake.freshness", "")
             lines.append(line("tiering", name, "tiered", lag_rows(store, made, (name,)), f"freshness {freshness}" if freshness else ""))
+    return lines
+
+
+def consumer_lines(store: Store) -> list[dict[str, Any]]:
+    """One line per consumer and table."""
+    if "consumers" not in store.capabilities:
+        return []
+    lines = []
+    for row in consumers(store, groups.find(store.backend)).to_pylist():
+        detail = f"oldest row not committed: {row['lag_ms'] / 1000:.1f} s" if row["lag_rows"] else ""
+        if row["members"]:
+            detail = "; ".join(filter(None, (f"{row['members']} members", detail)))
+        lines.append(line("consumer", f"{row['consumer']} on {row['table']}", "known", row["lag_rows"], detail))
     return lines
 
 

@@ -62,7 +62,8 @@ class Consumer:
     def poll(self, max_rows: int = 100_000, timeout_s: float = 0.0) -> pa.Table | None:
         """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new for `timeout_s`.
 
-        A member takes part in its group by polling: buckets are given to it, and taken from it, between polls.
+        A member takes part in its group by polling: buckets are given to it, and taken from it, between polls. When that happens, what
+        was polled before and not committed is given out again, perhaps to another member.
         Errors: OffsetOutOfRange when the log no longer holds the position: reset() chooses another.
         """
         deadline = time.monotonic() + timeout_s

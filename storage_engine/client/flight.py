@@ -236,7 +236,7 @@ class FlightBackend:
         return pa.Table.from_pydict(found, BUCKET_STATISTICS)
 
     def late_rows(self, table: str) -> int:
-        self._require("statistics_of_buckets")
+        self._require("late_rows")
         return self._control("late_rows", {"table": table})
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from storage_engine.engine.state import TableState
 from storage_engine.errors import FlashlakeError, InvalidPartition, TooManyPartitions
 from storage_engine.schema.auto_partition import AutoPartition, rule_of
+from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.partitions import check_partition_name, partition_values_of
 
 PARTITIONS_MAX = 1000
@@ -73,9 +74,8 @@ def check_new(table: TableState, partition: str, now_ms: int) -> str:
     return partition
 
 
-def check_dynamic(table: TableState, partition: str) -> None:
+def check_dynamic(descriptor: TableDescriptor, partition: str) -> None:
     """Errors: InvalidPartition when rows do not create partitions of this table."""
-    descriptor = table.descriptor
     if descriptor.options.get(DYNAMIC) == "false":
         key = descriptor.partition_keys[0]
         raise InvalidPartition(

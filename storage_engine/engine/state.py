@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from storage_engine.api import Progress
+from storage_engine.api import CONSUMER_PREFIX, Progress
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
@@ -184,6 +184,8 @@ class StoreState:
             self.partition_names.pop(partition_id, None)
             self.born_partitions.pop(partition_id, None)
         self._forget_progress(change["name"], None)
+        for owner in [owner for owner in self.progress if owner.startswith(CONSUMER_PREFIX) and owner.endswith(f":{change['name']}")]:
+            del self.progress[owner]  # a consumer is of one table
 
     def _drop_partition(self, change: dict[str, Any]) -> None:
         self.tables[change["table"]].partitions.pop(change["partition"])

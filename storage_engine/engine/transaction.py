@@ -118,7 +118,7 @@ class Transaction:
             return known
         key = (table.descriptor.table_id, partition)
         if key not in self._new_partitions:
-            partitions.check_dynamic(table, partition)
+            partitions.check_dynamic(table.descriptor, partition)
             n_new = sum(table_id == key[0] for table_id, _ in self._new_partitions)
             partitions.check_room(table, len(table.partitions) + n_new, self.partitions_max)
             self._new_partitions[key] = self.state.next_partition_id + len(self._new_partitions)

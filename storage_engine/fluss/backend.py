@@ -263,7 +263,7 @@ class FlussBackend:
         self._refuse("statistics_of_buckets")
 
     def late_rows(self, table: str) -> int:  # noqa: ARG002
-        self._refuse("statistics_of_buckets")
+        self._refuse("late_rows")
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:  # noqa: ARG002
         self._refuse("backup")

@@ -24,6 +24,7 @@ REMEDIES = {
     "consumers": "Fluss keeps no offsets of readers: keep offsets() yourself and scan from them.",
     "jobs": "Fluss keeps no progress of jobs: run jobs on the bundled store.",
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
+    "late_rows": "Fluss neither drops nor counts rows that come after retention: leave 'table.auto-partition.late-rows' out.",
     "statistics_of_buckets": "Fluss tells offsets only: see offsets('earliest') and offsets('latest').",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",

@@ -19,6 +19,7 @@ from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.validate import validate
 
 DESCRIPTOR_PROPERTY = "flashlake.descriptor"
+LATE_ROWS = "table.auto-partition.late-rows"
 _STRUCTURAL = ("bucket.num", "bucket.key", "auto-increment.fields")
 _ENUMS = (
     "table.delete.behavior", "table.changelog.image", "table.log.format", "table.kv.format", "table.log.arrow.compression.type",
@@ -60,12 +61,14 @@ def definition_of(descriptor: TableDescriptor, *, backend: str) -> FlussDefiniti
     checked = validate(descriptor)
     if checked.merge_engine == "aggregation" or any(name.startswith("fields.") for name in checked.options):
         raise refused("aggregation", backend=backend)
+    if checked.options.get(LATE_ROWS) == "drop":
+        raise refused("late_rows", backend=backend)
     if any(name.startswith("table.datalake.") and value != "false" for name, value in checked.options.items()):
         raise refused("tiering", backend=backend)
     database, table = path_of(checked.name)
     columns = tuple(replace(column, field_id=i) for i, column in enumerate(checked.columns))
     stored = replace(checked, columns=columns, table_id=-1, schema_id=0)
-    custom = {name: value for name, value in checked.options.items() if name.startswith("asset.")}
+    custom = {name: value for name, value in checked.options.items() if name.startswith(("asset.", "client."))}
     custom[DESCRIPTOR_PROPERTY] = json.dumps(stored.to_json(), separators=(",", ":"))
     return FlussDefinition(
         database,
@@ -90,7 +93,7 @@ def properties_of(options: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {}
     for name, value in options.items():
-        if name in _STRUCTURAL or name.startswith(("asset.", "fields.", "table.datalake.")):
+        if name in _STRUCTURAL or name == LATE_ROWS or name.startswith(("asset.", "client.", "fields.", "table.datalake.")):
             continue
         kept[name] = value.upper() if name in _ENUMS else value
     return kept

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import WriteOp
+from storage_engine.engine.partitions import check_dynamic
 from storage_engine.engine.routing import split
 from storage_engine.errors import UserError
 from storage_engine.fluss.session import FlussSession, OpenTable
@@ -71,6 +72,7 @@ async def _make_partitions(session: FlussSession, table: OpenTable, names: set[s
     missing = sorted(names - set(await session.partitions(table)))
     if not missing:
         return
+    check_dynamic(table.descriptor, missing[0])
     admin = await session.admin()
     for name in missing:
         await admin.create_partition(table.path, {table.descriptor.partition_keys[0]: name}, ignore_if_exists=True)

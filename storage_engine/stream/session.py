@@ -298,7 +298,7 @@ class SqlSession:
 
     def _show_partitions(self, statement: st.ShowPartitions) -> Result:
         rows = reports.partitions(self._store, statement.name)
-        n_late = self._store.backend.late_rows(statement.name) if "statistics_of_buckets" in self._store.capabilities else 0
+        n_late = self._store.backend.late_rows(statement.name) if "late_rows" in self._store.capabilities else 0
         return Result(f"partitions; {n_late} late rows were dropped" if n_late else "partitions", rows)
 
     # consumers

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from flashlake.supervisor.status import consumer_lines
 from storage_engine.errors import OffsetOutOfRange, ProgressConflict, StatementRefused, UnknownTable, UserError
 from storage_engine.schema.descriptor import TableBucket
 
@@ -292,3 +293,25 @@ def test_members_share_partitions_that_come_later(store, db):
     assert sorted(first + second) == list(range(12))
     committed = store.progress("consumer:")[f"consumer:g:{days.name}"].offsets[days.name]
     assert committed == {TableBucket(f"d{day}", 0): 1 for day in range(12)}
+
+
+def test_consumers_of_a_dropped_table_are_gone_with_it(store, log):
+    log.append({"x": [1]})
+    consumer = log.consumer("g")
+    consumer.poll()
+    consumer.commit()
+
+    store.execute(f"DROP TABLE {log.name}")
+
+    assert store.progress(f"consumer:g:{log.name}") == {}
+    assert log.name not in store.execute("SHOW CONSUMERS")[0].rows["table"].to_pylist()
+
+
+def test_the_status_page_shows_consumers_with_their_lag(store, log):
+    log.append({"x": [1, 2, 3]})
+    log.consumer("g", member="a").poll()
+
+    (shown,) = [line for line in consumer_lines(store) if line["name"] == f"g on {log.name}"]
+
+    assert (shown["kind"], shown["lag_rows"]) == ("consumer", 3)
+    assert shown["detail"].startswith("1 members; oldest row not committed: ")

@@ -92,7 +92,7 @@ def test_partitions_of_the_present_and_the_next_day_are_there_after_creation(sto
     assert store.table(f"{db}.t").partitions() == [str(year), str(year + 1)]
 
 
-@pytest.mark.needs("auto_partition", "statistics_of_buckets")
+@pytest.mark.needs("late_rows")
 def test_a_row_for_a_partition_past_keeping_is_refused_or_dropped_and_counted_by_option(store, db):
     auto = "'table.auto-partition.enabled' = 'true', 'table.auto-partition.time-unit' = 'YEAR'"
     store.execute(

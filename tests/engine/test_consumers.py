@@ -83,7 +83,11 @@ class Groups(RuleBasedStateMachine):
 
     @rule(name=hs.sampled_from(MEMBERS), max_rows=hs.sampled_from([2, 1000]))
     def poll(self, name: str, max_rows: int) -> None:
-        rows = self.member(name).poll(max_rows=max_rows)
+        consumer = self.member(name)
+        generation = consumer._generation
+        rows = consumer.poll(max_rows=max_rows)
+        if consumer._generation != generation:
+            self.pending[name] = []  # what was polled before and not committed is given out again
         if rows is not None:
             self.pending[name] += zip(rows["_partition"].to_pylist(), rows["_bucket"].to_pylist(), rows["x"].to_pylist(), strict=True)
 

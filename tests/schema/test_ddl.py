@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as hs
 from storage_engine.errors import FlashlakeError, InvalidOption, StatementRefused
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import parse_statements, render_create_table
-from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.schema.descriptor import Column, TableBucket, TableDescriptor
 from storage_engine.schema.validate import validate
 
 ARTICLE = (Path(__file__).parents[1] / "vectors/seed/fluss_instant_commerce.sql").read_text()
@@ -101,6 +102,23 @@ def test_an_insert_keeps_its_select_untouched_and_its_hints():
         ("ALTER TABLE t SET ('asset.owner' = 'x')", st.AlterTableSet("db.t", {"asset.owner": "x"})),
         ("ALTER TABLE t DROP PARTITION (ds = '20170101')", st.DropPartition("db.t", {"ds": "20170101"})),
         ("ALTER TABLE t DROP IF EXISTS PARTITION (day = 5)", st.DropPartition("db.t", {"day": "5"}, if_exists=True)),
+        ("ALTER TABLE t ADD PARTITION (day = 5)", st.AddPartition("db.t", {"day": "5"})),
+        ("ALTER TABLE t ADD IF NOT EXISTS PARTITION (ds = 'a')", st.AddPartition("db.t", {"ds": "a"}, if_not_exists=True)),
+        ("SHOW CONSUMERS", st.ShowConsumers()),
+        ("SHOW CONSUMERS ON t", st.ShowConsumers("db.t")),
+        ("DESCRIBE CONSUMER c", st.DescribeConsumer("c")),
+        ("DESC CONSUMER 'my.c' ON x.t", st.DescribeConsumer("my.c", "x.t")),
+        ("DROP CONSUMER IF EXISTS c ON t", st.DropConsumer("c", "db.t", if_exists=True)),
+        ("RESET CONSUMER c ON t TO EARLIEST", st.ResetConsumer("c", "db.t", "earliest")),
+        ("RESET CONSUMER c ON t TO LATEST", st.ResetConsumer("c", "db.t", "latest")),
+        (
+            "RESET CONSUMER c ON t TO TIMESTAMP '2017-01-31 12:00:00+01:00'",
+            st.ResetConsumer("c", "db.t", datetime(2017, 1, 31, 11, tzinfo=UTC)),
+        ),
+        (
+            "RESET CONSUMER c ON t TO OFFSETS ('a/0' = '42', '3' = '7')",
+            st.ResetConsumer("c", "db.t", {TableBucket("a", 0): 42, TableBucket("", 3): 7}),
+        ),
         ("CREATE DATABASE IF NOT EXISTS shop", st.CreateDatabase("shop", if_not_exists=True)),
         ("USE CATALOG fluss", st.Use("fluss", is_catalog=True)),
         ("SET 'pipeline.name' = 'shop_exposure'", st.SetOption("pipeline.name", "shop_exposure")),
@@ -233,6 +251,10 @@ def test_every_type_has_one_spelling():
         ("CREATE TABLE `x y` (a INT)", "'db.x y' cannot name a table", "table"),
         ("CREATE TEMPORARY TABLE t (a INT)", "CREATE TEMPORARY TABLE is not supported", "line 1"),
         ("ALTER TABLE t RENAME TO u", "ALTER TABLE ... RENAME is not supported", "line 1"),
+        ("ALTER TABLE t ADD IF NOT EXISTS z INT", "ADD IF NOT EXISTS needs PARTITION", "line 1"),
+        ("DROP CONSUMER c", "expected ON, found the end", "line 1"),
+        ("RESET CONSUMER c ON t", "expected TO, found the end", "line 1"),
+        ("RESET CONSUMER c ON t TO OFFSETS ('a/b' = '1')", "'a/b' = '1' is not an offset of a bucket", "line 1"),
         ("ALTER TABLE t ADD z INT FIRST", "ADD ... FIRST is not supported", "line 1"),
         ("INSERT INTO t (a, a) SELECT 1, 2", "a is named twice", "line 1"),
         ("INSERT INTO t (a)", "expected SELECT, found the end", "line 1"),
