@@ -129,8 +129,8 @@ def reset(backend: Backend, table: Table, name: str, to: ResetTo) -> Offsets:
     Errors: OffsetOutOfRange for offsets that the log does not hold; ProgressConflict when the group moved at this very moment.
     """
     owner = owner_of(name, table.name)
-    version = backend.version()
     recorded = backend.progress(owner).get(owner)
+    version = backend.version()
     offsets = _target(table, to)
     if isinstance(to, dict) and recorded:
         offsets = {**recorded.offsets.get(table.name, {}), **offsets}
