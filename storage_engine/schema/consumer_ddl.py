@@ -5,7 +5,7 @@ Owner: schema/ddl.py, which knows their first words.
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from storage_engine.schema import statements as st
 from storage_engine.schema.descriptor import Offsets, TableBucket
@@ -57,9 +57,10 @@ def _moment(reader: Reader) -> datetime:
     token = reader.peek()
     text = reader.string("TIMESTAMP")
     try:
-        return datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise reader.refusal(f"TIMESTAMP '{text}' is not a time", "Write '2017-01-31 12:00:00', or with a zone: +01:00.", token) from error
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def _offsets(reader: Reader) -> Offsets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,25 @@ def test_commits_of_two_members_in_any_order_keep_each_others_offsets(tmp_path):
         recorded = store.progress("consumer:")["consumer:g:a.t"]
         assert recorded.offsets == {"a.t": {TableBucket("", 0): 5, TableBucket("", 1): 7}}
         assert recorded.detail["committed_ms"] == clock()
+
+
+@given(hs.lists(hs.tuples(hs.integers(1, 4), hs.integers(0, 3)), max_size=12), hs.integers(0, 20))
+@settings(max_examples=30, deadline=None)
+def test_a_reset_to_a_time_finds_the_first_rows_committed_at_or_after_it(commits, seconds):
+    clock = ManualClock()
+    begun_ms = clock.now_ms
+    with tempfile.TemporaryDirectory(prefix="groups") as folder, opened(Path(folder) / "s", clock) as store:
+        store.execute("CREATE TABLE a.t (x BIGINT) WITH ('bucket.num' = '2', 'bucket.key' = 'x')")
+        table = store.table("a.t")
+        written: list[tuple[int, int]] = []
+        for n_rows, pause in commits:
+            clock.now_ms += pause * 1000
+            rows = list(range(len(written), len(written) + n_rows))
+            table.append({"x": rows})
+            written += [(x, clock.now_ms) for x in rows]
+        moment = datetime.fromtimestamp(begun_ms / 1000 + seconds, UTC)
+
+        store.execute(f"RESET CONSUMER c ON a.t TO TIMESTAMP '{moment.isoformat()}'")
+        rows = table.consumer("c").poll()
+
+        assert sorted(rows["x"].to_pylist() if rows else []) == [x for x, at_ms in written if at_ms >= begun_ms + seconds * 1000]

@@ -115,6 +115,7 @@ def test_an_insert_keeps_its_select_untouched_and_its_hints():
             "RESET CONSUMER c ON t TO TIMESTAMP '2017-01-31 12:00:00+01:00'",
             st.ResetConsumer("c", "db.t", datetime(2017, 1, 31, 11, tzinfo=UTC)),
         ),
+        ("RESET CONSUMER c ON t TO TIMESTAMP '2017-01-31'", st.ResetConsumer("c", "db.t", datetime(2017, 1, 31, tzinfo=UTC))),
         (
             "RESET CONSUMER c ON t TO OFFSETS ('a/0' = '42', '3' = '7')",
             st.ResetConsumer("c", "db.t", {TableBucket("a", 0): 42, TableBucket("", 3): 7}),
