@@ -121,7 +121,7 @@ class Consumer:
             if self._member is not None:
                 self._beat(self._member)
             elif is_due:
-                self._keep_alive()
+                self._keep_alive(version)
             if version == self._seen and self._is_drained:
                 return None
             self._forget_dropped()
@@ -166,9 +166,11 @@ class Consumer:
             self._reload()
             self._generation = membership.generation
 
-    def _keep_alive(self) -> None:
-        offsets = {self._table.name: self._committed}
-        self._backend.commit(CommitRequest((), (Progress(self._owner, offsets, offsets, {}, self._as_of, generation=self._generation),)))
+    def _keep_alive(self, version: int) -> None:
+        """Commit again what is committed. Errors: ProgressConflict when this reader was overtaken."""
+        self._forget_dropped()
+        offsets = {self._table.name: dict(self._committed)}
+        self._backend.commit(CommitRequest((), (Progress(self._owner, offsets, offsets, {}, version, generation=self._generation),)))
         self._heard_s = time.monotonic()
 
     # offsets

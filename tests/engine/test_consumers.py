@@ -13,7 +13,7 @@ from hypothesis import strategies as hs
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from storage_engine.api import CommitRequest, Progress
-from storage_engine.client.consumer import Consumer
+from storage_engine.client.consumer import KEEPALIVE_S, Consumer
 from storage_engine.client.groups import member_of
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
@@ -194,6 +194,28 @@ def test_a_consumer_that_is_dead_is_forgotten_and_one_that_commits_or_has_a_live
         store.backend.maintenance.run_once(clock())
 
         assert sorted(store.progress("consumer:")) == ["consumer:commits:a.t", "consumer:lives:a.t"]
+        assert store.version() == version
+
+
+def test_an_idle_reader_that_polls_says_every_hour_that_it_lives_and_loses_nothing(tmp_path):
+    clock = ManualClock()
+    with opened(tmp_path / "s", clock, consumer_expiration_ms=3 * HOUR_MS) as store:
+        store.execute("CREATE TABLE a.t (x BIGINT)")
+        store.table("a.t").append({"x": [1, 2]})
+        consumer = store.table("a.t").consumer("c")
+        consumer.poll()
+        consumer.commit()
+
+        for _ in range(5):
+            clock.now_ms += HOUR_MS
+            consumer._heard_s -= KEEPALIVE_S  # an hour by the client's clock
+            assert consumer.poll() is None
+            store.backend.maintenance.run_once(clock())
+
+        recorded = store.progress("consumer:")["consumer:c:a.t"]
+        assert (recorded.detail["committed_ms"], recorded.offsets) == (clock(), {"a.t": {TableBucket("", 0): 2}})
+        version = store.version()
+        assert consumer.poll() is None
         assert store.version() == version
 
 
