@@ -15,12 +15,13 @@ import pyarrow as pa
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 OpKind = Literal["append", "upsert", "delete"]
+OffsetSpec = Literal["earliest", "latest", "timestamp", "last"]
 
 CAPABILITIES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
-        "backup", "journal", "idempotent_writes", "objects", "tiering",
+        "backup", "journal", "idempotent_writes", "objects", "tiering", "scan_from_timestamp", "last_rows", "statistics",
     }
 )
 
@@ -143,15 +144,39 @@ class Backend(Protocol):
     def progress(self, owner_prefix: str) -> dict[str, Progress]: ...
 
     # reads
-    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets: ...
-    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]: ...
+    def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
+        """Offsets of every bucket: "earliest", "latest", of the first row committed at or after "timestamp" (bound: ms since 1970),
+        or of the first of the "last" rows of the whole log (bound: how many). `at_version`: rows after that version do not exist.
+
+        Errors: OffsetOutOfRange for a version or a timestamp in the future.
+        """
+        ...
+
+    def fetch(
+        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, where: str | None = None
+    ) -> Iterator[FetchedFrame]:
+        """The frames that hold `ranges`. `where`: a condition; frames in which no row can meet it may be left out, rows never are."""
+        ...
+
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         """One row per key, in the order of the keys, with a last column `_found` (bool); missing rows are null."""
         ...
 
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table: ...
-    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
-        """Current rows of a primary-key table, at the newest version or at an older one."""
+    def prefix_lookup(
+        self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+    ) -> pa.Table:
+        """Rows by the beginning of their keys. Errors: ResultTooLarge when there are more than `rows_max` (None: no bound)."""
+        ...
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None,
+        partitions: Sequence[str] | None,
+        at_version: int | None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Current rows of a primary-key table, at the newest version or at an older one; at most `limit`, whichever."""
         ...
 
     def count(self, table: str) -> int: ...

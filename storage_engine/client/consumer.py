@@ -5,6 +5,7 @@ Holds: rows polled but not committed are polled again after a restart (at least 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -32,8 +33,11 @@ class Consumer:
         """Next offset per bucket that poll() will return."""
         return dict(self._position)
 
-    def poll(self, max_rows: int = 100_000) -> pa.Table | None:
-        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new."""
+    def poll(self, max_rows: int = 100_000, *, columns: Sequence[str] | None = None, where: str | None = None) -> pa.Table | None:
+        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new.
+
+        where  leaves rows out; the position moves over them as well, so that an answer may have no rows
+        """
         latest = self._table.offsets("latest")
         earliest = self._table.offsets("earliest")
         stop: Offsets = {}
@@ -45,7 +49,7 @@ class Consumer:
                 left -= stop[bucket] - begin
         if not stop:
             return None
-        rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
+        rows = self._table.scan(columns, where, self._position, stop, metadata=True).read_all()
         self._position.update(stop)
         return rows
 

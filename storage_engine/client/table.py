@@ -6,6 +6,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -31,9 +33,7 @@ METADATA_FIELDS = (
     pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
 )
 _CHANGE_NAMES = pa.array(CHANGE_TYPE_NAMES, pa.string())
-
-Start = Literal["earliest", "latest"] | Offsets
-Stop = Literal["latest"] | Offsets
+PREFIX_ROWS_MAX = 1_000_000
 
 
 class Table:
@@ -88,18 +88,35 @@ class Table:
         rows = found.remove_column(found.num_columns - 1)
         return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
 
-    def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
-        """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""
-        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit)
+    def prefix_lookup(
+        self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None, *, rows_max: int = PREFIX_ROWS_MAX
+    ) -> pa.Table:
+        """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix.
 
-    def read(self, columns: Sequence[str] | None = None, where: str | pc.Expression | None = None, *, at: int | None = None) -> pa.Table:
-        """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time."""
+        Errors: ResultTooLarge when there are more than `rows_max` rows: said before they are read, not after gigabytes were built.
+        """
+        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit, rows_max)
+
+    def read(
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | pc.Expression | None = None,
+        *,
+        at: int | None = None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time.
+
+        limit  at most so many rows, whichever; without `where` the store reads no more than these
+        """
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
         needed = self._needed(columns, where)
         partitions = self._partitions_of(where)
-        rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at)
-        return self._filtered(rows, where, columns)
+        pushed = limit if where is None else None
+        rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at, pushed)
+        rows = self._filtered(rows, where, columns)
+        return rows if limit is None else rows.slice(0, limit)
 
     def count(self) -> int:
         """Number of rows now, from the indexes: log rows of a log table, current rows of a primary-key table."""
@@ -107,8 +124,14 @@ class Table:
 
     # the log
 
-    def offsets(self, which: Literal["earliest", "latest"] = "latest", *, at_version: int | None = None) -> Offsets:
+    def offsets(self, which: Literal["earliest", "latest"] | dt.datetime = "latest", *, at_version: int | None = None) -> Offsets:
+        """The earliest offset of each bucket, the one after its last row, or that of the first row committed at or after a moment."""
+        if isinstance(which, dt.datetime):
+            return self._backend.offsets(self.name, "timestamp", at_version, milliseconds(which, where=self.name))
         return self._backend.offsets(self.name, which, at_version)
+
+    def _offsets_of(self, which: str | dt.datetime) -> Offsets:
+        return self.offsets(which)  # type: ignore[arg-type]
 
     def partitions(self) -> list[str]:
         return self._backend.partitions(self.name)
@@ -118,6 +141,14 @@ class Table:
         from storage_engine.client.consumer import Consumer
 
         return Consumer(self._backend, self, name)
+
+    def last_rows(self, n: int, columns: Sequence[str] | None = None, *, metadata: bool = False) -> pa.Table:
+        """The last n rows of a log, over all buckets, in the order of their commits. Reads only the frames that hold them."""
+        if self.descriptor.has_primary_key:
+            raise UserError(f"{self.name} is no log table", where="last_rows", next_step="Use read(limit=n) for current rows.")
+        version = self._backend.version()
+        start, stop = self._backend.offsets(self.name, "last", version, n), self.offsets(at_version=version)
+        return self.scan(columns, start=start, stop=stop, metadata=metadata).read_all()
 
     def scan(
         self,
@@ -130,12 +161,15 @@ class Table:
     ) -> pa.RecordBatchReader:
         """The log, or the changelog of a primary-key table (with a first column `_change_type`), between two sets of offsets.
 
-        start   "earliest", "latest", or the next offset per bucket; a bucket not named begins at its earliest offset.
-        stop    "latest" (as of now) or the offset per bucket to stop before; a bucket not named is not read.
+        where   a condition (text) is also sent to the store, which leaves out frames that its statistics rule out
+        start   "earliest", "latest", an aware datetime (rows committed at or after it), or the next offset per bucket; a bucket not
+                named begins at its earliest offset
+        stop    "latest" (as of now), a datetime (rows committed before it), or the offset per bucket to stop before; a bucket not
+                named is not read
         metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`.
-        Errors: OffsetOutOfRange when the log no longer holds `start`.
+        Errors: OffsetOutOfRange when the log no longer holds `start`, and for a time in the future.
         """
-        ranges = self._ranges(start, stop, self._partitions_of(where))
+        ranges = scan_ranges(start, stop, self._partitions_of(where), self._offsets_of)
         needed = self._needed(columns, where)
         wanted = list(columns) if columns is not None else list(self.descriptor.column_names)
         lead = list(METADATA_FIELDS) if metadata else list(METADATA_FIELDS[: 1 if self.descriptor.has_primary_key else 0])
@@ -143,7 +177,7 @@ class Table:
         schema = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in wanted])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for frame in self._backend.fetch(self.name, ranges, needed):
+            for frame in self._backend.fetch(self.name, ranges, needed, where if isinstance(where, str) else None):
                 begin, end = ranges[frame.bucket]
                 batch = self._decode(frame, lead, needed, begin, end)
                 if expression is not None:
@@ -152,22 +186,6 @@ class Table:
                     yield batch.select(schema.names).cast(schema)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
-
-    def _ranges(self, start: Start, stop: Stop, partitions: set[str] | None) -> dict[Any, tuple[int, int]]:
-        stops = self.offsets("latest") if stop == "latest" else stop
-        if start == "latest":
-            starts: Offsets = dict(stops)
-        elif start == "earliest":
-            starts = {}
-        else:
-            starts = start
-        earliest = self.offsets("earliest") if any(bucket not in starts for bucket in stops) else {}
-        ranges = {}
-        for bucket, end in stops.items():
-            begin = starts.get(bucket, earliest.get(bucket, 0))
-            if begin < end and (partitions is None or bucket.partition in partitions):
-                ranges[bucket] = (begin, end)
-        return ranges
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
         stored = pa.schema([self.descriptor.arrow_schema.field(name) for name in frame.columns])

@@ -20,6 +20,7 @@ from storage_engine.errors import InvalidOption, ProgressConflict, UserError, un
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
+from storage_engine.log.statistics import encode_statistics
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.rows import conform, conform_keys
 
@@ -87,6 +88,7 @@ class Transaction:
         batch = one_batch(rows)
         compression, level = compression_of(descriptor)
         base_offset = bucket.next_offset
+        counted = descriptor.statistics_columns
         frame = frame_of_message(
             encode_message(batch, compression, level),
             batch.num_rows,
@@ -97,6 +99,7 @@ class Transaction:
             base_offset=base_offset,
             timestamp_ms=self.record.timestamp_ms,
             change_types=change_types,
+            statistics=encode_statistics(batch, counted) if counted else None,
         )
         staged = Staged(base_offset, batch, change_types)
         bucket.staged.append(staged)

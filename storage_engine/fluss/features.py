@@ -9,7 +9,7 @@ from storage_engine.errors import UnsupportedByBackend
 FEATURES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "auto_increment",
-        "insert_if_not_exists", "drop_partition",
+        "insert_if_not_exists", "drop_partition", "scan_from_timestamp",
     }
 )  # fmt: skip
 """What is not here is in REMEDIES."""
@@ -25,6 +25,8 @@ REMEDIES = {
     "jobs": "Fluss keeps no progress of jobs: run jobs on the bundled store.",
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
+    "last_rows": "Fluss has no order over buckets: scan from offsets('latest') minus n per bucket, or by timestamp.",
+    "statistics": "pyfluss takes no filter: leave 'table.statistics.columns' out; conditions are checked row by row.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",
 }
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from storage_engine.schema.types import arrow_type
+from storage_engine.schema.types import arrow_type, has_order
 
 
 class TableBucket(NamedTuple):
@@ -127,6 +127,17 @@ class TableDescriptor:
     @property
     def auto_increment_column(self) -> str | None:
         return self.options.get("auto-increment.fields")
+
+    @cached_property
+    def statistics_columns(self) -> tuple[tuple[str, int], ...]:
+        """Name and field id of the columns whose least and greatest value each frame carries: `table.statistics.columns`."""
+        written = self.options.get("table.statistics.columns", "")
+        named = {name.strip() for name in written.split(",")}
+        return tuple(
+            (column.name, column.field_id)
+            for column in self.columns
+            if column.name in named or (written == "*" and has_order(column.arrow.type))
+        )
 
     @property
     def is_tiered(self) -> bool:

@@ -128,6 +128,13 @@ KNOWN_OPTIONS: dict[str, Option] = {
             alterable=True,
             notice=_NO_EXPIRY,
         ),
+        Option(
+            "table.statistics.columns",
+            "columns",
+            None,
+            "columns (* for all) whose least and greatest value each frame carries, so that scans skip frames; empty: none",
+            alterable=True,
+        ),
         Option("table.datalake.enabled", "bool", "false", "tier the table to the lake", alterable=True),
         Option("table.datalake.freshness", "duration", "3min", "bound on the age of what is missing in the lake", alterable=True),
         Option("table.datalake.format", "enum", "delta", "the lake's table format", ("delta",)),
@@ -137,7 +144,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
 
 _NOT_IMPLEMENTED = frozenset(
     """
-    table.statistics.columns table.kv.format-version table.log.local-ttl table.kv.ttl
+    table.kv.format-version table.log.local-ttl table.kv.ttl
     table.kv.ttl.time-column table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
     table.datalake.historical-partition.enabled table.kv.standby-replica.enabled
     """.split()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, check_options, parse_int, split_columns
-from storage_engine.schema.types import arrow_type
+from storage_engine.schema.types import arrow_type, has_order
 
 N_BUCKETS_MAX = 4096
 WHOLE_ROW_ENGINES = ("first_row", "versioned")
@@ -56,6 +56,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_engine(result, where)
     _check_auto_increment(result, where)
     _check_auto_partition(result, where)
+    _check_statistics(result, where)
     return result
 
 
@@ -358,6 +359,17 @@ def aggregate_fits(function: str, data_type: pa.DataType) -> bool:
             return pa.types.is_binary(data_type)
         case _:
             return True
+
+
+def _check_statistics(descriptor: TableDescriptor, where: str) -> None:
+    option = "table.statistics.columns"
+    fitting = [column.name for column in descriptor.columns if has_order(column.arrow.type)]
+    for name in split_columns(descriptor.options.get(option, "")):
+        if name != "*" and name not in fitting:
+            why = "names no column" if name not in descriptor.column_names else f"is a {descriptor.column(name).type} and has no order"
+            raise InvalidOption(f"{option}: {name} {why}", where=where, next_step=f"Write * or some of: {', '.join(fitting)}.")
+        if name == "*" and descriptor.options[option] != "*":
+            raise InvalidOption(f"{option}: * stands beside other names", where=where, next_step="Write '*' alone.")
 
 
 def _check_auto_increment(descriptor: TableDescriptor, where: str) -> None:

@@ -39,11 +39,11 @@ def answer(backend: Backend, call: Call) -> Reply:
 
 
 def fetched(backend: Backend, arguments: Arguments) -> Iterator[FetchedFrame]:
-    return backend.fetch(arguments["table"], decode_ranges(arguments["ranges"]), arguments["columns"])
+    return backend.fetch(arguments["table"], decode_ranges(arguments["ranges"]), arguments["columns"], arguments["where"])
 
 
 def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
-    return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"])
+    return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"], arguments["limit"])
 
 
 def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
@@ -78,7 +78,12 @@ def _lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) 
 
 
 def _prefix_lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
-    return Reply(tables=[backend.prefix_lookup(arguments["table"], tables[0], arguments["columns"], arguments["limit"])])
+    rows = backend.prefix_lookup(arguments["table"], tables[0], arguments["columns"], arguments["limit"], arguments["rows_max"])
+    return Reply(tables=[rows])
+
+
+def _offsets(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
+    return Reply(encode_offsets(backend.offsets(arguments["table"], arguments["which"], arguments["at_version"], arguments["bound"])))
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -98,7 +103,7 @@ _HANDLERS: dict[str, Handler] = {
     "await_version": lambda backend, args, _: Reply(backend.await_version(args["after"], args["timeout_s"])),
     "commits": lambda backend, args, _: Reply([encode_commit_info(info) for info in backend.commits(args["after"], args["limit"])]),
     "progress": lambda backend, args, _: Reply([encode_progress(found) for found in backend.progress(args["owner_prefix"]).values()]),
-    "offsets": lambda backend, args, _: Reply(encode_offsets(backend.offsets(args["table"], args["which"], args["at_version"]))),
+    "offsets": _offsets,
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
     "backup": lambda backend, args, _: Reply(asdict(backend.backup(args["target"], links=args["links"]))),

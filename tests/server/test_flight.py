@@ -167,11 +167,11 @@ class FaultyBackend(EmbeddedBackend):
     def count(self, table: str) -> int:
         return len(table) // 0
 
-    def fetch(self, table, ranges, columns):
-        yield from super().fetch(table, ranges, columns)
+    def fetch(self, table, ranges, columns, where=None):
+        yield from super().fetch(table, ranges, columns, where)
         raise KeyError("gone")
 
-    def read(self, table, columns, partitions, at_version):
+    def read(self, table, columns, partitions, at_version, limit=None):
         raise AssertionError("no")
 
 
