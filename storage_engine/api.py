@@ -14,21 +14,21 @@ import pyarrow as pa
 
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
-OpKind = Literal["append", "upsert", "delete"]
+OpKind = Literal["append", "upsert", "delete", "retract"]
 OffsetSpec = Literal["earliest", "latest", "timestamp", "last"]
 
 CAPABILITIES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
-        "backup", "journal", "idempotent_writes", "objects", "tiering", "scan_from_timestamp", "last_rows", "statistics",
+        "backup", "journal", "idempotent_writes", "objects", "tiering", "scan_from_timestamp", "last_rows", "statistics", "retract",
     }
 )
 
 
 @dataclass(frozen=True)
 class WriteOp:
-    """Rows for one table. `columns` names the target columns of a partial update or delete; None: all of them."""
+    """Rows for one table. `columns` names the target columns of a partial update, delete or retraction; None: all of them."""
 
     table: str
     kind: OpKind

@@ -28,7 +28,7 @@ def features_of_commit(request: CommitRequest) -> Iterator[str]:
     """
     for op in request.ops:
         yield op.kind
-        if op.columns is not None:
+        if op.columns is not None and op.kind != "retract":
             yield "partial_update"
     if len({op.table for op in request.ops}) > 1 or (request.ops and request.progress):
         yield "transactions"

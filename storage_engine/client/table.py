@@ -61,6 +61,14 @@ class Table:
         """Delete by primary key. With `columns`: set those to null; the row goes when all other non-key columns are null."""
         return self._write("delete", keys, columns, write_id)
 
+    def retract(self, rows: Any, columns: Sequence[str] | None = None, *, write_id: WriteId | None = None) -> CommitResult:
+        """Take rows back out of an aggregation table: the inverse of upserting them, for columns with function sum or count.
+
+        A column with another function has to be null in the rows, or not among `columns`. To take an old row back and add a new one
+        in one commit, give both to store.commit() as operations "upsert" and "retract", in that order.
+        """
+        return self._write("retract", rows, columns, write_id)
+
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
         op = WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
         return self._backend.commit(CommitRequest((op,), (), write_id))

@@ -75,7 +75,13 @@ class Transaction:
 
     def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
         kv = self.buckets.kv_of(bucket)
-        change = kv.upsert(part, columns) if op.kind == "upsert" else kv.delete(part, columns)
+        match op.kind:
+            case "upsert":
+                change = kv.upsert(part, columns)
+            case "retract":
+                change = kv.retract(part, columns)
+            case _:
+                change = kv.delete(part, columns)
         if change.n_rows == 0:
             return
         base_offset = bucket.next_offset

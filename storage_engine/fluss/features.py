@@ -25,6 +25,7 @@ REMEDIES = {
     "jobs": "Fluss keeps no progress of jobs: run jobs on the bundled store.",
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
+    "retract": "Fluss has no retraction: aggregate before writing, and upsert the new totals.",
     "last_rows": "Fluss has no order over buckets: scan from offsets('latest') minus n per bucket, or by timestamp.",
     "statistics": "pyfluss takes no filter: leave 'table.statistics.columns' out; conditions are checked row by row.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",

@@ -23,7 +23,7 @@ from storage_engine.kv.auto_increment import AutoIncrement
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
-from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert
+from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
 from storage_engine.kv.prefix_index import PrefixIndex
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
@@ -203,7 +203,16 @@ class KvBucket:
 
     # writes
 
-    def upsert(self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None) -> KvChange:
+    def retract(self, rows: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
+        """What taking these rows back out of sums and counts changes; a key without a row gets one with negative values.
+
+        Errors: as merge.retracted_columns; SchemaMismatch when a sum leaves its type.
+        """
+        return self.upsert(rows, retracted_columns(self.descriptor, rows, columns), takes_back=True)
+
+    def upsert(
+        self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None, takes_back: bool = False
+    ) -> KvChange:
         """What upserting these rows changes, in this transaction's sight. A blind write reads no stored values, only their keys.
 
         Shapes: rows (n,) conformed to the table, keys may repeat; `columns` are the target columns of a partial update; `keys` (n,)
@@ -226,7 +235,7 @@ class KvBucket:
         n_new = len(hashes) - located.current.num_rows
         if self._ids is not None and n_new:
             new_ids = self._ids.take(n_new)
-        plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids)
+        plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids, takes_back=takes_back)
         return self._change(plan, keys, hashes, located)
 
     def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:

@@ -120,6 +120,11 @@ class TableDescriptor:
         return self.options.get("table.merge-engine.versioned.ver-column")
 
     @property
+    def zero_column(self) -> str | None:
+        """The column of an aggregation table whose 0 means that the row is gone: 'table.delete.on-zero'."""
+        return self.options.get("table.delete.on-zero")
+
+    @property
     def is_wal(self) -> bool:
         """True when the changelog has no -U: 'table.changelog.image' = 'wal'."""
         return self.options.get("table.changelog.image") == "wal"

@@ -74,6 +74,12 @@ KNOWN_OPTIONS: dict[str, Option] = {
             "what a delete does; unset: allow, with a merge engine ignore",
             ("allow", "ignore", "disable"),
         ),
+        Option(
+            "table.delete.on-zero",
+            "string",
+            None,
+            "aggregation: a column that counts what the row stands for (sum or count of integers); a row in which it comes to 0 is removed",
+        ),
         Option("table.changelog.image", "enum", "full", "full: old and new rows; wal: new rows only", ("full", "wal")),
         Option("table.log.format", "enum", "arrow", "how log frames are stored", ("arrow",)),
         Option(

@@ -269,6 +269,7 @@ def _check_engine(descriptor: TableDescriptor, where: str) -> None:
             )
     _check_deletes_and_image(descriptor, where)
     _check_version_column(descriptor, where)
+    _check_zero_column(descriptor, where)
     for column in descriptor.columns:
         _check_function(descriptor, column, where)
 
@@ -286,6 +287,26 @@ def _check_deletes_and_image(descriptor: TableDescriptor, where: str) -> None:
             "'table.changelog.image' = 'wal' does not go with the aggregation engine",
             where=where,
             next_step="Leave the option out: who reads a total needs the old one, to take it back.",
+        )
+
+
+def _check_zero_column(descriptor: TableDescriptor, where: str) -> None:
+    option, name = "table.delete.on-zero", descriptor.zero_column
+    if name is None:
+        return
+    fitting = [
+        column.name
+        for column in descriptor.columns
+        if descriptor.merge_engine == "aggregation"
+        and column.name not in descriptor.primary_key
+        and descriptor.aggregate_function(column.name) in ("sum", "count")
+        and pa.types.is_integer(column.arrow.type)
+    ]
+    if name not in fitting:
+        raise InvalidOption(
+            f"{option} = {name!r} names no column that counts",
+            where=where,
+            next_step=f"Name an integer column with function sum or count: {', '.join(fitting) or 'there is none'}.",
         )
 
 

@@ -289,7 +289,7 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
         raise StatementRefused(
             f"{sink.name} is an aggregation table and the query's rows can be taken back: a merged value cannot be un-merged",
             where=where,
-            next_step="Read a log table, or write to a table without 'table.merge-engine' = 'aggregation'.",
+            next_step="Aggregate in the query (GROUP BY with COUNT(*) and SUM), or write to a table without a merge engine.",
         )
     key = root.unique_key
     if key is None or not set(key) <= set(sink.primary_key):
