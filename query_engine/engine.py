@@ -17,6 +17,7 @@ from query_engine.translate import Columns, translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
+from storage_engine.schema.pushdown import pushable
 from storage_engine.stream.dialect import parse_select, table_name, text_of
 from storage_engine.stream.functions import open_connection
 
@@ -96,32 +97,30 @@ class QueryEngine:
         used = {column.name for column in tree.find_all(exp.Column)}
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
         wanted = None if stars else tuple(column for column in columns if column in used)
-        return Needs(wanted, self._partition_condition(nodes, name))
+        return Needs(wanted, self._pushed_condition(nodes, name))
 
-    def _partition_condition(self, nodes: list[exp.Table], name: str) -> str | None:
-        """A condition on the partition column that every use of the relation implies; None when there is none."""
-        column = self._relations.partition_column(name)
-        if column is None or len(nodes) != 1:
+    def _pushed_condition(self, nodes: list[exp.Table], name: str) -> str | None:
+        """The part of WHERE that the store can check and every use of the relation implies; None when there is none."""
+        schema = self._relations.store_schema(name)
+        if schema is None or len(nodes) != 1:
             return None
         select = nodes[0].find_ancestor(exp.Select)
         where = select.args.get("where") if select is not None else None
-        if where is None or (select is not None and select.args.get("joins")):
+        if select is None or where is None or select.args.get("joins") or select.args.get("laterals"):
             return None
+        owner = nodes[0].alias or nodes[0].name
         conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
-        kept = [text_of(part) for part in conjuncts if _is_about(part, column)]
-        return " AND ".join(kept) or None
+        parts = [pushed for part in conjuncts if (pushed := pushable(_unqualified(part, owner), schema)) is not None]
+        return " AND ".join(parts) or None
 
 
-def _is_about(node: exp.Expr, column: str) -> bool:
-    """True for a comparison of the column with string literals, which the store's predicates understand."""
-    if not isinstance(node, exp.EQ | exp.GT | exp.GTE | exp.LT | exp.LTE | exp.In | exp.Between):
-        return False
-    operands = exp.Column | exp.Literal | exp.Anonymous | exp.Query | exp.Func
-    parts = [part for part in node.find_all(exp.Expr) if isinstance(part, operands)]
-    columns = [part for part in parts if isinstance(part, exp.Column)]
-    others = [part for part in parts if not isinstance(part, exp.Column)]
-    is_plain = all(isinstance(part, exp.Literal) and part.is_string for part in others)
-    return len(columns) == 1 and columns[0].name == column and not columns[0].table and is_plain and bool(others)
+def _unqualified(node: exp.Expr, owner: str) -> str:
+    """A condition as text, the columns of `owner` without its name."""
+    tree = node.copy()
+    for column in tree.find_all(exp.Column):
+        if column.table == owner and not column.db:
+            column.set("table", None)
+    return text_of(tree)
 
 
 def _tables(tree: exp.Query) -> list[exp.Table]:

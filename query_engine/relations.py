@@ -5,7 +5,7 @@
     db.t$lake        the lake's side only
     a view           its query
     a lake-only table, a Delta table under the lake's root that the store does not know
-Never: parses expressions; filters beyond partitions (DuckDB does).
+Never: parses expressions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _METADATA = {"_change_type": STRING, "_log_offset": BIGINT, "_commit_timestamp":
 
 @dataclass(frozen=True)
 class Needs:
-    """What a query needs of a relation: columns (None: all), and a condition on the partition column that all its rows meet."""
+    """What a query needs of a relation: columns (None: all), and a condition that all its rows meet and the store can check."""
 
     columns: tuple[str, ...] | None
     where: str | None
@@ -69,9 +69,11 @@ class Relations:
         typed = {column.name: parse_type(column.type) for column in descriptor.columns}
         return {**_METADATA, **typed} if suffix == CHANGELOG else typed
 
-    def partition_column(self, name: str) -> str | None:
-        descriptor = self._descriptor(split_suffix(name)[0])
-        return descriptor.partition_keys[0] if descriptor is not None and descriptor.partition_keys else None
+    def store_schema(self, name: str) -> pa.Schema | None:
+        """The columns that the store can check conditions on; None for a relation that is not the store's."""
+        base, suffix = split_suffix(name)
+        descriptor = self._descriptor(base)
+        return None if descriptor is None or suffix == LAKE else descriptor.arrow_schema
 
     def register(self, con: duckdb.DuckDBPyConnection, view: str, name: str, needs: Needs, at: int | None) -> None:
         """Make the relation a temporary view of `con`. `at`: a version of the store, None: now."""

@@ -166,6 +166,7 @@ class Table:
         stop: Stop = "latest",
         *,
         metadata: bool = False,
+        skip_by: str | None = None,
     ) -> pa.RecordBatchReader:
         """The log, or the changelog of a primary-key table (with a first column `_change_type`), between two sets of offsets.
 
@@ -174,18 +175,22 @@ class Table:
                 named begins at its earliest offset
         stop    "latest" (as of now), a datetime (rows committed before it), or the offset per bucket to stop before; a bucket not
                 named is not read
-        metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`.
+        metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`
+        skip_by   a condition that only leaves out frames in which no row meets it: for who has to see the other rows of a frame
         Errors: OffsetOutOfRange when the log no longer holds `start`, and for a time in the future.
         """
         ranges = scan_ranges(start, stop, self._partitions_of(where), self._offsets_of)
         needed = self._needed(columns, where)
         wanted = list(columns) if columns is not None else list(self.descriptor.column_names)
+        sent = where if isinstance(where, str) else None
+        if skip_by is not None:
+            sent = skip_by if sent is None else f"({sent}) AND ({skip_by})"
         lead = list(METADATA_FIELDS) if metadata else list(METADATA_FIELDS[: 1 if self.descriptor.has_primary_key else 0])
         expression = self._expression(where)
         schema = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in wanted])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for frame in self._backend.fetch(self.name, ranges, needed, where if isinstance(where, str) else None):
+            for frame in self._backend.fetch(self.name, ranges, needed, sent):
                 begin, end = ranges[frame.bucket]
                 batch = self._decode(frame, lead, needed, begin, end)
                 if expression is not None:

@@ -27,6 +27,7 @@ from storage_engine.lake.netting import net_changes
 from storage_engine.lake.record import LakeRecord, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.predicate import matching_partitions
+from storage_engine.schema.pushdown import pushable
 
 _HIDDEN = "hidden"
 _TAIL = "tail"
@@ -141,9 +142,12 @@ def open_union(
     where: str | None = None,
     at: int | None = None,
 ) -> Union:
-    """Prepare a union read. The tail is read here, pruned to `columns` and to the partitions that `where` allows.
+    """Prepare a union read. The tail is read here, pruned to `columns` and to what `where` allows: partitions, and frames by statistics.
 
     `where` only prunes: the caller still filters. Errors: as union_read.
+    Meaning: of a changelog whole frames are left out, never single changes. A frame tells the old and the new row of a key together, so
+             that the last frame kept of a key says what it is now, or leaves a row that `where` does not keep either. Without old rows
+             (image WAL) that does not hold, and nothing is left out.
     """
     handle = store.table(table)
     descriptor = handle.descriptor
@@ -156,12 +160,16 @@ def open_union(
     snapshot = find_snapshot(store, lake_root, descriptor, at)
     version = store.version() if at is None else at  # after the snapshot: never older than it
     start, stop = _tail_range(handle, snapshot, version, where)
+    pushed = pushable(where, descriptor.arrow_schema)
     if not descriptor.has_primary_key:
-        return Union(descriptor, version, names, snapshot, _in_lake_units(handle.scan(names, start=start, stop=stop).read_all()), None)
+        tail = handle.scan(names, pushed, start, stop).read_all()
+        return Union(descriptor, version, names, snapshot, _in_lake_units(tail), None)
     if snapshot is None:
-        return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, at=version)), None)
+        return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, pushed, at=version)), None)
     needed = [*names, *(key for key in descriptor.primary_key if key not in names)]
-    net = net_changes(handle.scan(needed, start=start, stop=stop, metadata=True).read_all(), descriptor.primary_key)
+    skip_by = None if descriptor.is_wal else pushed
+    changes = handle.scan(needed, start=start, stop=stop, metadata=True, skip_by=skip_by).read_all()
+    net = net_changes(changes, descriptor.primary_key)
     net = net.doubting_inserts(snapshot.detached)
     changed = pa.concat_tables([net.updates, net.deletes]).select(list(descriptor.primary_key))
     hidden = _in_lake_units(changed) if changed.num_rows else None

@@ -117,9 +117,9 @@ def test_a_partition_condition_reads_only_that_partition(engine: QueryEngine, mo
     backend = engine.store.backend
     real = backend.fetch
 
-    def spy(table: str, ranges: dict, columns: object) -> object:
+    def spy(table: str, ranges: dict, columns: object, where: object) -> object:
         fetched.extend(bucket.partition for bucket in ranges)
-        return real(table, ranges, columns)
+        return real(table, ranges, columns, where)
 
     monkeypatch.setattr(backend, "fetch", spy)
     assert rows(engine, "SELECT COUNT(*) FROM shop.sales WHERE ds = 'd1' AND n > 0") == [(2,)]
