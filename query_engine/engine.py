@@ -18,8 +18,9 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
 from storage_engine.schema.pushdown import pushable
-from storage_engine.stream.dialect import parse_select, table_name, text_of
+from storage_engine.stream.dialect import parse_select, table_hints, table_name, text_of
 from storage_engine.stream.functions import open_connection
+from storage_engine.stream.startup import MODE
 
 _VIEWS_DEEP_MAX = 16
 
@@ -58,6 +59,8 @@ class QueryEngine:
             tables: dict[str, Columns] = {}
             for index, (name, nodes) in enumerate(names.items()):
                 view = f"r{index}"
+                for node in nodes:
+                    _refuse_startup(node)
                 columns = self._relations.columns(name)
                 self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), at)
                 tables[view] = columns if columns is not None else lake_columns(con, view)
@@ -112,6 +115,14 @@ class QueryEngine:
         conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
         parts = [pushed for part in conjuncts if (pushed := pushable(_unqualified(part, owner), schema)) is not None]
         return " AND ".join(parts) or None
+
+
+def _refuse_startup(node: exp.Table) -> None:
+    """Hints say where a job begins; a query reads all there is."""
+    hints = table_hints(node, "query")
+    if hints.get(MODE, "full").lower() not in ("full", "earliest"):
+        next_step = "Filter $changelog by _commit_timestamp or _log_offset, or use Table.scan(start=...)."
+        raise StatementRefused(f"'{MODE}' = '{hints[MODE]}' on {node.name} in a query", where="query", next_step=next_step)
 
 
 def _unqualified(node: exp.Expr, owner: str) -> str:
