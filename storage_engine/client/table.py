@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
@@ -199,6 +200,23 @@ class Table:
                     yield batch.select(schema.names).cast(schema)
 
         return pa.RecordBatchReader.from_batches(schema, batches())
+
+    def binlog(self, columns: Sequence[str] | None = None, start: Start = "earliest", stop: Stop = "latest") -> pa.RecordBatchReader:
+        """The changelog as one row per change, with the structs `before` and `after` of these columns (client/binlog.py)."""
+        if not self.descriptor.has_primary_key:
+            raise UserError(f"{self.name} is a log table and has no $binlog", where="binlog", next_step="Use scan(): no row changes.")
+        needed = self._needed(columns, None)
+        schema = binlog_schema([self.descriptor.arrow_schema.field(name) for name in needed])
+        ranges = scan_ranges(start, stop, None, self._offsets_of)
+        earliest = self.offsets("earliest")
+        # the old row of an update lies one before its new row
+        wider = {bucket: (max(begin - 1, earliest.get(bucket, begin)), end) for bucket, (begin, end) in ranges.items()}
+
+        def decoded() -> Iterator[tuple[FetchedFrame, pa.RecordBatch]]:
+            for frame in self._backend.fetch(self.name, wider, needed):
+                yield frame, self._decode(frame, [], needed, frame.base_offset, frame.base_offset + frame.n_rows)
+
+        return pa.RecordBatchReader.from_batches(schema, binlog_batches(decoded(), ranges, schema))
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
         stored = pa.schema([self.descriptor.arrow_schema.field(name) for name in frame.columns])

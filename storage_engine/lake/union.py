@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import SchemaMismatch, StatementRefused
+from storage_engine.errors import SchemaMismatch, StatementRefused, UserError
 from storage_engine.lake.columns import from_lake, lake_type, quoted, quoted_list
 from storage_engine.lake.duck import load_delta
 from storage_engine.lake.lane import OWNER_PREFIX, table_path
@@ -131,6 +131,35 @@ def union_read(
     finally:
         cursor.close()
     return from_lake(rows, {item.name: item.type for item in union.descriptor.arrow_schema})
+
+
+def lake_read(
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    lake_root: str | Path,
+    table: str,
+    columns: Sequence[str] | None = None,
+    where: str | None = None,
+    at: int | None = None,
+) -> pa.Table:
+    """The lake's side of a tiered table alone, what `db.t$lake` shows: its rows as of the last tiering, in the store's types.
+
+    Errors: UserError when the lake has nothing of the table (yet); SchemaMismatch for an unknown column.
+    """
+    descriptor = store.describe(table)
+    snapshot = find_snapshot(store, lake_root, descriptor, at)
+    if snapshot is None:
+        raise UserError(f"{table} has nothing in the lake yet", where=table, next_step="Tier it: 'table.datalake.enabled'.")
+    names = list(columns) if columns is not None else list(descriptor.column_names[: snapshot.n_columns])
+    unknown = [name for name in names if name not in descriptor.column_names[: snapshot.n_columns]]
+    if unknown:
+        raise SchemaMismatch(f"{table} has no column {unknown[0]} in the lake", where="columns", next_step="Leave it out, or tier.")
+    tail = descriptor.arrow_schema.empty_table()
+    whole = Union(descriptor, snapshot.version, descriptor.column_names[: snapshot.n_columns], snapshot, tail, None)
+    load_delta(con)
+    condition = f" WHERE {where}" if where else ""
+    rows = con.execute(f"SELECT {quoted_list(names)} FROM ({whole.sql('', '')}){condition}").to_arrow_table()
+    return from_lake(rows, {item.name: item.type for item in descriptor.arrow_schema})
 
 
 def open_union(
