@@ -145,7 +145,8 @@ def test_a_binlog_has_the_rows_before_and_after_and_reads_only_their_fields_that
     stock = engine.store.table("shop.stock")
     stock.upsert({"item": [1], "name": ["green tea"], "left_n": [3]})
     stock.delete({"item": [2]})
-    assert rows(engine, "SELECT before.name, b.after.name, left_half FROM (SELECT before, after, after.left_n / 2 AS left_half, "
+    assert rows(engine, "SELECT before.name AS old, b.after.name AS new, left_half FROM "
+                        "(SELECT before, after, after.left_n / 2 AS left_half, "
                         "_change_type AS c FROM shop.stock$binlog) AS b WHERE c = 'update'") == [("tea", "green tea", 1)]  # fmt: skip
     read: list[list[str]] = []
     backend = engine.store.backend
