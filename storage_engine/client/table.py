@@ -34,6 +34,7 @@ METADATA_FIELDS = (
     pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
 )
 _CHANGE_NAMES = pa.array(CHANGE_TYPE_NAMES, pa.string())
+_NAME_WORDS = np.frombuffer("".join(CHANGE_TYPE_NAMES).encode(), np.uint16)  # each name is two bytes
 PREFIX_ROWS_MAX = 1_000_000
 
 
@@ -195,9 +196,9 @@ class Table:
                 begin, end = ranges[frame.bucket]
                 batch = self._decode(frame, lead, needed, begin, end)
                 if expression is not None:
-                    batch = batch.filter(expression)
+                    batch = batch.filter(expression).select(schema.names).cast(schema)
                 if batch.num_rows:
-                    yield batch.select(schema.names).cast(schema)
+                    yield batch
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
@@ -241,7 +242,7 @@ class Table:
         if name == "_change_type":
             if frame.change_types is None:
                 return pa.repeat(_CHANGE_NAMES[0], n)
-            return _CHANGE_NAMES.take(pa.array(np.frombuffer(frame.change_types, np.uint8)[first : first + n]))
+            return _change_names(np.frombuffer(frame.change_types, np.uint8)[first : first + n])
         if name == "_partition":
             return pa.repeat(pa.scalar(frame.bucket.partition, pa.string()), n)
         if name == "_bucket":
@@ -283,3 +284,9 @@ class Table:
         if expression is not None:
             rows = rows.filter(expression)
         return rows if columns is None else rows.select(list(columns))
+
+
+def _change_names(codes: np.ndarray) -> pa.StringArray:
+    """The names of change types (n,). Every name has two bytes: their text is one gather of words."""
+    offsets = np.arange(0, 2 * len(codes) + 1, 2, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(codes), pa.py_buffer(offsets), pa.py_buffer(_NAME_WORDS[codes]))
