@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,8 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import storage_engine
+from benchmarks import reads
 from benchmarks.measure import HEADER, Case, in_turn
 from benchmarks.rows import ORDER_DDL, order_batch, wide_batch, wide_ddl
+from benchmarks.server import Server
 
 BATCH = 10_000
 
@@ -107,33 +108,6 @@ def append(root: Path, n_batches: int, runs: int) -> Case:
 
     mine, other = in_turn(ours, peer, runs)
     return Case("append, 12 columns, batches of 65,536", "rows/s", mine, "Parquet writer (snappy)", other, "1.3x")
-
-
-class Server:
-    """A real server process on a free port, with its CPU time and memory."""
-
-    def __init__(self, directory: Path) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "storage_engine.server", "--dir", str(directory), "--host", "127.0.0.1", "--port", "0"],
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        self.url = next(word for word in line.split() if word.startswith("flashlake://")).rstrip(".,")
-
-    def cpu_s(self) -> float:
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def rss_mb(self, field: str = "VmRSS") -> float:
-        for line in Path(f"/proc/{self._process.pid}/status").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError(field)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(30)
 
 
 def pruned_scan(root: Path, n_batches: int, runs: int) -> Case:
@@ -238,6 +212,7 @@ def main() -> int:
             lambda: [append(root, 32 // min(scale, 4), runs)],
             lambda: [pruned_scan(root, 48 // min(scale, 4), runs)],
             lambda: lookup(root, 500_000 // scale, runs),
+            lambda: reads.cases(root, scale, runs),
             lambda: [memory(root, 1_000_000 // scale)],
         ):
             cases += step()

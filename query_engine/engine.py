@@ -12,15 +12,19 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
-from query_engine.relations import Needs, Relations, lake_columns
+from query_engine.relations import BINLOG, Needs, Relations, lake_columns
 from query_engine.translate import Columns, translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
-from storage_engine.stream.dialect import parse_select, table_name, text_of
+from storage_engine.schema.pushdown import pushable
+from storage_engine.stream.dialect import parse_select, table_hints, table_name, text_of
 from storage_engine.stream.functions import open_connection
+from storage_engine.stream.startup import MODE
 
 _VIEWS_DEEP_MAX = 16
+_BINLOG_ROWS = ("before", "after")
+_COUNT_ONLY = frozenset({"expressions", "from_", "from", "kind", "hint"})
 
 
 class QueryEngine:
@@ -52,11 +56,16 @@ class QueryEngine:
         """
         tree = self._with_views(parse_select(sql, where="query"), default_database, 0)
         names = _relation_names(tree, default_database)
+        counted = self._counted(tree, names) if at is None else None
+        if counted is not None:
+            return counted
         con = self._con.cursor()
         try:
             tables: dict[str, Columns] = {}
             for index, (name, nodes) in enumerate(names.items()):
                 view = f"r{index}"
+                for node in nodes:
+                    _refuse_startup(node)
                 columns = self._relations.columns(name)
                 self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), at)
                 tables[view] = columns if columns is not None else lake_columns(con, view)
@@ -73,6 +82,23 @@ class QueryEngine:
                 raise StatementRefused(_one_line(str(error)), where="query", next_step="Correct the statement.") from error
         finally:
             con.close()
+
+    def _counted(self, tree: exp.Query, names: dict[str, list[exp.Table]]) -> pa.Table | None:
+        """The answer to SELECT COUNT(*) FROM a table of the store, from the table's indexes; None for any other query."""
+        if not isinstance(tree, exp.Select) or len(names) != 1 or len(tree.expressions) != 1:
+            return None
+        if any(value for key, value in tree.args.items() if key not in _COUNT_ONLY):
+            return None
+        item = tree.expressions[0]
+        call = item.this if isinstance(item, exp.Alias) else item
+        is_count = isinstance(call, exp.Anonymous) and str(call.this).upper() == "COUNT" and len(call.expressions) == 1
+        ((name, (node, *others)),) = names.items()
+        source = tree.args.get("from_") or tree.args.get("from")
+        if not is_count or not isinstance(call.expressions[0], exp.Star) or others or source is None or source.this is not node:
+            return None
+        _refuse_startup(node)
+        n_rows = self._relations.n_rows(name)
+        return None if n_rows is None else pa.table({item.alias or "EXPR$0": pa.array([n_rows], pa.int64())})
 
     def close(self) -> None:
         self._con.close()
@@ -93,35 +119,46 @@ class QueryEngine:
     def _needs(self, tree: exp.Query, nodes: list[exp.Table], name: str, columns: Columns | None) -> Needs:
         if columns is None:
             return Needs(None, None)
-        used = {column.name for column in tree.find_all(exp.Column)}
+        found = list(tree.find_all(exp.Column))
+        used = {column.name for column in found}
+        if name.endswith(BINLOG):  # what is used are fields of before and after
+            columns = self._relations.columns(name.removesuffix(BINLOG)) or {}
+            if any(column.name in _BINLOG_ROWS for column in found):
+                used = set(columns)
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
         wanted = None if stars else tuple(column for column in columns if column in used)
-        return Needs(wanted, self._partition_condition(nodes, name))
+        return Needs(wanted, self._pushed_condition(nodes, name))
 
-    def _partition_condition(self, nodes: list[exp.Table], name: str) -> str | None:
-        """A condition on the partition column that every use of the relation implies; None when there is none."""
-        column = self._relations.partition_column(name)
-        if column is None or len(nodes) != 1:
+    def _pushed_condition(self, nodes: list[exp.Table], name: str) -> str | None:
+        """The part of WHERE that the store can check and every use of the relation implies; None when there is none."""
+        schema = self._relations.store_schema(name)
+        if schema is None or len(nodes) != 1:
             return None
         select = nodes[0].find_ancestor(exp.Select)
         where = select.args.get("where") if select is not None else None
-        if where is None or (select is not None and select.args.get("joins")):
+        if select is None or where is None or select.args.get("joins") or select.args.get("laterals"):
             return None
+        owner = nodes[0].alias or nodes[0].name
         conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
-        kept = [text_of(part) for part in conjuncts if _is_about(part, column)]
-        return " AND ".join(kept) or None
+        parts = [pushed for part in conjuncts if (pushed := pushable(_unqualified(part, owner), schema)) is not None]
+        return " AND ".join(parts) or None
 
 
-def _is_about(node: exp.Expr, column: str) -> bool:
-    """True for a comparison of the column with string literals, which the store's predicates understand."""
-    if not isinstance(node, exp.EQ | exp.GT | exp.GTE | exp.LT | exp.LTE | exp.In | exp.Between):
-        return False
-    operands = exp.Column | exp.Literal | exp.Anonymous | exp.Query | exp.Func
-    parts = [part for part in node.find_all(exp.Expr) if isinstance(part, operands)]
-    columns = [part for part in parts if isinstance(part, exp.Column)]
-    others = [part for part in parts if not isinstance(part, exp.Column)]
-    is_plain = all(isinstance(part, exp.Literal) and part.is_string for part in others)
-    return len(columns) == 1 and columns[0].name == column and not columns[0].table and is_plain and bool(others)
+def _refuse_startup(node: exp.Table) -> None:
+    """Hints say where a job begins; a query reads all there is."""
+    hints = table_hints(node, "query")
+    if hints.get(MODE, "full").lower() not in ("full", "earliest"):
+        next_step = "Filter $changelog by _commit_timestamp or _log_offset, or use Table.scan(start=...)."
+        raise StatementRefused(f"'{MODE}' = '{hints[MODE]}' on {node.name} in a query", where="query", next_step=next_step)
+
+
+def _unqualified(node: exp.Expr, owner: str) -> str:
+    """A condition as text, the columns of `owner` without its name."""
+    tree = node.copy()
+    for column in tree.find_all(exp.Column):
+        if column.table == owner and not column.db:
+            column.set("table", None)
+    return text_of(tree)
 
 
 def _tables(tree: exp.Query) -> list[exp.Table]:

@@ -2,10 +2,11 @@
 
     db.t             the current rows of a primary-key table, all rows of a log: from the store, or lake and log as one (tiered)
     db.t$changelog   the log or changelog with _change_type, _log_offset, _commit_timestamp
+    db.t$binlog      the changelog of a primary-key table, one row per change: _change_type, before, after, _log_offset, _commit_timestamp
     db.t$lake        the lake's side only
     a view           its query
     a lake-only table, a Delta table under the lake's root that the store does not know
-Never: parses expressions; filters beyond partitions (DuckDB does).
+Never: parses expressions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
 from storage_engine.stream.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
 
-CHANGELOG, LAKE = "$changelog", "$lake"
+CHANGELOG, BINLOG, LAKE = "$changelog", "$binlog", "$lake"
 _DUCKDB_TYPES = {
     "BOOLEAN": "BOOLEAN", "TINYINT": "TINYINT", "SMALLINT": "SMALLINT", "INTEGER": "INT", "BIGINT": "BIGINT", "FLOAT": "FLOAT",
     "DOUBLE": "DOUBLE", "VARCHAR": "STRING", "BLOB": "BYTES", "DATE": "DATE", "TIMESTAMP": "TIMESTAMP(6)",
@@ -34,7 +35,7 @@ _METADATA = {"_change_type": STRING, "_log_offset": BIGINT, "_commit_timestamp":
 
 @dataclass(frozen=True)
 class Needs:
-    """What a query needs of a relation: columns (None: all), and a condition on the partition column that all its rows meet."""
+    """What a query needs of a relation: columns (None: all), and a condition that all its rows meet and the store can check."""
 
     columns: tuple[str, ...] | None
     where: str | None
@@ -67,11 +68,24 @@ class Relations:
             hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
             raise UnknownTable(f"there is no table or view {name}", where="query", next_step=hint)
         typed = {column.name: parse_type(column.type) for column in descriptor.columns}
+        if suffix == BINLOG:
+            nested = {f"{side}.{column}": kind for side in ("before", "after") for column, kind in typed.items()}
+            return {**_METADATA, "before": UNKNOWN, "after": UNKNOWN, **nested}
         return {**_METADATA, **typed} if suffix == CHANGELOG else typed
 
-    def partition_column(self, name: str) -> str | None:
-        descriptor = self._descriptor(split_suffix(name)[0])
-        return descriptor.partition_keys[0] if descriptor is not None and descriptor.partition_keys else None
+    def n_rows(self, name: str) -> int | None:
+        """Rows of a table from its metadata; None where that cannot be told: virtual, tiered and lake-only tables, views."""
+        base, suffix = split_suffix(name)
+        descriptor = self._descriptor(base)
+        if descriptor is None or suffix or descriptor.is_tiered:
+            return None
+        return self._store.table(base).count()
+
+    def store_schema(self, name: str) -> pa.Schema | None:
+        """The columns that the store can check conditions on; None for a relation that is not the store's."""
+        base, suffix = split_suffix(name)
+        descriptor = self._descriptor(base)
+        return None if descriptor is None or suffix in (LAKE, BINLOG) else descriptor.arrow_schema
 
     def register(self, con: duckdb.DuckDBPyConnection, view: str, name: str, needs: Needs, at: int | None) -> None:
         """Make the relation a temporary view of `con`. `at`: a version of the store, None: now."""
@@ -87,6 +101,8 @@ class Relations:
             if snapshot is None:
                 raise StatementRefused(f"{base} has nothing in the lake yet", where=name, next_step="Tier it: 'table.datalake.enabled'.")
             con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}" AS SELECT * FROM {snapshot.scan_sql}')
+        elif suffix == BINLOG:
+            _rows(con, view, table.binlog(columns, stop=table.offsets(at_version=at)).read_all())
         elif suffix == CHANGELOG:
             stop = table.offsets(at_version=at)
             rows = table.scan(columns, needs.where, stop=stop, metadata=True).read_all()
@@ -134,7 +150,7 @@ def _rows(con: duckdb.DuckDBPyConnection, view: str, rows: pa.Table) -> None:
 
 def split_suffix(name: str) -> tuple[str, str]:
     """A name and its virtual-table suffix, "" for a plain table."""
-    for suffix in (CHANGELOG, LAKE):
+    for suffix in (CHANGELOG, BINLOG, LAKE):
         if name.endswith(suffix):
             return name.removesuffix(suffix), suffix
     return name, ""

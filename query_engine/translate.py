@@ -21,7 +21,7 @@ from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.sqltypes import SqlType
 
 Columns = Mapping[str, SqlType]
-"""Column name -> type of one relation; a column that is not in it has an unknown type."""
+"""Column name -> type of one relation, "struct.field" for a field; a column that is not in it has an unknown type."""
 
 
 def translate(query: exp.Query, tables: Mapping[str, Columns]) -> str:
@@ -50,6 +50,11 @@ class _Scope:
             for alias, columns in scope.sources.items():
                 if (not node.table or node.table == alias) and node.name in columns:
                     return Value(made, columns[node.name])
+                field = f"{node.table}.{node.name}"  # of a struct, as before and after of $binlog
+                is_unknown = columns.get(node.table) is types.UNKNOWN and not any(name.startswith(f"{node.table}.") for name in columns)
+                if node.table and (field in columns or is_unknown) and node.db in ("", alias):
+                    made.set("db", node.args.get("db"))
+                    return Value(made, columns.get(field, types.UNKNOWN))
             scope = scope.outer
         self._require_possible(node)
         return Value(made, types.UNKNOWN)

@@ -14,14 +14,15 @@ import pyarrow as pa
 
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
-OpKind = Literal["append", "upsert", "delete"]
+OpKind = Literal["append", "upsert", "delete", "retract"]
+OffsetSpec = Literal["earliest", "latest", "timestamp", "last"]
 
 CAPABILITIES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
         "backup", "journal", "idempotent_writes", "objects", "tiering", "add_partition", "auto_partition", "late_rows",
-        "statistics_of_buckets",
+        "statistics_of_buckets", "scan_from_timestamp", "last_rows", "statistics", "retract",
     }
 )
 
@@ -32,7 +33,7 @@ CONSUMER_PREFIX = "consumer:"
 
 @dataclass(frozen=True)
 class WriteOp:
-    """Rows for one table. `columns` names the target columns of a partial update or delete; None: all of them."""
+    """Rows for one table. `columns` names the target columns of a partial update, delete or retraction; None: all of them."""
 
     table: str
     kind: OpKind
@@ -189,12 +190,27 @@ class Backend(Protocol):
     def leave_group(self, owner: str, member: str) -> None: ...
 
     # reads
-    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets: ...
+    def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
+        """Offsets of every bucket: "earliest", "latest", of the first row committed at or after "timestamp" (bound: ms since 1970),
+        or of the first of the "last" rows of the whole log (bound: how many). `at_version`: rows after that version do not exist.
+
+        Errors: OffsetOutOfRange for a version or a timestamp in the future.
+        """
+        ...
+
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+        self,
+        table: str,
+        ranges: Mapping[TableBucket, tuple[int, int]],
+        columns: Sequence[str] | None,
+        where: str | None = None,
+        *,
+        as_of: int | None = None,
     ) -> Iterator[FetchedFrame]:
-        """The frames that hold `ranges`. `as_of`: the version the ranges were made at; a partition created after it is not the one
-        meant, and raises PartitionChanged, as one does that is gone.
+        """The frames that hold `ranges`. `where`: a condition; frames in which no row can meet it may be left out, rows never are.
+
+        as_of  the version the ranges were made at; a partition created after it is not the one meant, and raises PartitionChanged,
+               as one does that is gone
         """
         ...
 
@@ -202,9 +218,21 @@ class Backend(Protocol):
         """One row per key, in the order of the keys, with a last column `_found` (bool); missing rows are null."""
         ...
 
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table: ...
-    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
-        """Current rows of a primary-key table, at the newest version or at an older one."""
+    def prefix_lookup(
+        self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+    ) -> pa.Table:
+        """Rows by the beginning of their keys. Errors: ResultTooLarge when there are more than `rows_max` (None: no bound)."""
+        ...
+
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None,
+        partitions: Sequence[str] | None,
+        at_version: int | None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Current rows of a primary-key table, at the newest version or at an older one; at most `limit`, whichever."""
         ...
 
     def count(self, table: str) -> int: ...

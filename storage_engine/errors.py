@@ -95,6 +95,10 @@ class LakeChanged(UserError):
     """A lake table was changed by someone else in a way that contradicts the recorded offsets."""
 
 
+class ResultTooLarge(UserError):
+    """An answer would hold more rows than the caller allows."""
+
+
 class RequestTooLarge(UserError):
     """One call carries more bytes than one message may hold."""
 

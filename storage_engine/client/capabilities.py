@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from storage_engine.api import CommitRequest
+from storage_engine.api import CommitRequest, OffsetSpec
 from storage_engine.errors import UnsupportedByBackend
 
 
@@ -28,7 +28,7 @@ def features_of_commit(request: CommitRequest) -> Iterator[str]:
     """
     for op in request.ops:
         yield op.kind
-        if op.columns is not None:
+        if op.columns is not None and op.kind != "retract":
             yield "partial_update"
     if len({op.table for op in request.ops}) > 1 or (request.ops and request.progress):
         yield "transactions"
@@ -38,6 +38,18 @@ def features_of_lookup(*, insert_if_not_exists: bool) -> Iterator[str]:
     yield "lookup"
     if insert_if_not_exists:
         yield "insert_if_not_exists"
+
+
+def features_of_offsets(which: OffsetSpec) -> Iterator[str]:
+    """What offsets need, besides a log.
+
+    >>> list(features_of_offsets("latest")), list(features_of_offsets("timestamp"))
+    ([], ['scan_from_timestamp'])
+    """
+    if which == "timestamp":
+        yield "scan_from_timestamp"
+    if which == "last":
+        yield "last_rows"
 
 
 def features_of_read(at_version: int | None) -> Iterator[str]:

@@ -10,6 +10,7 @@ Cheap when idle: a poll without a commit in between asks for the store's version
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -59,16 +60,24 @@ class Consumer:
         """The members of the group, as this one was told at its last poll; empty for the one reader of a name."""
         return self._members
 
-    def poll(self, max_rows: int = 100_000, timeout_s: float = 0.0) -> pa.Table | None:
+    def poll(
+        self,
+        max_rows: int = 100_000,
+        timeout_s: float = 0.0,
+        *,
+        columns: Sequence[str] | None = None,
+        where: str | None = None,
+    ) -> pa.Table | None:
         """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new for `timeout_s`.
 
+        where  leaves rows out; the position moves over them as well, so that an answer may have no rows
         A member takes part in its group by polling: buckets are given to it, and taken from it, between polls. When that happens, what
         was polled before and not committed is given out again, perhaps to another member.
         Errors: OffsetOutOfRange when the log no longer holds the position: reset() chooses another.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            rows = self._next(max_rows)
+            rows = self._next(max_rows, columns, where)
             left_s = deadline - time.monotonic()
             if rows is not None or left_s <= 0:
                 return rows
@@ -112,7 +121,7 @@ class Consumer:
 
     # reading
 
-    def _next(self, max_rows: int) -> pa.Table | None:
+    def _next(self, max_rows: int, columns: Sequence[str] | None, where: str | None) -> pa.Table | None:
         while True:
             version = self._backend.version()
             is_due = time.monotonic() - self._heard_s >= self._beat_s()
@@ -126,11 +135,11 @@ class Consumer:
                 return None
             self._forget_dropped()
             try:
-                return self._rows_until(version, max_rows)
+                return self._rows_until(version, max_rows, columns, where)
             except PartitionChanged:
                 continue  # the next round finds it dropped, and forgets it
 
-    def _rows_until(self, version: int, max_rows: int) -> pa.Table | None:
+    def _rows_until(self, version: int, max_rows: int, columns: Sequence[str] | None, where: str | None) -> pa.Table | None:
         latest = {bucket: end for bucket, end in self._table.offsets("latest", at_version=version).items() if self._is_mine(bucket)}
         earliest = self._table.offsets("earliest") if any(bucket not in self._position for bucket in latest) else {}
         stop: Offsets = {}
@@ -144,7 +153,7 @@ class Consumer:
                 left -= taken
                 if taken:
                     stop[bucket] = begin + taken
-        rows = self._table.scan(start=self._position, stop=stop, metadata=True, as_of=version).read_all() if stop else None
+        rows = self._table.scan(columns, where, self._position, stop, metadata=True, as_of=version).read_all() if stop else None
         self._position.update(stop)
         self._as_of = self._seen = version
         self._is_drained = n_behind == 0

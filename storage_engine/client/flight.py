@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -30,9 +30,10 @@ from storage_engine.api import (
     CommitResult,
     FetchedFrame,
     Membership,
+    OffsetSpec,
     Progress,
 )
-from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
+from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_offsets, features_of_read, require
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.wire import (
@@ -189,18 +190,25 @@ class FlightBackend:
         self._control("leave_group", {"owner": owner, "member": member})
 
     # reads
-    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
-        return decode_offsets(self._control("offsets", {"table": table, "which": which, "at_version": at_version}))
+    def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
+        self._require(*features_of_offsets(which))
+        return decode_offsets(self._control("offsets", {"table": table, "which": which, "at_version": at_version, "bound": bound}))
 
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+        self,
+        table: str,
+        ranges: Mapping[TableBucket, tuple[int, int]],
+        columns: Sequence[str] | None,
+        where: str | None = None,
+        *,
+        as_of: int | None = None,
     ) -> Iterator[FetchedFrame]:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
         retry = _Retry(self._retry_s)
         while left:
-            arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "as_of": as_of}
+            arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "where": where, "as_of": as_of}
             try:
                 for frame in self._stream_frames(Call("fetch", arguments)):
                     end = frame.base_offset + frame.n_rows
@@ -218,13 +226,24 @@ class FlightBackend:
         arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": insert_if_not_exists}
         return self._table_over_lane(Call("lookup", arguments, [keys]))
 
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+    def prefix_lookup(
+        self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+    ) -> pa.Table:
         self._require("prefix_lookup")
-        return self._table_over_lane(Call("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, [prefixes]))
+        arguments = {"table": table, "columns": _listed(columns), "limit": limit, "rows_max": rows_max}
+        return self._table_over_lane(Call("prefix_lookup", arguments, [prefixes]))
 
-    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None,
+        partitions: Sequence[str] | None,
+        at_version: int | None,
+        limit: int | None = None,
+    ) -> pa.Table:
         self._require(*features_of_read(at_version))
-        call = Call("read", {"table": table, "columns": _listed(columns), "partitions": _listed(partitions), "at_version": at_version})
+        arguments = {"table": table, "columns": _listed(columns), "partitions": _listed(partitions), "at_version": at_version}
+        call = Call("read", {**arguments, "limit": limit})
         return self._retried(lambda: self._read_stream(call), is_repeatable=True)
 
     def count(self, table: str) -> int:

@@ -94,7 +94,7 @@ class SocketLane:
 
     def _request(self, method: str, arguments: dict[str, Any], keys: pa.Table) -> tuple[_Prepared, bytes]:
         columns = arguments["columns"]
-        rest = (arguments.get("insert_if_not_exists"), arguments.get("limit"))
+        rest = (arguments.get("insert_if_not_exists"), arguments.get("limit"), arguments.get("rows_max"))
         name = (method, arguments["table"], None if columns is None else tuple(columns), rest, keys.schema)
         batches = keys.to_batches() or [pa.RecordBatch.from_pylist([], keys.schema)]
         batch = batches[0] if len(batches) == 1 else keys.combine_chunks().to_batches()[0]

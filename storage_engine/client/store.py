@@ -13,8 +13,14 @@ from typing import Any, Protocol
 
 from storage_engine.api import Backend, BackupInfo, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
 from storage_engine.client.table import Table
-from storage_engine.errors import unknown_table
+from storage_engine.errors import UserError, unknown_table
 from storage_engine.schema.descriptor import TableDescriptor
+
+_VIRTUAL = {
+    "changelog": "store.table('{0}').scan(metadata=True)",
+    "binlog": "store.table('{0}').binlog()",
+    "lake": "storage_engine.lake.lake_read(con, store, lake_root, '{0}')",
+}
 
 
 class Session(Protocol):
@@ -55,6 +61,9 @@ class Store:
         """The descriptor of a table. Errors: UnknownTable, naming the tables that look alike."""
         descriptors = {descriptor.name: descriptor for descriptor in self.backend.tables()}
         if name not in descriptors:
+            base, _, suffix = name.rpartition("$")
+            if base in descriptors and suffix in _VIRTUAL:
+                raise UserError(f"{name} is a virtual table", where="catalog", next_step=f"Use {_VIRTUAL[suffix].format(base)}, or SQL.")
             raise unknown_table(name, descriptors)
         return descriptors[name]
 

@@ -6,6 +6,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.client.binlog import binlog_batches, binlog_schema
+from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -31,9 +34,8 @@ METADATA_FIELDS = (
     pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
 )
 _CHANGE_NAMES = pa.array(CHANGE_TYPE_NAMES, pa.string())
-
-Start = Literal["earliest", "latest"] | Offsets
-Stop = Literal["latest"] | Offsets
+_NAME_WORDS = np.frombuffer("".join(CHANGE_TYPE_NAMES).encode(), np.uint16)  # each name is two bytes
+PREFIX_ROWS_MAX = 1_000_000
 
 
 class Table:
@@ -60,6 +62,14 @@ class Table:
     def delete(self, keys: Any, columns: Sequence[str] | None = None, *, write_id: WriteId | None = None) -> CommitResult:
         """Delete by primary key. With `columns`: set those to null; the row goes when all other non-key columns are null."""
         return self._write("delete", keys, columns, write_id)
+
+    def retract(self, rows: Any, columns: Sequence[str] | None = None, *, write_id: WriteId | None = None) -> CommitResult:
+        """Take rows back out of an aggregation table: the inverse of upserting them, for columns with function sum or count.
+
+        A column with another function has to be null in the rows, or not among `columns`. To take an old row back and add a new one
+        in one commit, give both to store.commit() as operations "upsert" and "retract", in that order.
+        """
+        return self._write("retract", rows, columns, write_id)
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
         op = WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
@@ -88,18 +98,35 @@ class Table:
         rows = found.remove_column(found.num_columns - 1)
         return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
 
-    def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
-        """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""
-        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit)
+    def prefix_lookup(
+        self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None, *, rows_max: int = PREFIX_ROWS_MAX
+    ) -> pa.Table:
+        """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix.
 
-    def read(self, columns: Sequence[str] | None = None, where: str | pc.Expression | None = None, *, at: int | None = None) -> pa.Table:
-        """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time."""
+        Errors: ResultTooLarge when there are more than `rows_max` rows: said before they are read, not after gigabytes were built.
+        """
+        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit, rows_max)
+
+    def read(
+        self,
+        columns: Sequence[str] | None = None,
+        where: str | pc.Expression | None = None,
+        *,
+        at: int | None = None,
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time.
+
+        limit  at most so many rows, whichever; without `where` the store reads no more than these
+        """
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
         needed = self._needed(columns, where)
         partitions = self._partitions_of(where)
-        rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at)
-        return self._filtered(rows, where, columns)
+        pushed = limit if where is None else None
+        rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at, pushed)
+        rows = self._filtered(rows, where, columns)
+        return rows if limit is None else rows.slice(0, limit)
 
     def count(self) -> int:
         """Number of rows now, from the indexes: log rows of a log table, current rows of a primary-key table."""
@@ -107,8 +134,14 @@ class Table:
 
     # the log
 
-    def offsets(self, which: Literal["earliest", "latest"] = "latest", *, at_version: int | None = None) -> Offsets:
+    def offsets(self, which: Literal["earliest", "latest"] | dt.datetime = "latest", *, at_version: int | None = None) -> Offsets:
+        """The earliest offset of each bucket, the one after its last row, or that of the first row committed at or after a moment."""
+        if isinstance(which, dt.datetime):
+            return self._backend.offsets(self.name, "timestamp", at_version, milliseconds(which, where=self.name))
         return self._backend.offsets(self.name, which, at_version)
+
+    def _offsets_of(self, which: str | dt.datetime) -> Offsets:
+        return self.offsets(which)  # type: ignore[arg-type]
 
     def partitions(self) -> list[str]:
         return list(self._backend.partitions(self.name))
@@ -123,6 +156,14 @@ class Table:
 
         return Consumer(self._backend, self, name, member, session_timeout_s)
 
+    def last_rows(self, n: int, columns: Sequence[str] | None = None, *, metadata: bool = False) -> pa.Table:
+        """The last n rows of a log, over all buckets, in the order of their commits. Reads only the frames that hold them."""
+        if self.descriptor.has_primary_key:
+            raise UserError(f"{self.name} is no log table", where="last_rows", next_step="Use read(limit=n) for current rows.")
+        version = self._backend.version()
+        start, stop = self._backend.offsets(self.name, "last", version, n), self.offsets(at_version=version)
+        return self.scan(columns, start=start, stop=stop, metadata=metadata).read_all()
+
     def scan(
         self,
         columns: Sequence[str] | None = None,
@@ -131,52 +172,62 @@ class Table:
         stop: Stop = "latest",
         *,
         metadata: bool = False,
+        skip_by: str | None = None,
         as_of: int | None = None,
     ) -> pa.RecordBatchReader:
         """The log, or the changelog of a primary-key table (with a first column `_change_type`), between two sets of offsets.
 
-        start   "earliest", "latest", or the next offset per bucket; a bucket not named begins at its earliest offset.
-        stop    "latest" (as of now) or the offset per bucket to stop before; a bucket not named is not read.
-        metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`.
+        where   a condition (text) is also sent to the store, which leaves out frames that its statistics rule out
+        start   "earliest", "latest", an aware datetime (rows committed at or after it), or the next offset per bucket; a bucket not
+                named begins at its earliest offset
+        stop    "latest" (as of now), a datetime (rows committed before it), or the offset per bucket to stop before; a bucket not
+                named is not read
+        metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`
+        skip_by   a condition that only leaves out frames in which no row meets it: for who has to see the other rows of a frame
         as_of   the store's version when the offsets were read; None: now. What was dropped since then is not mistaken for what was
                 created under its name.
-        Errors: OffsetOutOfRange when the log no longer holds `start`; PartitionChanged when a partition is dropped before it is read.
+        Errors: OffsetOutOfRange when the log no longer holds `start`, and for a time in the future; PartitionChanged when a partition
+        is dropped before it is read.
         """
         if as_of is None and self.descriptor.partition_keys and "journal" in self._backend.capabilities:
             as_of = self._backend.version()
-        ranges = self._ranges(start, stop, self._partitions_of(where))
+        ranges = scan_ranges(start, stop, self._partitions_of(where), self._offsets_of)
         needed = self._needed(columns, where)
         wanted = list(columns) if columns is not None else list(self.descriptor.column_names)
+        sent = where if isinstance(where, str) else None
+        if skip_by is not None:
+            sent = skip_by if sent is None else f"({sent}) AND ({skip_by})"
         lead = list(METADATA_FIELDS) if metadata else list(METADATA_FIELDS[: 1 if self.descriptor.has_primary_key else 0])
         expression = self._expression(where)
         schema = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in wanted])
 
         def batches() -> Iterator[pa.RecordBatch]:
-            for frame in self._backend.fetch(self.name, ranges, needed, as_of=as_of):
+            for frame in self._backend.fetch(self.name, ranges, needed, sent, as_of=as_of):
                 begin, end = ranges[frame.bucket]
                 batch = self._decode(frame, lead, needed, begin, end)
                 if expression is not None:
-                    batch = batch.filter(expression)
+                    batch = batch.filter(expression).select(schema.names).cast(schema)
                 if batch.num_rows:
-                    yield batch.select(schema.names).cast(schema)
+                    yield batch
 
         return pa.RecordBatchReader.from_batches(schema, batches())
 
-    def _ranges(self, start: Start, stop: Stop, partitions: set[str] | None) -> dict[Any, tuple[int, int]]:
-        stops = self.offsets("latest") if stop == "latest" else stop
-        if start == "latest":
-            starts: Offsets = dict(stops)
-        elif start == "earliest":
-            starts = {}
-        else:
-            starts = start
-        earliest = self.offsets("earliest") if any(bucket not in starts for bucket in stops) else {}
-        ranges = {}
-        for bucket, end in stops.items():
-            begin = starts.get(bucket, earliest.get(bucket, 0))
-            if begin < end and (partitions is None or bucket.partition in partitions):
-                ranges[bucket] = (begin, end)
-        return ranges
+    def binlog(self, columns: Sequence[str] | None = None, start: Start = "earliest", stop: Stop = "latest") -> pa.RecordBatchReader:
+        """The changelog as one row per change, with the structs `before` and `after` of these columns (client/binlog.py)."""
+        if not self.descriptor.has_primary_key:
+            raise UserError(f"{self.name} is a log table and has no $binlog", where="binlog", next_step="Use scan(): no row changes.")
+        needed = self._needed(columns, None)
+        schema = binlog_schema([self.descriptor.arrow_schema.field(name) for name in needed])
+        ranges = scan_ranges(start, stop, None, self._offsets_of)
+        earliest = self.offsets("earliest")
+        # the old row of an update lies one before its new row
+        wider = {bucket: (max(begin - 1, earliest.get(bucket, begin)), end) for bucket, (begin, end) in ranges.items()}
+
+        def decoded() -> Iterator[tuple[FetchedFrame, pa.RecordBatch]]:
+            for frame in self._backend.fetch(self.name, wider, needed):
+                yield frame, self._decode(frame, [], needed, frame.base_offset, frame.base_offset + frame.n_rows)
+
+        return pa.RecordBatchReader.from_batches(schema, binlog_batches(decoded(), ranges, schema))
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
         stored = pa.schema([self.descriptor.arrow_schema.field(name) for name in frame.columns])
@@ -201,7 +252,7 @@ class Table:
         if name == "_change_type":
             if frame.change_types is None:
                 return pa.repeat(_CHANGE_NAMES[0], n)
-            return _CHANGE_NAMES.take(pa.array(np.frombuffer(frame.change_types, np.uint8)[first : first + n]))
+            return _change_names(np.frombuffer(frame.change_types, np.uint8)[first : first + n])
         if name == "_partition":
             return pa.repeat(pa.scalar(frame.bucket.partition, pa.string()), n)
         if name == "_bucket":
@@ -243,3 +294,9 @@ class Table:
         if expression is not None:
             rows = rows.filter(expression)
         return rows if columns is None else rows.select(list(columns))
+
+
+def _change_names(codes: np.ndarray) -> pa.StringArray:
+    """The names of change types (n,). Every name has two bytes: their text is one gather of words."""
+    offsets = np.arange(0, 2 * len(codes) + 1, 2, dtype=np.int32)
+    return pa.StringArray.from_buffers(len(codes), pa.py_buffer(offsets), pa.py_buffer(_NAME_WORDS[codes]))

@@ -25,10 +25,11 @@ from storage_engine.api import (
     CommitResult,
     FetchedFrame,
     Membership,
+    OffsetSpec,
     Progress,
     WriteOp,
 )
-from storage_engine.engine import catalog, checkpoint, partitions, reads
+from storage_engine.engine import catalog, checkpoint, offset_of, partitions, reads
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
@@ -37,6 +38,7 @@ from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
+from storage_engine.engine.skip_frames import FetchCounts, skip_frames
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.statistics import bucket_statistics
 from storage_engine.engine.transaction import Transaction
@@ -70,6 +72,7 @@ class EmbeddedBackend:
         self._disk = disk
         self._sync: SyncMode = sync
         self._now_ms = now_ms
+        self.fetched = FetchCounts()
         self._writer = threading.RLock()
         self._readers = threading.RLock()
         self._changed = threading.Condition(self._readers)
@@ -351,20 +354,29 @@ class EmbeddedBackend:
 
     # reads
 
-    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
+    def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
         with self._readers:
             self._require_version(table, at_version)
-            return reads.offsets(self._buckets, self._table(table), which, at_version)
+            now_ms = max(self._now_ms(), self._state.timestamp_ms)
+            return offset_of.offsets(self._buckets, self._table(table), which, at_version, bound, now_ms)
 
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+        self,
+        table: str,
+        ranges: Mapping[TableBucket, tuple[int, int]],
+        columns: Sequence[str] | None,
+        where: str | None = None,
+        *,
+        as_of: int | None = None,
     ) -> Iterator[FetchedFrame]:
         with self._readers:
             state = self._table(table)
             if as_of is not None:
                 require_as_of(self._state, state, ranges, as_of)
             plan = reads.plan_fetch(self._buckets, state, ranges)
-        return reads.fetch(self._log, state, plan, columns)
+        if where is not None:
+            plan = skip_frames(self._log, state, plan, where, self.fetched)
+        return reads.fetch(self._log, state, plan, columns, self.fetched)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         with self._readers:
@@ -385,15 +397,24 @@ class EmbeddedBackend:
         self._await_durable(end)
         return found
 
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+    def prefix_lookup(
+        self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+    ) -> pa.Table:
         with self._readers:
-            return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit)
+            return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit, rows_max)
 
-    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None,
+        partitions: Sequence[str] | None,
+        at_version: int | None,
+        limit: int | None = None,
+    ) -> pa.Table:
         with self._readers:
             state = self._table(table)
             self._require_version(table, at_version)
-            steps = reads.plan_read(self._buckets, state, partitions, at_version)
+            steps = reads.plan_read(self._buckets, state, partitions, at_version, limit)
         try:
             return reads.read(self._buckets, state, steps, columns)
         except OffsetOutOfRange as error:

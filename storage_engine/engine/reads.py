@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -12,36 +11,18 @@ import pyarrow.compute as pc
 from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
+from storage_engine.engine.skip_frames import FetchCounts, FetchStep
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
-from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.pruning import MessagePruner
-from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
-
-
-class FetchStep(NamedTuple):
-    """One frame to fetch."""
-
-    bucket: TableBucket
-    location: FrameLocation
-
-
-def offsets(buckets: Buckets, table: TableState, which: Literal["earliest", "latest"], at_version: int | None) -> Offsets:
-    found: Offsets = {}
-    for bucket in buckets.of_table(table):
-        if which == "earliest":
-            found[bucket.name] = bucket.frames.start_offset
-        elif at_version is None:
-            found[bucket.name] = bucket.frames.end_offset
-        else:
-            found[bucket.name] = bucket.frames.offset_at_version(at_version)
-    return found
 
 
 def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]]) -> list[FetchStep]:
@@ -66,11 +47,14 @@ def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket,
     return steps
 
 
-def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
+def fetch(
+    log: CommitLog, table: TableState, steps: Iterable[FetchStep], columns: Sequence[str] | None, counts: FetchCounts
+) -> Iterator[FetchedFrame]:
     """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded."""
     pruners: dict[int, tuple[tuple[str, ...], MessagePruner | None]] = {}
     for step in steps:
         stored = log.read(step.location)
+        counts.read(step.location.length)
         header = stored.header
         if header.schema_id not in pruners:
             pruners[header.schema_id] = _pruner(table, header.schema_id, columns)
@@ -178,8 +162,13 @@ def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table
     return missing.group_by(names, use_threads=False).aggregate([]).select(names)
 
 
-def prefix_lookup(buckets: Buckets, table: TableState, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
-    """Rows whose key begins with the given bucket key, in the order of the prefixes, at most `limit` each."""
+def prefix_lookup(
+    buckets: Buckets, table: TableState, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+) -> pa.Table:
+    """Rows whose key begins with the given bucket key, in the order of the prefixes, at most `limit` each.
+
+    Errors: ResultTooLarge when that is more than `rows_max`, before the rows are read.
+    """
     descriptor = table.descriptor
     if not descriptor.is_prefix_lookup_possible:
         raise UserError(
@@ -196,7 +185,8 @@ def prefix_lookup(buckets: Buckets, table: TableState, prefixes: pa.Table, colum
         bucket = _bucket(buckets, table, name)
         if bucket is None:
             continue
-        rows, prefix_of_row = buckets.kv_of(bucket).prefix_get(part, limit)
+        rows, prefix_of_row = buckets.kv_of(bucket).prefix_get(part, limit, rows_max)
+        rows_max = None if rows_max is None else rows_max - rows.num_rows
         pieces.append(rows.select(names))
         order.append(prefix_of_row if at is None else at[prefix_of_row])
     if not pieces:
@@ -206,9 +196,12 @@ def prefix_lookup(buckets: Buckets, table: TableState, prefixes: pa.Table, colum
 
 
 def plan_read(
-    buckets: Buckets, table: TableState, partitions: Sequence[str] | None, at_version: int | None
+    buckets: Buckets, table: TableState, partitions: Sequence[str] | None, at_version: int | None, limit: int | None = None
 ) -> list[tuple[Bucket, np.ndarray]]:
-    """Where the current rows are, per bucket, or the rows at an older version (found by replaying the changelog)."""
+    """Where the current rows are, per bucket, or the rows at an older version (found by replaying the changelog).
+
+    limit  of each bucket the rows written last, until there are so many: they share the fewest frames
+    """
     wanted = None if partitions is None else set(partitions)
     steps: list[tuple[Bucket, np.ndarray]] = []
     for bucket in buckets.of_table(table):
@@ -216,8 +209,14 @@ def plan_read(
             continue
         end = bucket.frames.end_offset
         bound = end if at_version is None else bucket.frames.offset_at_version(at_version)
+        if limit is not None and limit <= 0:
+            break
         kv = buckets.kv_of(bucket) if bound == end else buckets.kv_until(bucket, bound)
-        steps.append((bucket, kv.current_offsets()))
+        offsets = kv.current_offsets()
+        if limit is not None:
+            offsets = offsets[max(0, len(offsets) - limit) :]
+            limit -= len(offsets)
+        steps.append((bucket, offsets))
     return steps
 
 

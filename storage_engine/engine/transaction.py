@@ -21,6 +21,7 @@ from storage_engine.errors import InvalidOption, UserError, unknown_table
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
+from storage_engine.log.statistics import encode_statistics
 from storage_engine.schema.auto_partition import AutoPartition, rule_of
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.rows import conform, conform_keys
@@ -72,7 +73,13 @@ class Transaction:
 
     def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
         kv = self.buckets.kv_of(bucket)
-        change = kv.upsert(part, columns) if op.kind == "upsert" else kv.delete(part, columns)
+        match op.kind:
+            case "upsert":
+                change = kv.upsert(part, columns)
+            case "retract":
+                change = kv.retract(part, columns)
+            case _:
+                change = kv.delete(part, columns)
         if change.n_rows == 0:
             return
         base_offset = bucket.next_offset
@@ -85,6 +92,7 @@ class Transaction:
         batch = one_batch(rows)
         compression, level = compression_of(descriptor)
         base_offset = bucket.next_offset
+        counted = descriptor.statistics_columns
         frame = frame_of_message(
             encode_message(batch, compression, level),
             batch.num_rows,
@@ -95,6 +103,7 @@ class Transaction:
             base_offset=base_offset,
             timestamp_ms=self.record.timestamp_ms,
             change_types=change_types,
+            statistics=encode_statistics(batch, counted) if counted else None,
         )
         staged = Staged(base_offset, batch, change_types)
         bucket.staged.append(staged)

@@ -9,14 +9,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 import fluss
 import pyarrow as pa
 
-from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Membership, Progress, WriteOp
-from storage_engine.errors import FlashlakeError, InvalidPartition, OffsetOutOfRange, StoreUnavailable, UnknownTable, UserError
+from storage_engine.api import (
+    BackupInfo,
+    CommitInfo,
+    CommitRequest,
+    CommitResult,
+    FetchedFrame,
+    Membership,
+    OffsetSpec,
+    Progress,
+    WriteOp,
+)
+from storage_engine.errors import (
+    FlashlakeError,
+    InvalidPartition,
+    OffsetOutOfRange,
+    ResultTooLarge,
+    StoreUnavailable,
+    UnknownTable,
+    UserError,
+)
 from storage_engine.errors import unknown_table as unknown_table_error
 from storage_engine.fluss import catalog, lookups, reads, writes
 from storage_engine.fluss.faults import translate
@@ -199,19 +217,33 @@ class FlussBackend:
 
     # reads
 
-    def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
+    def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
+        if which == "last":
+            self._refuse("last_rows")
         if at_version is not None:
             self._refuse("read_at_version")
+        if which == "timestamp" and (bound or 0) > time.time_ns() // 1_000_000:
+            what = f"timestamp {bound} is in the future"
+            raise OffsetOutOfRange(what, where=table, next_step="Give a time that has passed: where rows to come will begin is not known.")
 
         async def offsets() -> Offsets:
-            return await self._session.offsets(await self._session.table(table), which)
+            return await self._session.offsets(await self._session.table(table), which, bound)
 
         return self._read(offsets, where=table)
 
     def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None, *, as_of: int | None = None
+        self,
+        table: str,
+        ranges: Mapping[TableBucket, tuple[int, int]],
+        columns: Sequence[str] | None,
+        where: str | None = None,  # noqa: ARG002 - nothing to leave out by
+        *,
+        as_of: int | None = None,
     ) -> Iterator[FetchedFrame]:
-        """Frames of the ranges; the order between buckets is not defined. Errors: OffsetOutOfRange before the first frame."""
+        """Frames of the ranges; the order between buckets is not defined. pyfluss takes no filter: `where` leaves no frame out.
+
+        Errors: OffsetOutOfRange before the first frame.
+        """
         if as_of is not None:
             self._refuse("journal")
         earliest, latest = self.offsets(table, "earliest"), self.offsets(table, "latest")
@@ -243,17 +275,32 @@ class FlussBackend:
             found = self._read(look, where=table)
         return found
 
-    def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
+    def prefix_lookup(
+        self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
+    ) -> pa.Table:
+        """By the beginning of keys. The client gives whole answers only: `rows_max` is checked when they have come."""
+
         async def look() -> pa.Table:
             return await lookups.prefix_lookup(await self._session.table(table), prefixes, columns, limit)
 
-        return self._read(look, where=table)
+        rows = self._read(look, where=table)
+        if rows_max is not None and rows.num_rows > rows_max:
+            what = f"{prefixes.num_rows} prefixes have {rows.num_rows:,} rows, more than {rows_max:,}"
+            raise ResultTooLarge(what, where=table, next_step="Ask for fewer prefixes, set a limit per prefix, or raise rows_max.")
+        return rows
 
-    def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+    def read(
+        self,
+        table: str,
+        columns: Sequence[str] | None,
+        partitions: Sequence[str] | None,
+        at_version: int | None,
+        limit: int | None = None,
+    ) -> pa.Table:
         """Current rows: each bucket at one point in time, the buckets one after another. Errors: UnsupportedByBackend, see reads.py."""
         if at_version is not None:
             self._refuse("read_at_version")
-        return self._read(lambda: reads.read(self._session, table, columns, partitions, self.url), where=table)
+        return self._read(lambda: reads.read(self._session, table, columns, partitions, self.url, limit), where=table)
 
     def count(self, table: str) -> int:
         """Rows: of a log from its offsets, of a primary-key table by reading its keys."""

@@ -9,7 +9,7 @@ from storage_engine.errors import UnsupportedByBackend
 FEATURES = frozenset(
     {
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "auto_increment",
-        "insert_if_not_exists", "drop_partition", "add_partition", "auto_partition",
+        "insert_if_not_exists", "drop_partition", "add_partition", "auto_partition", "scan_from_timestamp",
     }
 )  # fmt: skip
 """What is not here is in REMEDIES."""
@@ -27,6 +27,9 @@ REMEDIES = {
     "late_rows": "Fluss neither drops nor counts rows that come after retention: leave 'table.auto-partition.late-rows' out.",
     "statistics_of_buckets": "Fluss tells offsets only: see offsets('earliest') and offsets('latest').",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
+    "retract": "Fluss has no retraction: aggregate before writing, and upsert the new totals.",
+    "last_rows": "Fluss has no order over buckets: scan from offsets('latest') minus n per bucket, or by timestamp.",
+    "statistics": "pyfluss takes no filter: leave 'table.statistics.columns' out; conditions are checked row by row.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",
 }
 

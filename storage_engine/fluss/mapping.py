@@ -57,7 +57,7 @@ def path_of(name: str) -> tuple[str, str]:
 
 
 def definition_of(descriptor: TableDescriptor, *, backend: str) -> FlussDefinition:
-    """The table for Fluss. Errors: UnsupportedByBackend for aggregation and tiering; what validate() refuses."""
+    """The table for Fluss. Errors: UnsupportedByBackend for aggregation, statistics and tiering; what validate() refuses."""
     checked = validate(descriptor)
     if checked.merge_engine == "aggregation" or any(name.startswith("fields.") for name in checked.options):
         raise refused("aggregation", backend=backend)
@@ -65,6 +65,8 @@ def definition_of(descriptor: TableDescriptor, *, backend: str) -> FlussDefiniti
         raise refused("late_rows", backend=backend)
     if any(name.startswith("table.datalake.") and value != "false" for name, value in checked.options.items()):
         raise refused("tiering", backend=backend)
+    if checked.options.get("table.statistics.columns"):
+        raise refused("statistics", backend=backend)
     database, table = path_of(checked.name)
     columns = tuple(replace(column, field_id=i) for i, column in enumerate(checked.columns))
     stored = replace(checked, columns=columns, table_id=-1, schema_id=0)

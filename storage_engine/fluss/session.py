@@ -111,9 +111,12 @@ class FlussSession:
             return {}
         return {info.partition_name: info.partition_id for info in await (await self.admin()).list_partition_infos(table.path)}
 
-    async def offsets(self, table: OpenTable, which: str) -> dict[TableBucket, int]:
-        """Offsets of every bucket of every partition."""
-        spec = fluss.OffsetSpec.earliest() if which == "earliest" else fluss.OffsetSpec.latest()
+    async def offsets(self, table: OpenTable, which: str, timestamp_ms: int | None = None) -> dict[TableBucket, int]:
+        """Offsets of every bucket of every partition: earliest, latest, or by timestamp."""
+        if timestamp_ms is not None:
+            spec = fluss.OffsetSpec.timestamp(timestamp_ms)
+        else:
+            spec = fluss.OffsetSpec.earliest() if which == "earliest" else fluss.OffsetSpec.latest()
         buckets = list(range(table.descriptor.n_buckets))
         admin = await self.admin()
         if not table.descriptor.partition_keys:

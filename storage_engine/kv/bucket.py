@@ -18,12 +18,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.errors import SchemaMismatch
+from storage_engine.errors import ResultTooLarge, SchemaMismatch
 from storage_engine.kv.auto_increment import AutoIncrement
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
-from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert
+from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
 from storage_engine.kv.prefix_index import PrefixIndex
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
@@ -154,10 +154,12 @@ class KvBucket:
             return None
         return self._index.get(self._hash(keys))
 
-    def prefix_get(self, prefixes: pa.Table, limit: int | None = None) -> tuple[pa.Table, Int64s]:
+    def prefix_get(self, prefixes: pa.Table, limit: int | None = None, rows_max: int | None = None) -> tuple[pa.Table, Int64s]:
         """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
 
         Shapes: prefixes (n,) with the bucket-key columns -> rows (m,), position (m,) of each row's prefix; at most `limit` rows of each.
+        Cost:   where `limit` cuts, only the keys of the rows left out are read.
+        Errors: ResultTooLarge when m would exceed `rows_max`; no row has been read then.
         """
         assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
         names = self.descriptor.bucket_keys
@@ -172,17 +174,25 @@ class KvBucket:
             offsets = np.r_[offsets, np.tile(extra, len(wanted))]
         if len(offsets) == 0:
             return self.descriptor.arrow_schema.empty_table(), position
-        rows = self._fetch_rows(offsets)
+        n_wanted = len(offsets) if limit is None else int(np.minimum(np.bincount(position), limit).sum())
+        if rows_max is not None and n_wanted > rows_max:
+            raise ResultTooLarge(
+                f"{len(wanted)} prefixes have {n_wanted:,} rows, more than {rows_max:,}",
+                where=f"table {self.descriptor.name}",
+                next_step="Ask for fewer prefixes, set a limit per prefix, or raise rows_max.",
+            )
+        is_cut = n_wanted < len(offsets)
+        rows = self._fetch_rows(offsets, list(self.descriptor.physical_primary_key) if is_cut else None)
         matches = ~_keys_differ(rows, prefixes.take(pa.array(position)), names)
         if not matches.all():
-            rows, position = rows.filter(pa.array(matches)), position[matches]
+            rows, position, offsets = rows.filter(pa.array(matches)), position[matches], offsets[matches]
         encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
         order = pc.sort_indices(pa.table({"p": position, "k": encoded}), sort_keys=[("p", "ascending"), ("k", "ascending")]).to_numpy()
         if limit is not None:
             sorted_position = position[order]
             rank = np.arange(len(order)) - np.searchsorted(sorted_position, sorted_position, side="left")
             order = order[rank < limit]
-        return rows.take(pa.array(order)), position[order]
+        return self._fetch_rows(offsets[order]) if is_cut else rows.take(pa.array(order)), position[order]
 
     def current_offsets(self) -> Int64s:
         """Offsets of all current rows, ascending: what a read of the whole bucket fetches."""
@@ -193,7 +203,16 @@ class KvBucket:
 
     # writes
 
-    def upsert(self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None) -> KvChange:
+    def retract(self, rows: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
+        """What taking these rows back out of sums and counts changes; a key without a row gets one with negative values.
+
+        Errors: as merge.retracted_columns; SchemaMismatch when a sum leaves its type.
+        """
+        return self.upsert(rows, retracted_columns(self.descriptor, rows, columns), takes_back=True)
+
+    def upsert(
+        self, rows: pa.Table, columns: Sequence[str] | None = None, *, keys: pa.Array | None = None, takes_back: bool = False
+    ) -> KvChange:
         """What upserting these rows changes, in this transaction's sight. A blind write reads no stored values, only their keys.
 
         Shapes: rows (n,) conformed to the table, keys may repeat; `columns` are the target columns of a partial update; `keys` (n,)
@@ -216,7 +235,7 @@ class KvBucket:
         n_new = len(hashes) - located.current.num_rows
         if self._ids is not None and n_new:
             new_ids = self._ids.take(n_new)
-        plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids)
+        plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids, takes_back=takes_back)
         return self._change(plan, keys, hashes, located)
 
     def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:

@@ -10,7 +10,7 @@ from storage_engine.lake.freshness import TierLag, tier_lag
 from storage_engine.lake.lane import Round, table_path
 from storage_engine.lake.planning import Limits
 from storage_engine.lake.tiering import Tierer
-from storage_engine.lake.union import LakeSnapshot, Union, find_snapshot, open_union, union_read
+from storage_engine.lake.union import LakeSnapshot, Union, find_snapshot, lake_read, open_union, union_read
 
 __all__ = [
     "LakeSnapshot",
@@ -22,6 +22,7 @@ __all__ = [
     "Union",
     "connect_delta",
     "find_snapshot",
+    "lake_read",
     "load_delta",
     "open_union",
     "parquet_reader",

@@ -19,7 +19,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import PartitionChanged, SchemaMismatch, StatementRefused
+from storage_engine.errors import PartitionChanged, SchemaMismatch, StatementRefused, UserError
 from storage_engine.lake.columns import from_lake, lake_type, quoted, quoted_list
 from storage_engine.lake.duck import load_delta
 from storage_engine.lake.lane import OWNER_PREFIX, table_path
@@ -27,6 +27,7 @@ from storage_engine.lake.netting import net_changes
 from storage_engine.lake.record import LakeRecord, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.predicate import matching_partitions
+from storage_engine.schema.pushdown import pushable
 
 ATTEMPTS = 5
 """A partition dropped while its union is read makes it begin anew, so many times in a row."""
@@ -134,6 +135,35 @@ def union_read(
     return from_lake(rows, {item.name: item.type for item in union.descriptor.arrow_schema})
 
 
+def lake_read(
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    lake_root: str | Path,
+    table: str,
+    columns: Sequence[str] | None = None,
+    where: str | None = None,
+    at: int | None = None,
+) -> pa.Table:
+    """The lake's side of a tiered table alone, what `db.t$lake` shows: its rows as of the last tiering, in the store's types.
+
+    Errors: UserError when the lake has nothing of the table (yet); SchemaMismatch for an unknown column.
+    """
+    descriptor = store.describe(table)
+    snapshot = find_snapshot(store, lake_root, descriptor, at)
+    if snapshot is None:
+        raise UserError(f"{table} has nothing in the lake yet", where=table, next_step="Tier it: 'table.datalake.enabled'.")
+    names = list(columns) if columns is not None else list(descriptor.column_names[: snapshot.n_columns])
+    unknown = [name for name in names if name not in descriptor.column_names[: snapshot.n_columns]]
+    if unknown:
+        raise SchemaMismatch(f"{table} has no column {unknown[0]} in the lake", where="columns", next_step="Leave it out, or tier.")
+    tail = descriptor.arrow_schema.empty_table()
+    whole = Union(descriptor, snapshot.version, descriptor.column_names[: snapshot.n_columns], snapshot, tail, None)
+    load_delta(con)
+    condition = f" WHERE {where}" if where else ""
+    rows = con.execute(f"SELECT {quoted_list(names)} FROM ({whole.sql('', '')}){condition}").to_arrow_table()
+    return from_lake(rows, {item.name: item.type for item in descriptor.arrow_schema})
+
+
 def open_union(
     store: Store,
     lake_root: str | Path,
@@ -143,9 +173,12 @@ def open_union(
     where: str | None = None,
     at: int | None = None,
 ) -> Union:
-    """Prepare a union read. The tail is read here, pruned to `columns` and to the partitions that `where` allows.
+    """Prepare a union read. The tail is read here, pruned to `columns` and to what `where` allows: partitions, and frames by statistics.
 
     `where` only prunes: the caller still filters. Errors: as union_read.
+    Meaning: of a changelog whole frames are left out, never single changes. A frame tells the old and the new row of a key together, so
+             that the last frame kept of a key says what it is now, or leaves a row that `where` does not keep either. Without old rows
+             (image WAL) that does not hold, and nothing is left out.
     """
     for attempt in range(ATTEMPTS):
         try:
@@ -171,14 +204,17 @@ def _open_union(
     snapshot = find_snapshot(store, lake_root, descriptor, at)
     version = store.version() if at is None else at  # after the snapshot: never older than it
     start, stop = _tail_range(handle, snapshot, version, where)
+    pushed = pushable(where, descriptor.arrow_schema)
     if not descriptor.has_primary_key:
-        tail = handle.scan(names, start=start, stop=stop, as_of=as_of).read_all()
+        tail = handle.scan(names, pushed, start, stop, as_of=as_of).read_all()
         _require_no_drop(store, descriptor, before)
         return Union(descriptor, version, names, snapshot, _in_lake_units(tail), None)
     if snapshot is None:
-        return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, at=version)), None)
+        return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, pushed, at=version)), None)
     needed = [*names, *(key for key in descriptor.primary_key if key not in names)]
-    net = net_changes(handle.scan(needed, start=start, stop=stop, metadata=True, as_of=as_of).read_all(), descriptor.primary_key)
+    skip_by = None if descriptor.is_wal else pushed
+    changes = handle.scan(needed, start=start, stop=stop, metadata=True, skip_by=skip_by, as_of=as_of).read_all()
+    net = net_changes(changes, descriptor.primary_key)
     _require_no_drop(store, descriptor, before)
     net = net.doubting_inserts(snapshot.detached)
     changed = pa.concat_tables([net.updates, net.deletes]).select(list(descriptor.primary_key))

@@ -40,6 +40,7 @@ from storage_engine.log.log_file import (
     frames_after,
     start_of,
 )
+from storage_engine.log.statistics import statistics_bytes
 
 LogPosition = NewType("LogPosition", int)
 """A byte of the whole log; the end of a commit is the start of the next one."""
@@ -387,8 +388,28 @@ class CommitLog:
         if header.length != location.length or header.kind != FrameKind.DATA:
             _damaged("another frame lies here than the index says", file, location.position - file.start)
         start = header.message_start
+        if header.has_statistics:
+            start += self._statistics_bytes(data, header, file)
         codes = memoryview(data)[HEADER_BYTES : HEADER_BYTES + header.n_rows] if header.has_change_types else None
         return StoredFrame(header, codes, data.slice(start, header.payload_stop - start))
+
+    def read_statistics(self, location: FrameLocation) -> tuple[FrameHeader, pa.Buffer | None]:
+        """Header and statistics block of the data frame at a location, None when it has none. The rest of it is not read.
+
+        Errors: DamagedFrame. Only the header's checksum is compared; the block has one of its own.
+        """
+        file = self._files[max(0, bisect_right(self._starts, location.position) - 1)]
+        header, data = file.frame_at(location.position, location.length, is_whole=False)
+        if not header.has_statistics:
+            return header, None
+        return header, data.slice(header.message_start, self._statistics_bytes(data, header, file))
+
+    @staticmethod
+    def _statistics_bytes(data: pa.Buffer, header: FrameHeader, file: LogFile) -> int:
+        n_bytes = statistics_bytes(data, header.message_start)
+        if n_bytes == 0 or header.message_start + n_bytes > header.payload_stop:
+            _damaged("a frame's statistics do not fit into it", file, header.position - file.start)
+        return n_bytes
 
     def check(self) -> Iterator[DamagedFrame]:
         """Compare every byte below the end with its checksum, whatever was checked before; each damage found, in order.

@@ -4,7 +4,8 @@
     16 position (u64)  24  kind  25 flags  26 padding  27 zero   28 n_rows (u32)   32 table_id   36 schema_id   40 partition_id
     44 bucket (all i32)    48 base_offset (i64)    56 timestamp_ms (i64)                              everything little endian
 
-DATA    n_rows change-type bytes (if flagged) padded to 8, then one Arrow IPC record-batch message without schema.
+DATA    n_rows change-type bytes (if flagged) padded to 8, a statistics block (if flagged, log/statistics.py), then one Arrow IPC
+        record-batch message without schema.
 COMMIT  the record's bytes; n_rows counts the data frames before it, base_offset is the durable position then known.
 SEAL    no payload; base_offset is the durable position. Written by a clean close.
 A frame names its own position, so bytes that belong elsewhere are never taken for it. Frames start at multiples of 64: messages
@@ -36,6 +37,7 @@ CHANGE_TYPE_NAMES: Final = ("+A", "+I", "-U", "+U", "-D")
 APPEND, INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(5)
 
 FLAG_CHANGE_TYPES: Final = 1
+FLAG_STATISTICS: Final = 8
 COMPRESSED_BYTES_MIN: Final = 4096
 _THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
 _CODECS: Final = {"lz4": "lz4_frame", "zstd": "zstd"}
@@ -88,8 +90,12 @@ class FrameHeader(NamedTuple):
         return self.length - self.padding
 
     @property
+    def has_statistics(self) -> bool:
+        return bool(self.flags & FLAG_STATISTICS)
+
+    @property
     def message_start(self) -> int:
-        """Where the Arrow message begins inside the frame."""
+        """Where the Arrow message begins inside the frame; the statistics block, where there is one, lies there before it."""
         return HEADER_BYTES + ((self.n_rows + 7) & ~7 if self.flags & FLAG_CHANGE_TYPES else 0)
 
     def encode(self, position: int) -> bytes:
@@ -150,6 +156,7 @@ def encode_data_frame(
     change_types: npt.NDArray[np.uint8] | None,
     compression: str = "none",
     level: int | None = None,
+    statistics: bytes | None = None,
 ) -> EncodedFrame:
     """A data frame of `batch`. Shapes: change_types (n_rows,) with codes of CHANGE_TYPE_NAMES; None: all rows are +A.
 
@@ -157,7 +164,7 @@ def encode_data_frame(
     """
     return frame_of_message(
         encode_message(batch, compression, level), batch.num_rows, table_id=table_id, partition_id=partition_id, bucket=bucket,
-        schema_id=schema_id, base_offset=base_offset, timestamp_ms=timestamp_ms, change_types=change_types,
+        schema_id=schema_id, base_offset=base_offset, timestamp_ms=timestamp_ms, change_types=change_types, statistics=statistics,
     )  # fmt: skip
 
 
@@ -172,8 +179,12 @@ def frame_of_message(
     base_offset: int,
     timestamp_ms: int,
     change_types: npt.NDArray[np.uint8] | None = None,
+    statistics: bytes | None = None,
 ) -> EncodedFrame:
-    """A data frame around a message that is already encoded (by `encode_message`, here or at a client)."""
+    """A data frame around a message that is already encoded (by `encode_message`, here or at a client).
+
+    statistics  the block of log/statistics.py, a multiple of 8 bytes
+    """
     buffers: list[Any] = []
     flags = 0
     if change_types is not None:
@@ -182,6 +193,10 @@ def frame_of_message(
         codes = np.zeros((n_rows + 7) & ~7, np.uint8)
         codes[:n_rows] = change_types
         buffers.append(codes)
+    if statistics is not None:
+        assert len(statistics) % 8 == 0, "the message behind the statistics has to be aligned"
+        flags |= FLAG_STATISTICS
+        buffers.append(statistics)
     buffers.append(message)
     fields = (n_rows, table_id, schema_id, partition_id, bucket, base_offset, timestamp_ms)
     return _frame(FrameKind.DATA, flags, buffers, fields)

@@ -47,8 +47,11 @@ class LogFile:
             self._unreadable(error)
         return self._data
 
-    def frame_at(self, position: int, length: int) -> tuple[FrameHeader, pa.Buffer]:
-        """The frame of `length` bytes at a position, checked once against its checksums. Errors: DamagedFrame."""
+    def frame_at(self, position: int, length: int, *, is_whole: bool = True) -> tuple[FrameHeader, pa.Buffer]:
+        """The frame of `length` bytes at a position, checked once against its checksums. Errors: DamagedFrame.
+
+        is_whole  False: the payload is not read here, and its checksum not compared
+        """
         offset = position - self.start
         if offset + length > self._data.size + _REMAP_BYTES or (offset + length > self._data.size and length > _REMAP_BYTES):
             self.map()
@@ -60,7 +63,7 @@ class LogFile:
                 self._unreadable(error)
         at = offset - data_at
         header = parse_header(data, at, position, str(self.path), data_at)
-        if not self.is_checked(offset):
+        if is_whole and not self.is_checked(offset):
             self.check(data, header, data_at)
         return header, data.slice(at, header.length)
 

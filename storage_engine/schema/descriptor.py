@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from storage_engine.schema.types import arrow_type
+from storage_engine.schema.types import arrow_type, has_order
 
 
 class TableBucket(NamedTuple):
@@ -120,6 +120,11 @@ class TableDescriptor:
         return self.options.get("table.merge-engine.versioned.ver-column")
 
     @property
+    def zero_column(self) -> str | None:
+        """The column of an aggregation table whose 0 means that the row is gone: 'table.delete.on-zero'."""
+        return self.options.get("table.delete.on-zero")
+
+    @property
     def is_wal(self) -> bool:
         """True when the changelog has no -U: 'table.changelog.image' = 'wal'."""
         return self.options.get("table.changelog.image") == "wal"
@@ -127,6 +132,17 @@ class TableDescriptor:
     @property
     def auto_increment_column(self) -> str | None:
         return self.options.get("auto-increment.fields")
+
+    @cached_property
+    def statistics_columns(self) -> tuple[tuple[str, int], ...]:
+        """Name and field id of the columns whose least and greatest value each frame carries: `table.statistics.columns`."""
+        written = self.options.get("table.statistics.columns", "")
+        named = {name.strip() for name in written.split(",")}
+        return tuple(
+            (column.name, column.field_id)
+            for column in self.columns
+            if column.name in named or (written == "*" and has_order(column.arrow.type))
+        )
 
     @property
     def is_tiered(self) -> bool:

@@ -73,6 +73,12 @@ KNOWN_OPTIONS: dict[str, Option] = {
             "what a delete does; unset: allow, with a merge engine ignore",
             ("allow", "ignore", "disable"),
         ),
+        Option(
+            "table.delete.on-zero",
+            "string",
+            None,
+            "aggregation: a column that counts what the row stands for (sum or count of integers); a row in which it comes to 0 is removed",
+        ),
         Option("table.changelog.image", "enum", "full", "full: old and new rows; wal: new rows only", ("full", "wal")),
         Option("table.log.format", "enum", "arrow", "how log frames are stored", ("arrow",)),
         Option("table.kv.format", "enum", None, "how Fluss stores rows", ("compacted", "indexed"), refused=_ARROW_ROWS),
@@ -117,6 +123,13 @@ KNOWN_OPTIONS: dict[str, Option] = {
             alterable=True,
         ),
         Option("client.writer.dynamic-create-partition.enabled", "bool", "true", "a partition is created by its first row", alterable=True),
+        Option(
+            "table.statistics.columns",
+            "columns",
+            None,
+            "columns (* for all) whose least and greatest value each frame carries, so that scans skip frames; empty: none",
+            alterable=True,
+        ),
         Option("table.datalake.enabled", "bool", "false", "tier the table to the lake", alterable=True),
         Option("table.datalake.freshness", "duration", "3min", "bound on the age of what is missing in the lake", alterable=True),
         Option("table.datalake.format", "enum", "delta", "the lake's table format", ("delta",)),
@@ -126,7 +139,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
 
 _NOT_IMPLEMENTED = frozenset(
     """
-    table.statistics.columns table.kv.format-version table.log.local-ttl table.kv.ttl
+    table.kv.format-version table.log.local-ttl table.kv.ttl
     table.kv.ttl.time-column table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
     table.datalake.historical-partition.enabled table.kv.standby-replica.enabled
     """.split()

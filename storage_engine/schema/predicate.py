@@ -53,12 +53,12 @@ def parse_predicate(where: str | Expr, schema: pa.Schema) -> pc.Expression:
     >>> rows.filter(parse_predicate("NOT a = 1", rows.schema)).to_pylist()
     [{'a': 2}]
     """
-    return _condition(_parsed(where), schema)
+    return _condition(parsed(where), schema)
 
 
 def predicate_columns(where: str | Expr) -> list[str]:
     """Names of the columns a condition reads, each once, in order of appearance."""
-    return list(dict.fromkeys(column.name for column in _parsed(where).find_all(exp.Column)))
+    return list(dict.fromkeys(column.name for column in parsed(where).find_all(exp.Column)))
 
 
 def partition_values(where: str | Expr, partition_column: str) -> set[str] | None:
@@ -67,7 +67,7 @@ def partition_values(where: str | Expr, partition_column: str) -> set[str] | Non
     >>> sorted(partition_values("ds IN ('a', 'b') AND x > 1", "ds")), partition_values("ds = 'a' OR x = 1", "ds")
     (['a', 'b'], None)
     """
-    return _named_partitions(_parsed(where), partition_column)
+    return _named_partitions(parsed(where), partition_column)
 
 
 def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: str, names: Sequence[str]) -> list[str]:
@@ -77,7 +77,7 @@ def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: 
     """
     if not names:
         return []
-    relaxed = _relaxed(_parsed(where), partition_column)
+    relaxed = _relaxed(parsed(where), partition_column)
     if relaxed is None:
         return list(names)
     values = partition_values_of(names, schema.field(partition_column).type)
@@ -86,7 +86,8 @@ def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: 
     return kept["__name"].to_pylist()
 
 
-def _parsed(where: str | Expr) -> Expr:
+def parsed(where: str | Expr) -> Expr:
+    """The condition as a syntax tree. Errors: StatementRefused for a text that is none."""
     if isinstance(where, Expr):
         return where.this if isinstance(where, exp.Where) else where
     if not where.strip():
@@ -145,7 +146,7 @@ def _plain_condition(node: Expr, schema: pa.Schema) -> pc.Expression:
 
 
 def _comparison(node: Expr, schema: pa.Schema) -> pc.Expression:
-    kind, left, right = type(node), _unwrapped(node.this), _unwrapped(node.expression)
+    kind, left, right = type(node), unwrapped(node.this), unwrapped(node.expression)
     if not isinstance(left, exp.Column):
         kind, left, right = _FLIPPED.get(kind, kind), right, left
     if not isinstance(left, exp.Column):
@@ -174,7 +175,7 @@ def _in(node: exp.In, schema: pa.Schema) -> pc.Expression:
     name, data_type = _column(node.this, schema)
     if node.args.get("query") is not None or not node.expressions:
         raise _refusal(f"{node.sql()}: IN needs a list of literals")
-    values = pa.array([_literal_value(item, name, data_type) for item in node.expressions], data_type)
+    values = pa.array([literal_value(item, name, data_type) for item in node.expressions], data_type)
     return pc.if_else(pc.field(name).is_null(), pc.scalar(pa.scalar(None, pa.bool_())), pc.field(name).isin(values))
 
 
@@ -193,12 +194,13 @@ def _is_number(data_type: pa.DataType) -> bool:
     return pa.types.is_integer(data_type) or pa.types.is_floating(data_type) or pa.types.is_decimal(data_type)
 
 
-def _unwrapped(node: Expr) -> Expr:
-    return _unwrapped(node.this) if isinstance(node, exp.Paren) else node
+def unwrapped(node: Expr) -> Expr:
+    """The expression inside its parentheses."""
+    return unwrapped(node.this) if isinstance(node, exp.Paren) else node
 
 
 def _column(node: Expr, schema: pa.Schema) -> tuple[str, pa.DataType]:
-    node = _unwrapped(node)
+    node = unwrapped(node)
     if not isinstance(node, exp.Column):
         raise _refusal(f"{node.sql()} is not a column")
     if node.name not in schema.names:
@@ -208,17 +210,17 @@ def _column(node: Expr, schema: pa.Schema) -> tuple[str, pa.DataType]:
 
 
 def _literal(node: Expr, name: str, data_type: pa.DataType) -> pc.Expression:
-    return pc.scalar(pa.scalar(_literal_value(node, name, data_type), data_type))
+    return pc.scalar(pa.scalar(literal_value(node, name, data_type), data_type))
 
 
-def _literal_value(node: Expr, name: str, data_type: pa.DataType) -> object:
+def literal_value(node: Expr, name: str, data_type: pa.DataType) -> object:
     """A literal as a Python value of the column's type."""
-    plain = _unwrapped(node)
+    plain = unwrapped(node)
     if isinstance(plain, exp.Cast) and isinstance(plain.this, exp.Literal):  # DATE '2017-01-31' is read as a cast
         plain = plain.this
     sign = ""
     if isinstance(plain, exp.Neg):
-        sign, plain = "-", _unwrapped(plain.this)
+        sign, plain = "-", unwrapped(plain.this)
     if isinstance(plain, exp.Null):
         raise StatementRefused(f"{name} compared with NULL is never true", where="where", next_step=f"Write {name} IS NULL.")
     if isinstance(plain, exp.Boolean) and pa.types.is_boolean(data_type):
@@ -280,11 +282,11 @@ def _named_partitions(node: Expr, column: str) -> set[str] | None:
             left, right = _named_partitions(node.this, column), _named_partitions(node.expression, column)
             return None if left is None or right is None else left | right
         case exp.EQ():
-            left, right = _unwrapped(node.this), _unwrapped(node.expression)
+            left, right = unwrapped(node.this), unwrapped(node.expression)
             if not isinstance(left, exp.Column):
                 left, right = right, left
             return _literal_names([right]) if isinstance(left, exp.Column) and left.name == column else None
-        case exp.In() if isinstance(_unwrapped(node.this), exp.Column) and _unwrapped(node.this).name == column and node.expressions:
+        case exp.In() if isinstance(unwrapped(node.this), exp.Column) and unwrapped(node.this).name == column and node.expressions:
             return _literal_names(node.expressions)
         case _:
             return None
@@ -294,7 +296,7 @@ def _literal_names(nodes: Sequence[Expr]) -> set[str] | None:
     """Literals as partition names; None when one of them is not a plain literal."""
     names: set[str] = set()
     for node in nodes:
-        plain = _unwrapped(node)
+        plain = unwrapped(node)
         if isinstance(plain, exp.Cast):
             plain = plain.this
         if isinstance(plain, exp.Neg) and isinstance(plain.this, exp.Literal) and plain.this.is_int:
@@ -320,4 +322,7 @@ def _relaxed(node: Expr, column: str) -> Expr | None:
     return node if {found.name for found in node.find_all(exp.Column)} == {column} else None
 
 
-__all__ = ["matching_partitions", "parse_predicate", "partition_texts", "partition_values", "predicate_columns"]
+__all__ = [
+    "literal_value", "matching_partitions", "parse_predicate", "parsed", "partition_texts", "partition_values",
+    "predicate_columns", "unwrapped",
+]  # fmt: skip

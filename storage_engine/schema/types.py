@@ -64,6 +64,11 @@ def arrow_type(sql_type: str) -> pa.DataType:
     return pa.timestamp("ms" if precision <= 3 else "us", tz="UTC" if base == "TIMESTAMP_LTZ" else None)
 
 
+def has_order(data_type: pa.DataType) -> bool:
+    """True for types with a least and a greatest value: all but bytes and nested types."""
+    return not (pa.types.is_binary(data_type) or pa.types.is_nested(data_type))
+
+
 def _decimal_type(sql_type: str, precision: int, scale: int) -> pa.DataType:
     if not (1 <= precision <= 38 and scale <= precision):
         remedy = "Precision is 1 to 38, scale at most the precision: DECIMAL(12, 2)."

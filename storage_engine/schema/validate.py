@@ -17,7 +17,7 @@ from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch,
 from storage_engine.schema.auto_partition import check_auto_partition
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, check_options, parse_int, split_columns
-from storage_engine.schema.types import arrow_type
+from storage_engine.schema.types import arrow_type, has_order
 
 N_BUCKETS_MAX = 4096
 WHOLE_ROW_ENGINES = ("first_row", "versioned")
@@ -58,6 +58,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_auto_increment(result, where)
     _check_partition_options(result, where)
     check_auto_partition(result, where)
+    _check_statistics(result, where)
     return result
 
 
@@ -281,6 +282,7 @@ def _check_engine(descriptor: TableDescriptor, where: str) -> None:
             )
     _check_deletes_and_image(descriptor, where)
     _check_version_column(descriptor, where)
+    _check_zero_column(descriptor, where)
     for column in descriptor.columns:
         _check_function(descriptor, column, where)
 
@@ -298,6 +300,26 @@ def _check_deletes_and_image(descriptor: TableDescriptor, where: str) -> None:
             "'table.changelog.image' = 'wal' does not go with the aggregation engine",
             where=where,
             next_step="Leave the option out: who reads a total needs the old one, to take it back.",
+        )
+
+
+def _check_zero_column(descriptor: TableDescriptor, where: str) -> None:
+    option, name = "table.delete.on-zero", descriptor.zero_column
+    if name is None:
+        return
+    fitting = [
+        column.name
+        for column in descriptor.columns
+        if descriptor.merge_engine == "aggregation"
+        and column.name not in descriptor.primary_key
+        and descriptor.aggregate_function(column.name) in ("sum", "count")
+        and pa.types.is_integer(column.arrow.type)
+    ]
+    if name not in fitting:
+        raise InvalidOption(
+            f"{option} = {name!r} names no column that counts",
+            where=where,
+            next_step=f"Name an integer column with function sum or count: {', '.join(fitting) or 'there is none'}.",
         )
 
 
@@ -371,6 +393,17 @@ def aggregate_fits(function: str, data_type: pa.DataType) -> bool:
             return pa.types.is_binary(data_type)
         case _:
             return True
+
+
+def _check_statistics(descriptor: TableDescriptor, where: str) -> None:
+    option = "table.statistics.columns"
+    fitting = [column.name for column in descriptor.columns if has_order(column.arrow.type)]
+    for name in split_columns(descriptor.options.get(option, "")):
+        if name != "*" and name not in fitting:
+            why = "names no column" if name not in descriptor.column_names else f"is a {descriptor.column(name).type} and has no order"
+            raise InvalidOption(f"{option}: {name} {why}", where=where, next_step=f"Write * or some of: {', '.join(fitting)}.")
+        if name == "*" and descriptor.options[option] != "*":
+            raise InvalidOption(f"{option}: * stands beside other names", where=where, next_step="Write '*' alone.")
 
 
 def _check_auto_increment(descriptor: TableDescriptor, where: str) -> None:

@@ -40,11 +40,12 @@ def answer(backend: Backend, call: Call) -> Reply:
 
 
 def fetched(backend: Backend, arguments: Arguments) -> Iterator[FetchedFrame]:
-    return backend.fetch(arguments["table"], decode_ranges(arguments["ranges"]), arguments["columns"], as_of=arguments["as_of"])
+    ranges = decode_ranges(arguments["ranges"])
+    return backend.fetch(arguments["table"], ranges, arguments["columns"], arguments["where"], as_of=arguments["as_of"])
 
 
 def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
-    return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"])
+    return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"], arguments["limit"])
 
 
 def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
@@ -87,7 +88,12 @@ def _lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) 
 
 
 def _prefix_lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
-    return Reply(tables=[backend.prefix_lookup(arguments["table"], tables[0], arguments["columns"], arguments["limit"])])
+    rows = backend.prefix_lookup(arguments["table"], tables[0], arguments["columns"], arguments["limit"], arguments["rows_max"])
+    return Reply(tables=[rows])
+
+
+def _offsets(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
+    return Reply(encode_offsets(backend.offsets(arguments["table"], arguments["which"], arguments["at_version"], arguments["bound"])))
 
 
 _HANDLERS: dict[str, Handler] = {
@@ -115,7 +121,7 @@ _HANDLERS: dict[str, Handler] = {
     "leave_group": lambda backend, args, _: Reply(backend.leave_group(args["owner"], args["member"])),
     "late_rows": lambda backend, args, _: Reply(backend.late_rows(args["table"])),
     "bucket_statistics": _bucket_statistics,
-    "offsets": lambda backend, args, _: Reply(encode_offsets(backend.offsets(args["table"], args["which"], args["at_version"]))),
+    "offsets": _offsets,
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
     "backup": lambda backend, args, _: Reply(asdict(backend.backup(args["target"], links=args["links"]))),

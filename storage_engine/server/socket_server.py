@@ -178,7 +178,7 @@ class _Connection:
             is_insert = asked.get("insert_if_not_exists") is True
             rows = self._backend.lookup(asked["table"], keys, asked.get("columns"), insert_if_not_exists=is_insert)
         else:
-            rows = self._backend.prefix_lookup(asked["table"], keys, asked.get("columns"), asked.get("limit"))
+            rows = self._backend.prefix_lookup(asked["table"], keys, asked.get("columns"), asked.get("limit"), asked.get("rows_max"))
         batches = rows.to_batches()
         if len(batches) != 1:
             batches = rows.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]

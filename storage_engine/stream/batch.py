@@ -50,7 +50,8 @@ def batch_select(
     try:
         for scan in scans(plan.root):
             ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
-            _register_scan(connection, store, scan, bounds.get(scan.table.name, {}), ordered=ordered)
+            start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
+            _register_scan(connection, store, scan, start, stop, ordered=ordered)
             names.append(source_name(scan))
         for join in lookups(plan.root):
             _register_lookup(connection, store, join, at_version)
@@ -92,12 +93,12 @@ def _kept_first(plan: JobPlan) -> str:
             return f"{ORDER} DESC"
 
 
-def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, stop: Offsets, *, ordered: bool) -> None:
+def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, start: Offsets, stop: Offsets, *, ordered: bool) -> None:
     table = store.table(scan.table.name)
     name = source_name(scan)
     listed = ", ".join(quoted(column) for column in scan.columns)
     if not scan.table.has_primary_key:
-        con.register(f"{name}_log", table.scan(list(scan.columns), stop=stop, metadata=ordered))
+        con.register(f"{name}_log", table.scan(list(scan.columns), start=start, stop=stop, metadata=ordered))
         order = ""
         if ordered:
             order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"

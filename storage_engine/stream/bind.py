@@ -28,6 +28,7 @@ from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_o
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
 from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
+from storage_engine.stream.startup import STARTUP_HINTS, Startup, parse_startup
 from storage_engine.stream.window_binding import bind_windows, window_call
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
@@ -271,13 +272,13 @@ class Binder:
         if view is not None:
             return self._view(name, view, alias_of(item), scope)
         table = self.describe(name)
-        self.check_table_hints(item, scan=True)
-        return self._scan(table, alias_of(item), scope)
+        startup = parse_startup(self.check_table_hints(item, scan=True), table, self.where)
+        return self._scan(table, alias_of(item), scope, startup)
 
-    def _scan(self, table: TableDescriptor, alias: str, scope: Scope) -> Scan:
+    def _scan(self, table: TableDescriptor, alias: str, scope: Scope, startup: Startup | None) -> Scan:
         fields = table_fields(table, alias)
         scope.add(alias, table.column_names, fields)
-        return Scan(table, alias, table.column_names, fields, self.next_id())
+        return Scan(table, alias, table.column_names, fields, self.next_id(), startup)
 
     def _named_query(self, named: _NamedQuery, alias: str, scope: Scope) -> Node:
         outer, self._named = self._named, named.visible
@@ -325,7 +326,7 @@ class Binder:
         for key in hints:
             if key in INERT_TABLE_HINTS:
                 self.notices.append(f"hint '{key}' has no effect here")
-            elif scan or key != "lookup.insert-if-not-exists":
+            elif key not in STARTUP_HINTS if scan else key != "lookup.insert-if-not-exists":
                 raise self.refuse(f"the hint '{key}' on {item.name} is not known", "Leave it out; docs/sql.md lists the hints.")
         return hints
 

@@ -226,7 +226,7 @@ class _Aggregation:
         advanced = tables.query(self._merged_sql)
         tables.put(f"{self._name}_n", advanced)
         rows = tables.query(self._output)
-        if self._rows is not None:
+        if self._rows is not None and placement.mode != "merge":  # an aggregation table removes empty groups itself
             gone = pc.less_equal(advanced[self._rows], 0)
             write_deletes(plan, rows.filter(pc.and_(gone, pc.fill_null(advanced["__found"], fill_value=False))), outcome)
             rows = rows.filter(pc.invert(gone))

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from storage_engine.client.store import Store
 from storage_engine.errors import UnknownTable
+from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dialect import parse_select, text_of
@@ -33,6 +34,7 @@ class JobDescriptor:
     kind       "insert" (INSERT INTO ... SELECT) or "view" (a materialized view; `sink` is its backing table)
     refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
     targets    sink columns the job writes; `kept` those of them that hold its state
+    starts     where sources begin that are not read from their beginning, as of the submission
     """
 
     name: str
@@ -46,6 +48,7 @@ class JobDescriptor:
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     refresh_s: float | None = 0.0
+    starts: Mapping[str, Offsets] = field(default_factory=dict)
     state: State = "RUNNING"
     last_error: str = ""
     submitted_ms: int = 0
@@ -63,14 +66,17 @@ class JobDescriptor:
         return (self.kind, self.sink, self.targets, canonical(self.select), self.database, tuple(sorted(self.settings.items())), views)
 
     def to_json(self) -> dict[str, Any]:
-        value = asdict(self)
+        value = asdict(replace(self, starts={}))
         value["settings"] = dict(self.settings)
+        value["starts"] = {table: {str(bucket): n for bucket, n in offsets.items()} for table, offsets in self.starts.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
         return value
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> JobDescriptor:
         known = dict(value)
+        written = known.get("starts", {})
+        known["starts"] = {table: {TableBucket.parse(text): n for text, n in offsets.items()} for table, offsets in written.items()}
         known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
         return cls(**known)
@@ -98,9 +104,10 @@ def plan_job(store: Store, job: JobDescriptor) -> JobPlan:
     """The plan of a stored job, against the store's tables as they are."""
     catalog = StoreCatalog(store, job.views)
     sink = store.describe(job.sink)
-    return plan_insert(
+    plan = plan_insert(
         catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings
     )
+    return replace(plan, starts=job.starts)
 
 
 def load_jobs(store: Store) -> dict[str, JobDescriptor]:

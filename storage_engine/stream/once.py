@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pyarrow as pa
 from sqlglot import exp
@@ -22,6 +23,7 @@ from storage_engine.stream.functions import open_connection
 from storage_engine.stream.planner import plan_insert
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import is_storable_as, parse_type
+from storage_engine.stream.startup import starts_of
 
 
 def insert_once(store: Store, statement: InsertInto, settings: Mapping[str, str], views: Mapping[str, ViewDefinition]) -> str:
@@ -37,6 +39,7 @@ def insert_once(store: Store, statement: InsertInto, settings: Mapping[str, str]
         settings=settings,
     )
     version = store.version()
+    plan = replace(plan, starts=starts_of(store, plan.startups, "batch"))
     rows = batch_select(store, plan, at_version=version)
     _write(store, sink, rows, plan.targets)
     return f"wrote {rows.num_rows} rows into {sink.name}, from version {version}"

@@ -1,6 +1,7 @@
 """Placement: where an aggregate keeps its state. Decides; execute.py does.
 
-    merge   the sink is an aggregation table whose functions are the aggregates': deltas are written, the table adds them up
+    merge   the sink is an aggregation table whose functions are the aggregates': deltas are written, the table adds them up; over an
+            input whose rows can be taken back deltas may be negative, and a group goes when its COUNT(*) comes to 0
     sink    the result columns are the accumulators: they are read from the sink, advanced and written back
     table   a state table of the job holds the accumulators, keyed by the group
 
@@ -95,12 +96,6 @@ def _merge(
     distinct: tuple[DistinctState, ...],
 ) -> Placement:
     where = f"INSERT INTO {sink.name}"
-    if node.input.is_retracting:
-        raise StatementRefused(
-            f"{sink.name} is an aggregation table and the input's rows can be taken back: a merged value cannot be un-merged",
-            where=where,
-            next_step="Read a log table, or write to a table without 'table.merge-engine' = 'aggregation'.",
-        )
     if condition is not None:
         raise StatementRefused(
             "HAVING into an aggregation table: a group is written before its total is known",
@@ -109,6 +104,7 @@ def _merge(
         )
     _check_sink_key(node, outputs, sink, where)
     calls = {item.name: call for item, call in node.calls}
+    _check_zero(node, dict(outputs), sink, calls, where)
     for name, tree in outputs:
         if name in sink.primary_key:
             continue
@@ -118,6 +114,12 @@ def _merge(
             continue
         if not _uses_calls(tree, calls) and function.startswith("last_value"):
             continue
+        if node.input.is_retracting and call is not None and call.stored is None:
+            raise StatementRefused(
+                f"{call.text} over an input whose rows can be taken back is null again when its last value goes, which {name} cannot say",
+                where=where,
+                next_step="Aggregate a column that is NOT NULL, for example COALESCE(x, 0), or write to a table without a merge engine.",
+            )
         wanted = (
             f"'fields.{name}.agg' = '{call.stored.sink_function}'"
             if call is not None and call.stored is not None
@@ -129,7 +131,30 @@ def _merge(
             next_step=f"It needs {wanted}.",
         )
     keys = tuple((name, tree) for name, tree in outputs if name in sink.primary_key)
-    return Placement("merge", sink, keys, (), distinct, "the table merges what the job adds")
+    return Placement("merge", sink, keys, (), distinct, "the table merges what the job adds and takes back")
+
+
+def _check_zero(
+    node: Aggregate, outputs: Mapping[str, exp.Expr], sink: TableDescriptor, calls: Mapping[str, Call], where: str
+) -> None:
+    """A group that loses its last row has to go: the table needs a column that says so, and the query has to fill it with COUNT(*)."""
+    zero = sink.zero_column
+    if zero is None:
+        if node.input.is_retracting:
+            raise StatementRefused(
+                f"{sink.name} is an aggregation table and the input's rows can be taken back: nothing says when a group is empty",
+                where=where,
+                next_step="Give COUNT(*) a column with function sum, and name it in the table's 'table.delete.on-zero'.",
+            )
+        return
+    tree = outputs.get(zero)
+    call = calls.get(tree.name) if isinstance(tree, exp.Column) else None
+    if call is None or call.stored is None or call.stored.kind != "rows":
+        raise StatementRefused(
+            f"column {zero} of {sink.name} decides when a row goes ('table.delete.on-zero') and the query does not count its rows in it",
+            where=where,
+            next_step=f"Give {zero} the value COUNT(*).",
+        )
 
 
 def _why_not_in_sink(

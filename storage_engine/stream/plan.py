@@ -31,6 +31,7 @@ from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import SqlType
+from storage_engine.stream.startup import Startup
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Scan:
     columns: tuple[str, ...]
     fields: tuple[Field, ...]
     id: int = 0
+    startup: Startup | None = None
 
     @property
     def is_retracting(self) -> bool:

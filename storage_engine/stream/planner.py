@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
-from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 from storage_engine.stream.arrangement import Arrangement, arrange
 from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
 from storage_engine.stream.optimize import optimize
@@ -36,6 +36,7 @@ from storage_engine.stream.plan import (
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
+from storage_engine.stream.startup import Startup
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
 
@@ -58,10 +59,16 @@ class JobPlan:
     notices: tuple[str, ...] = ()
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
     arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
+    starts: Mapping[str, Offsets] = field(default_factory=dict)
+    """Where sources begin that are not read from their beginning (startup.py)."""
 
     @property
     def source_tables(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(scan.table.name for scan in scans(self.root)))
+
+    @property
+    def startups(self) -> list[tuple[str, Startup | None]]:
+        return [(scan.table.name, scan.startup) for scan in scans(self.root)]
 
     @property
     def lookup_tables(self) -> tuple[str, ...]:
@@ -289,7 +296,7 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
         raise StatementRefused(
             f"{sink.name} is an aggregation table and the query's rows can be taken back: a merged value cannot be un-merged",
             where=where,
-            next_step="Read a log table, or write to a table without 'table.merge-engine' = 'aggregation'.",
+            next_step="Aggregate in the query (GROUP BY with COUNT(*) and SUM), or write to a table without a merge engine.",
         )
     key = root.unique_key
     if key is None or not set(key) <= set(sink.primary_key):

@@ -10,12 +10,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
+from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import AlreadyExists, StatementRefused
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, load_jobs, owner_of, save_job, state_name
 from storage_engine.stream.planner import JobPlan, plan_insert
+from storage_engine.stream.startup import starts_of
 
 
 def submit(
@@ -63,6 +65,7 @@ def submit(
         targets=plan.targets,
         kept=plan.kept_columns,
         refresh_s=refresh_s,
+        starts={} if name in existing else starts_of(store, plan.startups, f"job {name}"),
         submitted_ms=time.time_ns() // 1_000_000,
     )
     if name in existing:
@@ -72,6 +75,8 @@ def submit(
     _check_name(name, existing)
     for table in plan.state_tables:
         store.create_table(table, if_not_exists=True)
+    if job.starts:  # before the job, which would begin at the beginning without it
+        store.commit((), [Progress(job.owner, job.starts)])
     save_job(store, job)
     return job, "; ".join([f"job {name} runs", *plan.notices])
 

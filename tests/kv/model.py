@@ -62,11 +62,31 @@ class NaiveTable:
         for row in rows:
             touched.append(self.key_of(row))
             self._upsert_row(row, targets)
+        self._drop_zeros(touched)
         whole = targets is None or set(targets) == set(self.descriptor.column_names)
         is_plain = self.descriptor.merge_engine == "last_row" and self.descriptor.auto_increment_column is None
         if whole and is_plain and self.descriptor.is_wal:
             return {key: [("+U", self.rows[key])] for key in touched}
         return self._net(before, touched)
+
+    def retract(self, rows: list[Row]) -> dict[Key, list[tuple[str, Row]]]:
+        before, touched = dict(self.rows), []
+        for row in rows:
+            key = self.key_of(row)
+            touched.append(key)
+            new = dict(self.rows.get(key) or {name: row[name] if name in ("k1", "k2") else None for name in row})
+            for name, value in row.items():
+                if name not in self.descriptor.primary_key and value is not None:
+                    new[name] = (new[name] or 0) - (1 if self.descriptor.aggregate_function(name) == "count" else value)
+            self.rows[key] = new
+        self._drop_zeros(touched)
+        return self._net(before, touched)
+
+    def _drop_zeros(self, touched: list[Key]) -> None:
+        zero = self.descriptor.zero_column
+        for key in touched:
+            if zero is not None and key in self.rows and self.rows[key][zero] == 0:
+                del self.rows[key]
 
     def delete(self, rows: list[Row], targets: list[str] | None) -> dict[Key, list[tuple[str, Row]]]:
         before = dict(self.rows)

@@ -105,6 +105,22 @@ class BucketMachine(RuleBasedStateMachine):
         targets = [name for name in self.draw_targets(data) if name != self.descriptor.auto_increment_column]
         self.follow(self.bucket.upsert(rows.select(targets), targets), self.model.upsert(plain, targets))
 
+    @precondition(lambda self: self.engine == "aggregation")
+    @rule(data=st.data())
+    def retract(self, data):
+        rows, plain = self.draw_rows(data)
+        summed = [n for n in self.descriptor.column_names if self.descriptor.aggregate_function(n) in ("sum", "count")]
+        kept = {"k1", "k2", *summed}
+        plain = [{name: value if name in kept else None for name, value in row.items()} for row in plain]
+        rows = pa.Table.from_pylist(plain, schema=rows.schema)
+        if data.draw(st.booleans()):
+            summed = data.draw(st.lists(st.sampled_from(summed), unique=True))
+            targets = ["k1", "k2", *summed]
+            plain = [{name: value if name in targets else None for name, value in row.items()} for row in plain]
+            self.follow(self.bucket.retract(rows.select(targets), targets), self.model.retract(plain))
+        else:
+            self.follow(self.bucket.retract(rows), self.model.retract(plain))
+
     @rule(data=st.data())
     def delete(self, data):
         rows, plain = self.draw_rows(data)
@@ -188,6 +204,8 @@ class BucketMachine(RuleBasedStateMachine):
         ("versioned", {"table.merge-engine.versioned.ver-column": "n", **WAL}),
         ("aggregation", {}),
         ("aggregation", {"table.delete.behavior": "allow"}),
+        ("aggregation", {"table.delete.on-zero": "seen"}),
+        ("aggregation", {"table.delete.on-zero": "total"}),
     ],
     ids=lambda value: "_".join(value.values()) or "default" if isinstance(value, dict) else value,
 )

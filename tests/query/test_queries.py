@@ -117,9 +117,9 @@ def test_a_partition_condition_reads_only_that_partition(engine: QueryEngine, mo
     backend = engine.store.backend
     real = backend.fetch
 
-    def spy(table: str, ranges: dict, columns: object) -> object:
+    def spy(table: str, ranges: dict, columns: object, where: object) -> object:
         fetched.extend(bucket.partition for bucket in ranges)
-        return real(table, ranges, columns)
+        return real(table, ranges, columns, where)
 
     monkeypatch.setattr(backend, "fetch", spy)
     assert rows(engine, "SELECT COUNT(*) FROM shop.sales WHERE ds = 'd1' AND n > 0") == [(2,)]
@@ -139,3 +139,44 @@ def test_a_partition_condition_reads_only_that_partition(engine: QueryEngine, mo
 def test_a_bad_query_gets_one_clear_error(engine: QueryEngine, sql: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words.replace("$", r"\$")):
         engine.query(sql)
+
+
+def test_a_binlog_has_the_rows_before_and_after_and_reads_only_their_fields_that_are_used(engine: QueryEngine, monkeypatch) -> None:
+    stock = engine.store.table("shop.stock")
+    stock.upsert({"item": [1], "name": ["green tea"], "left_n": [3]})
+    stock.delete({"item": [2]})
+    assert rows(engine, "SELECT before.name AS old, b.after.name AS new, left_half FROM "
+                        "(SELECT before, after, after.left_n / 2 AS left_half, "
+                        "_change_type AS c FROM shop.stock$binlog) AS b WHERE c = 'update'") == [("tea", "green tea", 1)]  # fmt: skip
+    read: list[list[str]] = []
+    backend = engine.store.backend
+    real = backend.fetch
+
+    def spy(table: str, ranges: dict, columns: list[str], where: object = None) -> object:
+        read.append(list(columns))
+        return real(table, ranges, columns, where)
+
+    monkeypatch.setattr(backend, "fetch", spy)
+    sql = "SELECT _change_type, SUM(after.left_n - before.left_n) AS d FROM shop.stock$binlog WHERE before.left_n > 0 GROUP BY _change_type"
+    assert sorted(rows(engine, sql)) == [("update", -2)]
+    assert read == [["left_n"]]
+
+
+def test_a_plain_count_is_answered_without_reading_rows(engine: QueryEngine, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("rows were read")
+
+    monkeypatch.setattr(engine.store.backend, "fetch", refuse)
+    monkeypatch.setattr(engine.store.backend, "read", refuse)
+
+    assert engine.query("SELECT COUNT(*) AS n FROM shop.sales AS s").to_pylist() == [{"n": 4}]
+    assert engine.query("SELECT COUNT(*) FROM shop.stock").to_pylist() == [{"EXPR$0": 3}]
+    for select in ("COUNT(name)", "COUNT(*) + 1", "DISTINCT COUNT(*)"):
+        sql = f"SELECT {select} FROM shop.stock"
+        with pytest.raises(AssertionError, match="rows were read"):
+            engine.query(sql)
+
+
+def test_where_a_job_begins_is_refused_in_a_query(engine: QueryEngine) -> None:
+    with pytest.raises(StatementRefused, match=r"'scan.startup.mode' = 'latest' on sales in a query"):
+        engine.query("SELECT COUNT(*) FROM shop.sales /*+ OPTIONS('scan.startup.mode' = 'latest') */")

@@ -167,11 +167,11 @@ class FaultyBackend(EmbeddedBackend):
     def count(self, table: str) -> int:
         return len(table) // 0
 
-    def fetch(self, table, ranges, columns, **options):
-        yield from super().fetch(table, ranges, columns, **options)
+    def fetch(self, table, ranges, columns, where=None, **options):
+        yield from super().fetch(table, ranges, columns, where, **options)
         raise KeyError("gone")
 
-    def read(self, table, columns, partitions, at_version):
+    def read(self, table, columns, partitions, at_version, limit=None):
         raise AssertionError("no")
 
 

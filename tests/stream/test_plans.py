@@ -23,6 +23,8 @@ CREATE TABLE db.wide (shop BIGINT, ds STRING, n BIGINT, total DECIMAL(38,2), bes
   PRIMARY KEY (shop, ds) NOT ENFORCED);
 CREATE TABLE db.adding (shop BIGINT, n BIGINT, total DECIMAL(38,2), best DECIMAL(12,2), PRIMARY KEY (shop) NOT ENFORCED)
   WITH ('table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.total.agg' = 'sum', 'fields.best.agg' = 'max');
+CREATE TABLE db.emptying (shop BIGINT, n BIGINT, total BIGINT, PRIMARY KEY (shop) NOT ENFORCED)
+  WITH ('table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.total.agg' = 'sum', 'table.delete.on-zero' = 'n');
 CREATE TABLE db.by_order (id BIGINT, amount DECIMAL(12,2), PRIMARY KEY (id) NOT ENFORCED);
 CREATE TABLE db.by_shop (shop BIGINT, amount DECIMAL(38,2), PRIMARY KEY (shop) NOT ENFORCED);
 CREATE TABLE db.ids (user_id BIGINT, uid BIGINT, PRIMARY KEY (user_id) NOT ENFORCED) WITH ('auto-increment.fields' = 'uid');
@@ -157,7 +159,11 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.wide", "shop,n", "SELECT shop, COUNT(*) FROM db.events GROUP BY shop", "ds of db.wide is the primary key"),
         ("db.by_order", None, "SELECT shop, amount FROM db.orders", "does not contain the query's key"),
         ("db.adding", None, "SELECT shop, COUNT(*), SUM(amount), SUM(amount) FROM db.events GROUP BY shop", "merges with max"),
-        ("db.adding", "shop,n", "SELECT shop, COUNT(*) FROM db.orders GROUP BY shop", "cannot be un-merged"),
+        ("db.adding", "shop,n", "SELECT shop, COUNT(*) FROM db.orders GROUP BY shop", "nothing says when a group is empty"),
+        ("db.emptying", None, "SELECT shop, COUNT(*), SUM(CAST(amount AS INT)) FROM db.orders GROUP BY shop", "null again when its last"),
+        ("db.emptying", None, "SELECT shop, SUM(id), COUNT(*) FROM db.orders GROUP BY shop", "does not count its rows in it"),
+        ("db.emptying", None, "SELECT shop, SUM(id), COUNT(*) FROM db.events GROUP BY shop", "does not count its rows in it"),
+        ("db.emptying", "shop,total", "SELECT shop, SUM(id) FROM db.orders GROUP BY shop", "does not count its rows in it"),
         ("db.adding", "shop,n", "SELECT id, shop FROM db.orders", "cannot be un-merged"),
         ("db.wide", "shop,ds,users", "SELECT shop, ds, LISTAGG(kind) FROM db.events GROUP BY shop, ds", "order in which rows arrive"),
         ("db.ids", None, "SELECT shop, id FROM db.events", "uid is assigned by the table"),

@@ -211,6 +211,20 @@ KEYED_CASES = {
         "SELECT shop, COUNT(DISTINCT kind), AVG(qty) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
         "SELECT shop, count(DISTINCT kind), CAST(trunc(sum(qty) / count(qty)) AS INT) FROM orders WHERE shop IS NOT NULL GROUP BY shop",
     ),
+    "an aggregation table takes rows back": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, ids BIGINT, q INT, seen BIGINT, PRIMARY KEY (shop) NOT ENFORCED) WITH ("
+        "'table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.ids.agg' = 'sum', 'fields.q.agg' = 'sum', "
+        "'fields.seen.agg' = 'sum', 'table.delete.on-zero' = 'n', 'bucket.num' = '2')",
+        "SELECT shop, COUNT(*), SUM(id), SUM(COALESCE(qty, 0)), COUNT(qty) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(*), CAST(sum(id) AS BIGINT), CAST(sum(coalesce(qty, 0)) AS INT), count(qty) FROM orders "
+        "WHERE shop IS NOT NULL GROUP BY shop",
+    ),
+    "distinct counts in an aggregation table": (
+        "CREATE TABLE db.s (shop BIGINT, n BIGINT, kinds BIGINT, PRIMARY KEY (shop) NOT ENFORCED) WITH ("
+        "'table.merge-engine' = 'aggregation', 'fields.n.agg' = 'sum', 'fields.kinds.agg' = 'sum', 'table.delete.on-zero' = 'n')",
+        "SELECT shop, COUNT(*), COUNT(DISTINCT kind) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop",
+        "SELECT shop, count(*), count(DISTINCT kind) FROM orders WHERE shop IS NOT NULL GROUP BY shop",
+    ),
     "having with retraction": (
         "CREATE TABLE db.s (shop BIGINT, n BIGINT, PRIMARY KEY (shop) NOT ENFORCED)",
         "SELECT shop, COUNT(*) FROM db.orders WHERE shop IS NOT NULL GROUP BY shop HAVING COUNT(*) > 3",

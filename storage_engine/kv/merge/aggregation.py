@@ -49,23 +49,23 @@ def narrowed(column: pa.Array, data_type: pa.DataType, where: str) -> pa.Array:
     try:
         return column.cast(data_type)
     except pa.ArrowInvalid as error:
-        raise _overflow(data_type, where) from error
+        raise overflow(data_type, where) from error
 
 
 def _sum(stored: pa.Array, incoming: pa.Array, where: str) -> pa.Array:
     data_type = stored.type
-    wide = _wider(data_type, incoming.type)
+    wide = wider(data_type, incoming.type)
     left, right = stored.cast(wide), incoming.cast(wide)
     try:
         total = pc.add_checked(left, right)
     except pa.ArrowInvalid as error:
-        raise _overflow(data_type, where) from error
+        raise overflow(data_type, where) from error
     if total.null_count:
         total = pc.coalesce(total, left.cast(total.type), right.cast(total.type))
     return narrowed(total, data_type, where)
 
 
-def _wider(stored: pa.DataType, incoming: pa.DataType) -> pa.DataType:
+def wider(stored: pa.DataType, incoming: pa.DataType) -> pa.DataType:
     """A type in which both can be added: sums of many decimals, and of integers that came as decimals, go through 256 bits."""
     if (pa.types.is_decimal(incoming) and incoming != stored) or (pa.types.is_decimal(stored) and stored.precision == 38):
         return pa.decimal256(_SUM_DIGITS, incoming.scale)
@@ -106,7 +106,8 @@ def _any_true(stored: pa.Array, incoming: pa.Array, _where: str) -> pa.Array:
     return pc.coalesce(pc.or_(stored, incoming), stored, incoming)
 
 
-def _overflow(data_type: pa.DataType, where: str) -> SchemaMismatch:
+def overflow(data_type: pa.DataType, where: str) -> SchemaMismatch:
+    """The refusal of a sum that leaves its column's type."""
     return SchemaMismatch(f"a sum does not fit {data_type}", where=where, next_step="Declare the column wider in a new table.")
 
 

@@ -47,18 +47,25 @@ def without_old_rows(plan: ChangePlan) -> ChangePlan:
     return ChangePlan(plan.rows.take(pa.array(kept)).combine_chunks(), plan.change_types[kept], plan.source[kept])
 
 
-def change_rows(schema: pa.Schema, current: list[pa.Array], final: list[pa.Array], found: Bools, changed: Bools) -> ChangePlan:
-    """+I for each key that is new, -U and +U for each that changed.
+def change_rows(
+    schema: pa.Schema, current: list[pa.Array], final: list[pa.Array], found: Bools, changed: Bools, gone: Bools | None = None
+) -> ChangePlan:
+    """+I for each key that is new, -U and +U for each that changed, -D for each found row that is gone; a new row that is gone is none.
 
-    Shapes: final columns (n,), found (n,); current columns (m,) and changed (m,) belong to the m found rows, in order.
+    Shapes: final columns (n,), found and gone (n,); current columns (m,) and changed (m,) belong to the m found rows, in order.
     """
     n, m = len(found), len(changed)
-    if m == 0:
+    if gone is not None and not gone.any():
+        gone = None
+    if m == 0 and gone is None:
         rows = pa.Table.from_arrays(final, schema=schema)
         return ChangePlan(rows, np.full(n, INSERT, np.uint8), np.arange(n))
     width = np.where(found, 0, 1)
     found_at = np.flatnonzero(found)
     width[found_at] = 2 * changed
+    if gone is not None:
+        width[gone] = found[gone]
+        changed = changed & ~gone[found_at]
     stop = np.cumsum(width)
     n_rows = int(stop[-1])
     if n_rows == 0:
@@ -66,7 +73,7 @@ def change_rows(schema: pa.Schema, current: list[pa.Array], final: list[pa.Array
     start = stop - width
     position = np.empty(n_rows, np.int64)  # in current followed by final
     types = np.empty(n_rows, np.uint8)
-    new_at = np.flatnonzero(~found)
+    new_at = np.flatnonzero(~found if gone is None else ~found & ~gone)
     position[start[new_at]] = m + new_at
     types[start[new_at]] = INSERT
     changed_at = found_at[changed]
@@ -75,6 +82,10 @@ def change_rows(schema: pa.Schema, current: list[pa.Array], final: list[pa.Array
     types[before] = UPDATE_BEFORE
     position[before + 1] = m + changed_at
     types[before + 1] = UPDATE_AFTER
+    if gone is not None:
+        removed = np.flatnonzero(gone[found_at])
+        position[start[found_at[removed]]] = removed
+        types[start[found_at[removed]]] = DELETE
     indices = pa.array(position)
     arrays = [pa.concat_arrays([old, new]).take(indices) for old, new in zip(current, final, strict=True)]
     return ChangePlan(pa.Table.from_arrays(arrays, schema=schema), types, np.repeat(np.arange(n), width))

@@ -16,6 +16,7 @@ from storage_engine.kv.key_index import Bools, Int64s
 from storage_engine.kv.merge.aggregation import first_column, merge_column
 from storage_engine.kv.merge.changelog import ChangePlan, change_rows, nothing, overwrites, removal_rows, without_old_rows
 from storage_engine.kv.merge.first_row import first_row_wins
+from storage_engine.kv.merge.retraction import is_zero, taken_back
 from storage_engine.kv.merge.versioned import newer_wins
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import delete_behavior
@@ -47,12 +48,16 @@ def plan_upsert(
     found: Bools,
     targets: Sequence[str] | None = None,
     new_ids: pa.Array | None = None,
+    *,
+    takes_back: bool = False,
 ) -> ChangePlan:
     """Merge n incoming rows with the rows stored under their keys; a row that does not change is not written.
 
     Shapes: incoming (n,), each key once; found (n,); current (m,) full rows of the found keys, in order.
     Meaning: `targets` None writes every column; else only these (key columns may be among them), the others keep their values
              and are null in a new row. `new_ids` (n - m,) go into the auto-increment column of the new rows.
+             takes_back: the incoming values are taken out of sums and counts (targets: retraction.retracted_columns).
+             A row in which the column of 'table.delete.on-zero' comes to 0 is removed, or not made.
     Errors: SchemaMismatch when a sum, count or product leaves its type or a value is no bitmap.
     """
     schema = descriptor.arrow_schema
@@ -78,7 +83,9 @@ def plan_upsert(
             final = aligned(stored, found)
         else:
             final = contiguous(incoming, name)
-            if is_aggregation:
+            if takes_back:
+                final = taken_back(aligned(stored, found), final, f"table {descriptor.name}, column {name}")
+            elif is_aggregation:
                 final = _aggregated(descriptor, field, stored, final, found)
             if len(found_at) and not changed.all():
                 after = final if len(found_at) == len(found) else take(final, found_at)
@@ -86,7 +93,9 @@ def plan_upsert(
         stored_columns.append(stored)
         final_columns.append(final)
     changed &= _wins(descriptor, current, incoming, found_at)
-    plan = change_rows(schema, stored_columns, final_columns, found, changed)
+    zero = descriptor.zero_column
+    gone = None if zero is None else is_zero(final_columns[schema.get_field_index(zero)])
+    plan = change_rows(schema, stored_columns, final_columns, found, changed, gone)
     return without_old_rows(plan) if descriptor.is_wal else plan
 
 

@@ -1,0 +1,75 @@
+"""Skip frames: which frames of a fetch no row of which can meet the reader's condition, told from their statistics alone.
+
+Owner of nothing: it reads header and statistics block of a frame, never its rows. The counts belong to the backend.
+Holds: conservative. A frame without statistics, or of a column that has none, is read; the reader filters rows itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import NamedTuple
+
+from storage_engine.engine.state import TableState
+from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.statistics import decode_statistics
+from storage_engine.schema.descriptor import TableBucket
+from storage_engine.schema.skipping import ColumnRange, FrameFilter
+
+
+class FetchStep(NamedTuple):
+    """One frame to fetch."""
+
+    bucket: TableBucket
+    location: FrameLocation
+
+
+@dataclass
+class FetchCounts:
+    """What fetches have read and skipped since the store was opened, in frames and in bytes of frames."""
+
+    n_frames_read: int = 0
+    n_bytes_read: int = 0
+    n_frames_skipped: int = 0
+    n_bytes_skipped: int = 0
+    _lock: Lock = field(default_factory=Lock, repr=False, compare=False)
+
+    def read(self, n_bytes: int) -> None:
+        with self._lock:
+            self.n_frames_read += 1
+            self.n_bytes_read += n_bytes
+
+    def skipped(self, n_bytes: int) -> None:
+        with self._lock:
+            self.n_frames_skipped += 1
+            self.n_bytes_skipped += n_bytes
+
+
+def skip_frames(log: CommitLog, table: TableState, steps: Iterable[FetchStep], where: str, counts: FetchCounts) -> Iterator[FetchStep]:
+    """The steps whose frames may hold a row that meets `where`, in order; each is looked at when its turn comes.
+
+    Errors: StatementRefused for a text that is no condition; DamagedFrame.
+    """
+    descriptor = table.descriptor
+    wanted = FrameFilter(where, descriptor.arrow_schema)
+    fields = {column.field_id: column.name for column in descriptor.columns if column.name in wanted.columns}
+    return _kept(log, table, steps, wanted, fields, counts)
+
+
+def _kept(
+    log: CommitLog, table: TableState, steps: Iterable[FetchStep], wanted: FrameFilter, fields: dict[int, str], counts: FetchCounts
+) -> Iterator[FetchStep]:
+    lacking: dict[int, list[str]] = {}
+    for step in steps:
+        header, block = log.read_statistics(step.location)
+        ranges = decode_statistics(block, header.n_rows, fields) if block is not None else {}
+        if header.schema_id not in lacking:
+            held = table.columns_of(header.schema_id)
+            lacking[header.schema_id] = [name for name in fields.values() if name not in held]
+        for name in lacking[header.schema_id]:  # a column added after the frame was written reads as null
+            ranges[name] = ColumnRange(header.n_rows, header.n_rows, "none", None, None)
+        if wanted.may_match(ranges):
+            yield step
+        else:
+            counts.skipped(step.location.length)

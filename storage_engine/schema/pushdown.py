@@ -1,0 +1,80 @@
+"""Pushdown: the part of a query's condition that the store may check instead of DuckDB, because both mean the same by it.
+
+Pure. Owner: query_engine and the union read, which filter again themselves.
+Holds: rows that the part does not keep are not kept by the whole condition in DuckDB either. Left out are columns of FLOAT and
+       DOUBLE (DuckDB orders NaN above all numbers, Arrow nowhere), of instants and bytes, and LIKE but for a plain prefix.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from sqlglot import exp
+from sqlglot.expressions.core import Expr
+
+from storage_engine.errors import StatementRefused
+from storage_engine.schema.predicate import parse_predicate, parsed, unwrapped
+
+_CONNECTIVES = (exp.And, exp.Or, exp.Not, exp.Paren)
+_LEAVES = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.In, exp.Between, exp.Is, exp.Like)
+
+
+def pushable(where: str | None, schema: pa.Schema) -> str | None:
+    """Those of the parts joined by AND that the store may check, as a condition over `schema`; None when there is none.
+
+    >>> pushable("a = 1 AND lower(b) = 'x' AND a < 9", pa.schema([("a", pa.int64()), ("b", pa.string())]))
+    '"a" = 1 AND "a" < 9'
+    >>> pushable("f > 1", pa.schema([("f", pa.float64())])) is None
+    True
+    """
+    if not where:
+        return None
+    try:
+        tree = parsed(where)
+    except StatementRefused:
+        return None
+    parts = [part for part in _conjuncts(tree) if _means_the_same(part, schema)]
+    return " AND ".join(_text(part) for part in parts) or None
+
+
+def _conjuncts(node: Expr) -> list[Expr]:
+    plain = unwrapped(node)
+    if isinstance(plain, exp.And):
+        return [*_conjuncts(plain.this), *_conjuncts(plain.expression)]
+    return [plain]
+
+
+def _means_the_same(node: Expr, schema: pa.Schema) -> bool:
+    if not _is_plain(node, schema):
+        return False
+    try:
+        parse_predicate(node, schema)
+    except StatementRefused:
+        return False
+    return True
+
+
+def _is_plain(node: Expr, schema: pa.Schema) -> bool:
+    if isinstance(node, _CONNECTIVES):
+        return all(_is_plain(child, schema) for child in node.iter_expressions())
+    if not isinstance(node, _LEAVES):
+        return False
+    if isinstance(node, exp.Like):
+        pattern = node.expression.name if isinstance(node.expression, exp.Literal) else ""
+        if not pattern.endswith("%") or set(pattern[:-1]) & {"%", "_", "\\"}:
+            return False
+    columns = list(node.find_all(exp.Column))
+    return len(columns) == 1 and not columns[0].table and columns[0].name in schema.names and _compares_alike(schema, columns[0].name)
+
+
+def _compares_alike(schema: pa.Schema, name: str) -> bool:
+    t, kind = pa.types, schema.field(name).type
+    is_zoneless = t.is_timestamp(kind) and kind.tz is None
+    return t.is_integer(kind) or t.is_decimal(kind) or t.is_string(kind) or t.is_date(kind) or t.is_boolean(kind) or is_zoneless
+
+
+def _text(node: Expr) -> str:
+    tree = node.copy()
+    for column in tree.find_all(exp.Column):
+        column.this.set("quoted", True)  # noqa: FBT003 - sqlglot's own form
+    text = tree.sql(dialect="")
+    return f"({text})" if isinstance(node, exp.Or) else text
