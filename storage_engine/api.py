@@ -6,13 +6,14 @@ A backend declares its `capabilities`; what it lacks raises UnsupportedByBackend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LongWay, PointLookup
 
 OpKind = Literal["append", "upsert", "delete"]
 
@@ -149,7 +150,18 @@ class Backend(Protocol):
         """One row per key, in the order of the keys, with a last column `_found` (bool); missing rows are null."""
         ...
 
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        """The row of one key, given as lookup.stored_key() has it, as Python values; LONG_WAY: lookup() has to say."""
+        ...
+
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table: ...
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """lookup() of each batch of keys, in order."""
+        ...
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]: ...
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or at an older one."""
         ...

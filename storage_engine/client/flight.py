@@ -9,12 +9,14 @@ Never: caches anything that the server owns; sends a call that needs what the se
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -42,6 +44,7 @@ from storage_engine.client.wire import (
 )
 from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
 DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
@@ -192,9 +195,64 @@ class FlightBackend:
         arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": insert_if_not_exists}
         return self._table_over_lane(Call("lookup", arguments, [keys]))
 
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        packed = lookup.packed_key(key)
+        if packed is None or "lookup" not in self.capabilities:
+            return LONG_WAY
+        writer = self._writers.take()
+        try:
+            return self._row(writer, table, lookup, packed)
+        except (LaneBroken, StoreUnavailable):
+            return self._retried(lambda: self._row(writer, table, lookup, packed), is_repeatable=True)
+        finally:
+            self._writers.give_back(writer)
+
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
         self._require("prefix_lookup")
         return self._table_over_lane(Call("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, [prefixes]))
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        self._require("lookup")
+        arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": False}
+        return self._pipelined("lookup", arguments, batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        self._require("prefix_lookup")
+        return self._pipelined("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, batches)
+
+    def _pipelined(self, method: str, arguments: dict[str, Any], batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Answers in order; what a broken connection or a frame's bound leaves unanswered is asked one by one, then the rest goes on."""
+        waiting: deque[pa.Table] = deque()
+        left = iter(batches)
+
+        def sent() -> Iterator[pa.Table]:
+            for keys in left:
+                waiting.append(keys)
+                yield keys
+
+        with self._writers.borrow() as writer:
+            while True:
+                lane = self._socket_of(writer)
+                if lane is None:
+                    waiting.extend(itertools.islice(left, 1))
+                else:
+                    try:
+                        for rows in lane.pipeline(method, arguments, sent()):
+                            waiting.popleft()
+                            yield rows
+                        return
+                    except (LaneBroken, StoreUnavailable, AnswerTooLarge):
+                        logger.debug("a pipeline of lookups broke; what waits is asked again", exc_info=True)
+                    finally:
+                        if not lane.is_usable:
+                            writer.disconnect_socket()
+                if not waiting:
+                    return
+                while waiting:
+                    yield self._table_over_lane(Call(method, arguments, [waiting[0]]))
+                    waiting.popleft()
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         self._require(*features_of_read(at_version))
@@ -232,6 +290,20 @@ class FlightBackend:
     def _table_over_lane(self, call: Call) -> pa.Table:
         with self._writers.borrow() as writer:
             return self._retried(lambda: self._rows(writer, call), is_repeatable=True)
+
+    def _row(self, writer: Writer, table: str, lookup: PointLookup, key: bytes) -> list[Any] | LongWay | None:
+        lane = self._socket_of(writer)
+        if lane is None:
+            return LONG_WAY
+        try:
+            row = lane.row(table, lookup, key)
+        except AnswerTooLarge:
+            return LONG_WAY
+        finally:
+            if not lane.is_usable:
+                writer.disconnect_socket()
+        assert lookup.row_shape is not None, "lookup.stored_key() gave the key"
+        return None if row is None else lookup.row_shape.decode(row)
 
     def _rows(self, writer: Writer, call: Call) -> pa.Table:
         lane = self._socket_of(writer)

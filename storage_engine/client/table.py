@@ -6,7 +6,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFram
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, PointLookup
 from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
 from storage_engine.schema.rows import as_table, conform_keys
 
@@ -36,12 +37,20 @@ Start = Literal["earliest", "latest"] | Offsets
 Stop = Literal["latest"] | Offsets
 
 
+def _found_rows(found: pa.Table) -> pa.Table:
+    """A backend's answer without the keys that have no row."""
+    is_found = found.column(found.num_columns - 1)
+    rows = found.remove_column(found.num_columns - 1)
+    return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
+
+
 class Table:
     """One table of a store. `descriptor` says what it is."""
 
     def __init__(self, backend: Backend, descriptor: TableDescriptor) -> None:
         self.descriptor = descriptor
         self._backend = backend
+        self._points: dict[tuple[str, ...] | None, PointLookup] = {}
 
     @property
     def name(self) -> str:
@@ -82,11 +91,36 @@ class Table:
         """
         checked = conform_keys(self.descriptor, keys)
         found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
-        if missing == "null":
-            return found
-        is_found = found.column(found.num_columns - 1)
-        rows = found.remove_column(found.num_columns - 1)
-        return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
+        return found if missing == "null" else _found_rows(found)
+
+    def lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """lookup() of each of many batches of keys, in order. A remote store has several on their way while one is awaited."""
+        checked = (conform_keys(self.descriptor, keys) for keys in batches)
+        return map(_found_rows, self._backend.lookups(self.name, checked, columns))
+
+    def prefix_lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None, limit: int | None = None) -> Iterator[pa.Table]:
+        """prefix_lookup() of each of many batches of prefixes, as lookups()."""
+        return self._backend.prefix_lookups(self.name, map(self._as_table, batches), columns, limit)
+
+    def lookup_one(self, key: Any, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
+        """The row of one key as a dict, None when there is none: what lookup() has, without a table on the way.
+
+        key  its value; for several key columns a tuple in their order, or a dict
+        """
+        name = None if columns is None else tuple(columns)
+        point = self._points.get(name)
+        if point is None:
+            point = self._points[name] = PointLookup(self.descriptor, name)
+        stored = point.stored_key(key)
+        row = LONG_WAY if stored is None else self._backend.lookup_one(self.name, point, stored)
+        if isinstance(row, list):
+            return dict(zip(point.names, row, strict=True))
+        if row is None:
+            return None
+        if not isinstance(key, Mapping):
+            key = dict(zip(self.descriptor.primary_key, key if isinstance(key, tuple) else (key,), strict=False))
+        rows = self.lookup({column: [value] for column, value in key.items()}, columns).to_pylist()
+        return rows[0] if rows else None
 
     def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""

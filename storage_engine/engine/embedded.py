@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.point_reads import PointReads
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
@@ -32,10 +33,12 @@ from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader
 from storage_engine.log.frame_index import BucketId, FrameIndex
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LongWay, PointLookup
 
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
 CHECKPOINTS = CheckpointPolicy()
+_POINTS_MAX = 1024
 
 
 def _now_ms() -> int:
@@ -60,6 +63,7 @@ class EmbeddedBackend:
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
+        self._points: dict[tuple[str, tuple[str, ...] | None], PointReads] = {}
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -284,6 +288,9 @@ class EmbeddedBackend:
         return reads.fetch(self._log, state, plan, columns)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
+        points = self._points_of(table, None if columns is None else tuple(columns))
+        if (direct := points.rows(keys)) is not None:
+            return direct
         with self._readers:
             found = reads.lookup(self._buckets, self._table(table), keys, columns)
         if not insert_if_not_exists or pc.all(found["_found"], min_count=0).as_py():
@@ -302,9 +309,34 @@ class EmbeddedBackend:
         self._await_durable(end)
         return found
 
+    def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads:
+        """Lookups of one table and column list, for who asks often."""
+        return PointReads(self._readers, self._state, self._buckets, table, columns)
+
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        assert lookup.codes is not None, "lookup.stored_key() gave the key"
+        row = self._points_of(table, lookup.names).row(key, lookup.codes)
+        return lookup.row_shape.presented(row) if isinstance(row, list) and lookup.row_shape else row
+
+    def _points_of(self, table: str, columns: tuple[str, ...] | None) -> PointReads:
+        points = self._points.get((table, columns))
+        if points is None:
+            if len(self._points) >= _POINTS_MAX:
+                self._points.clear()
+            points = self._points[table, columns] = self.point_reads(table, columns)
+        return points
+
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
         with self._readers:
             return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit)
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        return (self.lookup(table, keys, columns, insert_if_not_exists=False) for keys in batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        return (self.prefix_lookup(table, prefixes, columns, limit) for prefixes in batches)
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         with self._readers:

@@ -19,7 +19,6 @@ from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.pruning import MessagePruner
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
-from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
@@ -133,7 +132,7 @@ def _get(buckets: Buckets, bucket: Bucket, keys: pa.Table) -> tuple[pa.Table, np
     """What KvBucket.get() answers; without its steps for keys not there when all are there."""
     kv = buckets.kv_of(bucket)
     wanted = key_arrays(keys, kv.descriptor.physical_primary_key)
-    offsets = kv.find(encode_keys(wanted))
+    offsets = kv.find(wanted)
     if offsets is not None and offsets.min() >= 0:
         rows = buckets.rows_at(bucket, offsets)
         if all(rows.column(name).chunk(0).equals(array) for name, array in zip(kv.descriptor.physical_primary_key, wanted, strict=True)):

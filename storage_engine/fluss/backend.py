@@ -8,7 +8,7 @@ Holds: every call ends within `timeout_s` (a write that the client would repeat 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -25,6 +25,7 @@ from storage_engine.fluss.loop import LoopThread
 from storage_engine.fluss.scans import BucketReader
 from storage_engine.fluss.session import FlussSession
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
 TIMEOUT_S = 60.0
 CONNECT_S = 10.0
@@ -227,11 +228,22 @@ class FlussBackend:
             found = self._read(look, where=table)
         return found
 
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> LongWay:  # noqa: ARG002 - Fluss has no shorter way
+        return LONG_WAY
+
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
         async def look() -> pa.Table:
             return await lookups.prefix_lookup(await self._session.table(table), prefixes, columns, limit)
 
         return self._read(look, where=table)
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        return (self.lookup(table, keys, columns, insert_if_not_exists=False) for keys in batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        return (self.prefix_lookup(table, prefixes, columns, limit) for prefixes in batches)
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         """Current rows: each bucket at one point in time, the buckets one after another. Errors: UnsupportedByBackend, see reads.py."""

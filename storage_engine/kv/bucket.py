@@ -29,6 +29,7 @@ from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.integer_keys import integer_hashes
 from storage_engine.schema.keys import encode_keys, hash64
 
 HashKeys = Callable[[pa.Array], Hashes]
@@ -148,11 +149,12 @@ class KvBucket:
             return None
         return self._index.get_one(hash_key(key))
 
-    def find(self, keys: pa.Array) -> Int64s | None:
-        """As find_one(), for n encoded keys."""
+    def find(self, keys: Sequence[pa.Array]) -> Int64s | None:
+        """As find_one(), for the key columns (n,) of n keys."""
         if self._homeless or self._hash_keys is not hash64:
             return None
-        return self._index.get(self._hash(keys))
+        hashes = integer_hashes(keys[0]) if len(keys) == 1 else None
+        return self._index.get(self._hash(encode_keys(keys)) if hashes is None else nonzero(hashes))
 
     def prefix_get(self, prefixes: pa.Table, limit: int | None = None) -> tuple[pa.Table, Int64s]:
         """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
