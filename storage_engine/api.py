@@ -37,6 +37,25 @@ class WriteOp:
 
 
 @dataclass(frozen=True)
+class EncodedRows:
+    """Rows of one bucket as an Arrow IPC record-batch message without schema, compressed or not. bucket -1: the store chooses."""
+
+    partition: str
+    bucket: int
+    n_rows: int
+    message: pa.Buffer
+
+
+@dataclass(frozen=True)
+class EncodedAppend:
+    """Rows for a log table, routed and encoded by the caller in the columns of `schema_id`. Checked on arrival, stored as they come."""
+
+    table: str
+    schema_id: int
+    frames: Sequence[EncodedRows]
+
+
+@dataclass(frozen=True)
 class WriteId:
     """Names a write, so that a retry is applied once: sequences of one writer only grow."""
 
@@ -63,7 +82,7 @@ class Progress:
 class CommitRequest:
     """One transaction: all operations and all progress become visible together, or none does."""
 
-    ops: Sequence[WriteOp] = ()
+    ops: Sequence[WriteOp | EncodedAppend] = ()
     progress: Sequence[Progress] = ()
     write_id: WriteId | None = None
 
@@ -112,11 +131,29 @@ class BackupInfo:
     n_bytes: int
 
 
+class CommitStream(Protocol):
+    """Commits of one writer in their order, several of them under way at once.
+
+    A failed commit is raised by a later send() or by finish(); commits sent after it may have been done.
+    """
+
+    def send(self, request: CommitRequest) -> None: ...
+    def finish(self) -> None:
+        """Return when everything sent is acknowledged. Errors: of the first commit that failed."""
+        ...
+
+    def close(self) -> None:
+        """Give the stream up; what is not acknowledged may or may not be done."""
+        ...
+
+
 class Backend(Protocol):
     """What a store must answer. Every method may raise a FlashlakeError; none returns damaged data."""
 
     url: str
     capabilities: frozenset[str]
+    takes_encoded: bool
+    """True where encoding appends at the caller relieves somebody else: behind a wire."""
 
     # catalog
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor: ...
@@ -133,6 +170,7 @@ class Backend(Protocol):
 
     # writes
     def commit(self, request: CommitRequest) -> CommitResult: ...
+    def commit_stream(self, in_flight_max: int) -> CommitStream: ...
 
     # journal
     def version(self) -> int: ...

@@ -26,6 +26,7 @@ import pyarrow.flight as fl
 
 from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
+from storage_engine.client.commit_stream import Connections, SocketCommitStream
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.wire import (
@@ -56,6 +57,7 @@ _RETRY_MAX_S = 0.5
 _SMALL_COMMIT_BYTES = 1 << 20
 # Rows from the wire lie where gRPC put them: Arrow's filters copy the odd misaligned buffer instead of warning about it on stderr.
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
+_SOCKET_COMMIT_BYTES = 12 << 20  # a frame holds 16 MiB, and nbytes is an estimate
 # A channel of its own per client: gRPC shares connections and their reconnect back-off between equal channels otherwise.
 _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -97,6 +99,7 @@ class FlightBackend:
                 next_step="Use the same Flashlake version at both ends.",
             )
         self.capabilities = frozenset(hello["capabilities"])
+        self.takes_encoded = hello.get("takes_encoded", False)
 
     @classmethod
     def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> FlightBackend:
@@ -141,10 +144,27 @@ class FlightBackend:
                 request = replace(request, write_id=writer.next_write_id())
             arguments, tables = encode_commit(request)
             call = Call("commit", arguments, tables)
-            is_small = sum(table.nbytes for table in tables) <= _SMALL_COMMIT_BYTES
+            is_small = sum(table.nbytes for table in tables) <= _SOCKET_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)
+
+    def commit_stream(self, in_flight_max: int) -> SocketCommitStream:
+        retry = _Retry(self._retry_s)
+
+        def reconnect(error: Exception) -> None:
+            self._reconnect_after(error, retry)
+
+        def answered() -> None:
+            nonlocal retry
+            if retry.is_used:
+                retry = _Retry(self._retry_s)
+
+        def call(writer: Writer, request: Call) -> Reply:
+            return self._retried(lambda: self._call_lane(writer, request), is_repeatable=True)
+
+        connections = Connections(self._socket_of, call, reconnect, answered, self._writers.give_back)
+        return SocketCommitStream(connections, self._writers.take(), in_flight_max)
 
     # journal
     def version(self) -> int:
@@ -435,6 +455,7 @@ class _Retry:
     def __init__(self, retry_s: float) -> None:
         self._deadline = time.monotonic() + retry_s
         self._pause_s = _RETRY_FIRST_S
+        self.is_used = False
 
     def wait(self) -> bool:
         """Pause before another attempt; False when the time is over."""
@@ -442,6 +463,7 @@ class _Retry:
             return False
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
+        self.is_used = True
         return True
 
 

@@ -56,7 +56,7 @@ class FrameReader:
             raise FrameTooLong(n_bytes)
         whole = np.empty(n_bytes, np.uint8)
         filled = len(data) - _LENGTH.size
-        view = memoryview(whole)
+        view = memoryview(whole.data)
         view[:filled] = data[_LENGTH.size :]
         self._held = b""
         while filled < n_bytes:
@@ -65,6 +65,15 @@ class FrameReader:
                 return None
             filled += n_received
         return view
+
+    def has_more(self) -> bool:
+        """True when bytes of another frame have arrived."""
+        if not self._held:
+            try:
+                self._held = self._connection.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return False
+        return bool(self._held)
 
     def exactly(self, n_bytes: int) -> bytes | None:
         """The next `n_bytes` bytes, before any frame; None at the end of the stream."""

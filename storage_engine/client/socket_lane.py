@@ -21,6 +21,7 @@ from storage_engine.errors import MalformedMessage
 from storage_engine.schema.point import PointLookup
 
 _CONNECT_S: Final = 5.0
+_JOINED_BYTES_MAX: Final = 1 << 16
 _PIPELINE_BYTES: Final = 32 << 10  # requests in flight that the sockets' buffers hold in any case
 
 
@@ -104,6 +105,24 @@ class SocketLane:
         self._send(request)
         kind, number, body = self._receive()
         self.is_usable = True
+        return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
+
+    def post(self, parts: list[Any]) -> None:
+        """Send a CALL frame and await nothing; take_reply() takes its answer. Errors: LaneBroken."""
+        self.is_usable = False
+        try:
+            if wire.n_bytes_of(parts) <= _JOINED_BYTES_MAX:
+                self._socket.sendall(b"".join(parts))
+            else:
+                for part in parts:
+                    self._socket.sendall(part)
+        except OSError as error:
+            raise LaneBroken(str(error)) from error
+
+    def take_reply(self, *, is_last: bool) -> Reply:
+        """The answer to the oldest CALL posted; `is_last`: it is the only one. Errors: as rows()."""
+        kind, number, body = self._receive()
+        self.is_usable = is_last
         return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
 
     def close(self) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.client.table_writer import TableWriter
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -70,9 +71,23 @@ class Table:
         """Delete by primary key. With `columns`: set those to null; the row goes when all other non-key columns are null."""
         return self._write("delete", keys, columns, write_id)
 
+    def writer(self, *, in_flight: int = 16) -> TableWriter:
+        """For many batches: up to `in_flight` are on their way while the next one is made ready. Close it, or use it in `with`."""
+        return TableWriter(self, self._backend.commit_stream(in_flight))
+
+    def operation(self, kind: OpKind, rows: Any, columns: Sequence[str] | None = None) -> WriteOp | EncodedAppend:
+        """A write as Store.commit() takes it. Appends behind a wire are routed and compressed here.
+
+        Errors: SchemaMismatch, where rows are not what the table takes.
+        """
+        if kind == "append" and self._backend.takes_encoded and not self.descriptor.has_primary_key:
+            from storage_engine.client.encoding import encode_append
+
+            return encode_append(self.descriptor, self._as_table(rows))
+        return WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
+
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
-        op = WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
-        return self._backend.commit(CommitRequest((op,), (), write_id))
+        return self._backend.commit(CommitRequest((self.operation(kind, rows, columns),), (), write_id))
 
     # point reads
 

@@ -45,10 +45,34 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class EmbeddedCommitStream:
+    """Commits of this process, acknowledged together by one sync for every `in_flight_max` of them."""
+
+    def __init__(self, backend: EmbeddedBackend, in_flight_max: int) -> None:
+        self._backend = backend
+        self._in_flight_max = in_flight_max
+        self._n_in_flight = 0
+        self._end = LogPosition(0)
+
+    def send(self, request: CommitRequest) -> None:
+        _, self._end = self._backend.begin_commit(request)
+        self._n_in_flight += 1
+        if self._n_in_flight >= self._in_flight_max:
+            self.finish()
+
+    def finish(self) -> None:
+        self._n_in_flight = 0
+        self._backend.await_durable(self._end)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class EmbeddedBackend:
     """A store directory, opened by this process."""
 
     capabilities = CAPABILITIES
+    takes_encoded = False
 
     def __init__(
         self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
@@ -137,16 +161,32 @@ class EmbeddedBackend:
 
     def commit(self, request: CommitRequest) -> CommitResult:
         """One transaction. Errors: every UserError leaves the store untouched; WriteFailed too, unless it says that a sync failed."""
+        result, end = self.begin_commit(request)
+        self._await_durable(end)
+        return result
+
+    def begin_commit(self, request: CommitRequest) -> tuple[CommitResult, LogPosition]:
+        """commit() up to where its result may be acknowledged: that is after await_durable() of the position. Errors: as commit()."""
         with self._writer:
             self._require_open()
             if request.write_id is not None:
                 last = self._state.writers.get(request.write_id.writer)
                 if last is not None and request.write_id.sequence <= last[0]:
-                    self._await_durable(self._log.end)
-                    return CommitResult(last[1], is_duplicate=True)
+                    return CommitResult(last[1], is_duplicate=True), self._log.end
             version, end = self._commit(request, [])
-        self._await_durable(end)
-        return CommitResult(version)
+        return CommitResult(version), end
+
+    def is_durable(self, position: LogPosition) -> bool:
+        """True when a commit that ends there may be acknowledged at once."""
+        return self._sync != "commit" or self._log.durable >= position
+
+    def await_durable(self, position: LogPosition) -> None:
+        """Return when every commit that ends at or before a position may be acknowledged. Errors: WriteFailed."""
+        self._await_durable(position)
+
+    def commit_stream(self, in_flight_max: int) -> EmbeddedCommitStream:
+        """Commits that share a sync."""
+        return EmbeddedCommitStream(self, in_flight_max)
 
     def _change_catalog(self, changes: list[dict[str, Any]]) -> None:
         version_end = self._commit(CommitRequest(), changes)

@@ -10,7 +10,6 @@ Never: holds a copy of a row. A batch that lies on the heap (decompressed, or re
 from __future__ import annotations
 
 import ctypes
-import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
@@ -255,8 +254,9 @@ def _views(batch: pa.RecordBatch) -> list[_View]:
     views = []
     for column in batch.columns:
         bitmap, stored, *texts = column.buffers()
-        code = _VIEW_CODES.get(str(column.type)) or {1: "b", 2: "h", 4: "i", 8: "q"}[_width(column.type) or 4]
-        numbers = memoryview(stored)[: stored.size - stored.size % struct.calcsize(code)].cast(code)
+        width = _width(column.type) or 4
+        code: Any = _VIEW_CODES.get(str(column.type)) or {1: "b", 2: "h", 4: "i", 8: "q"}[width]
+        numbers = memoryview(stored)[: stored.size - stored.size % width].cast(code)
         held = None if column.null_count == 0 or bitmap is None else memoryview(bitmap)
         views.append((held, numbers, None if not texts else memoryview(texts[0]) if texts[0] is not None else memoryview(b"")))
     return views

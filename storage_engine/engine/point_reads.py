@@ -50,8 +50,9 @@ class _Plan:
         self.row_shape = RowShape.of([schema.field(i).type for i in self.columns])
         # rare key types have no bytes in plain Python; a partition's name is not among the stored key
         self.is_direct = bool(self.key_kinds) and not descriptor.partition_keys
-        is_packed = self.is_direct and self.key_shape is not None and self.row_shape is not None
-        self.codes = (self.key_shape.codes, self.row_shape.codes) if is_packed else None
+        self.codes: tuple[str, str] | None = None
+        if self.is_direct and self.key_shape is not None and self.row_shape is not None:
+            self.codes = (self.key_shape.codes, self.row_shape.codes)
         answer = pa.schema([*(pa.field(name, schema.field(name).type) for name in names), pa.field("_found", pa.bool_())])
         self.answer = MessageTemplate(answer) if MessageTemplate.is_possible(answer) else None
 
@@ -71,7 +72,7 @@ class PointReads:
         """As row(), of a packed key, as a packed row. Errors: MalformedMessage for a key that is none."""
         with self._lock:
             _, plan = self._planned()
-            if plan.codes != codes:
+            if plan.codes != codes or plan.key_shape is None or plan.row_shape is None:
                 return LONG_WAY
             row = self.row(plan.key_shape.decode_stored(key), codes)
         return plan.row_shape.encode(row) if isinstance(row, list) else row

@@ -36,8 +36,26 @@ NO_VERSION = 0
 T = TypeVar("T")
 
 
+class OneByOne:
+    """A commit stream whose commits are done one after the other."""
+
+    def __init__(self, backend: FlussBackend) -> None:
+        self._backend = backend
+
+    def send(self, request: CommitRequest) -> None:
+        self._backend.commit(request)
+
+    def finish(self) -> None:
+        """Everything sent is done."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class FlussBackend:
     """A Fluss cluster as a store. A write is one operation on one table, and is atomic per bucket, not over buckets."""
+
+    takes_encoded = False
 
     capabilities = FEATURES
 
@@ -159,6 +177,7 @@ class FlussBackend:
         """
         require_commit(request, backend=self.url)
         for op in request.ops:
+            assert isinstance(op, WriteOp), "appends are encoded for backends that take them so"
             try:
                 self._run(self._write(op), where=op.table)
             except StoreUnavailable:
@@ -227,6 +246,9 @@ class FlussBackend:
             self.commit(CommitRequest((WriteOp(table, "upsert", missing, tuple(missing.column_names)),)))
             found = self._read(look, where=table)
         return found
+
+    def commit_stream(self, in_flight_max: int) -> OneByOne:  # noqa: ARG002 - each write is awaited: only so are its errors told
+        return OneByOne(self)
 
     def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> LongWay:  # noqa: ARG002 - Fluss has no shorter way
         return LONG_WAY

@@ -24,6 +24,7 @@ _PREFIX: Final = struct.Struct("<II")  # continuation mark, metadata length
 _CONTINUATION: Final = 0xFFFFFFFF
 _RECORD_BATCH: Final = 3  # MessageHeader of Message.fbs
 _CODECS: Final = ("lz4", "zstd")  # CompressionType of Message.fbs
+_ALIGNMENT: Final = 8
 _ENTRY_BYTES: Final = 16  # FieldNode {length, null_count} and Buffer {offset, length}: two i64 each
 
 
@@ -62,6 +63,19 @@ class MessagePruner:
         self._node_runs = _runs([(int(nodes[i]), int(nodes[i + 1])) for i in columns])
         self._buffer_runs = _runs([(int(buffers[i]), int(buffers[i + 1])) for i in columns])
         self._templates: dict[str, tuple[bytes, Layout]] = {}
+
+    def check(self, message: pa.Buffer) -> None:
+        """Errors: DamagedFrame when the message's parts do not lie as the schema says, or it is longer than they are."""
+        data = memoryview(message)
+        try:
+            stored = message_layout(data)
+            if (stored.n_nodes, stored.n_buffers) != (self._n_nodes, self._n_buffers):
+                _malformed(f"{stored.n_nodes} nodes and {stored.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
+            entries, _ = self._entries(data, stored)
+        except (struct.error, ValueError, IndexError, OverflowError) as error:
+            _malformed(str(error))
+        if len(data) != stored.body_at + stored.body_length or stored.body_at % _ALIGNMENT or (entries[:, 0] % _ALIGNMENT).any():
+            _malformed("its parts are not aligned, or something follows them")
 
     def prune(self, message: pa.Buffer) -> pa.Buffer:
         """The message with only the wanted columns, as one buffer. Copies their bytes, and nothing when all are wanted.
@@ -112,12 +126,7 @@ class MessagePruner:
 
     def _cut_body(self, data: memoryview, stored: Layout) -> tuple[np.ndarray, list[bytes | memoryview], int]:
         """New (offset, length) of each wanted buffer, the slices of the body they lie in, the new body's length."""
-        entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
-        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
-            _malformed("buffers lie outside the body")
-        ends = entries[:, 0] + entries[:, 1]
-        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
-            _malformed("buffers overlap or lie outside the body")
+        entries, ends = self._entries(data, stored)
         parts: list[np.ndarray] = [np.empty((0, 2), np.int64)]
         slices: list[bytes | memoryview] = []
         length = 0
@@ -132,6 +141,17 @@ class MessagePruner:
                 slices.append(bytes(-length % 8))
                 length += -length % 8
         return np.concatenate(parts), slices, length
+
+    @staticmethod
+    def _entries(data: memoryview, stored: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, length) of each buffer (n, 2) and where it ends (n,): in order, inside the body."""
+        entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
+        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
+            _malformed("buffers lie outside the body")
+        ends = entries[:, 0] + entries[:, 1]
+        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
+            _malformed("buffers overlap or lie outside the body")
+        return entries, ends
 
     def _template(self, codec: str) -> tuple[bytes, Layout]:
         """Metadata that Arrow writes for the wanted columns under a codec, and where the numbers to replace lie in it."""

@@ -139,8 +139,9 @@ class PointLookup:
         self.key_names = descriptor.primary_key
         self.keys = descriptor.key_schema
         self.key_shape, self.row_shape = RowShape.of(keys), RowShape.of(kinds)
-        is_possible = bool(keys) and not any(_is_time(kind) for kind in keys) and self.key_shape is not None and self.row_shape is not None
-        self.codes = (self.key_shape.codes, self.row_shape.codes) if is_possible else None
+        self.codes: tuple[str, str] | None = None
+        if keys and not any(_is_time(kind) for kind in keys) and self.key_shape is not None and self.row_shape is not None:
+            self.codes = (self.key_shape.codes, self.row_shape.codes)
         self._key_types = [_PYTHON_TYPES.get(code, ()) for code in self.codes[0]] if self.codes else []
 
     def stored_key(self, key: Any) -> list[Any] | None:

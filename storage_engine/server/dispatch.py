@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.api import Backend, FetchedFrame
+from storage_engine.api import Backend, CommitResult, FetchedFrame
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
@@ -54,6 +54,7 @@ def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table])
             "version": backend.version(),
             "store": backend.url,
             "pid": os.getpid(),
+            "takes_encoded": True,
         }
     )
 
@@ -68,7 +69,10 @@ def _alter_table(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Ta
 
 
 def _commit(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
-    result = backend.commit(decode_commit(arguments, tables))
+    return commit_reply(backend.commit(decode_commit(arguments, tables)))
+
+
+def commit_reply(result: CommitResult) -> Reply:
     return Reply({"version": result.version, "is_duplicate": result.is_duplicate})
 
 

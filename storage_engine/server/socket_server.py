@@ -20,14 +20,16 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from storage_engine.api import Backend
+from storage_engine.api import Backend, CommitRequest, CommitResult
 from storage_engine.client.frame_reader import FrameReader, FrameTooLong
+from storage_engine.client.wire import Call, Reply, decode_commit
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
 from storage_engine.engine.point_reads import PointReads
 from storage_engine.errors import FlashlakeError, MalformedMessage, ServerFault
 from storage_engine.schema.point import LONG_WAY
-from storage_engine.server.dispatch import answer
+from storage_engine.server.acknowledger import Acknowledger
+from storage_engine.server.dispatch import answer, commit_reply
 
 _CONNECTIONS_MAX: Final = 1024
 _GREETING_S: Final = 5.0
@@ -48,6 +50,15 @@ class ReadsPoints(Protocol):
     """A backend in this process, whose rows can be read without tables on the way."""
 
     def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads: ...
+
+
+@runtime_checkable
+class CommitsLater(Protocol):
+    """A backend in this process, which says when a commit may be acknowledged."""
+
+    def begin_commit(self, request: CommitRequest) -> tuple[CommitResult, Any]: ...
+    def is_durable(self, position: Any) -> bool: ...
+    def await_durable(self, position: Any) -> None: ...
 
 
 class SocketServer:
@@ -99,7 +110,11 @@ class SocketServer:
                     return
                 connection.sendall(greeting)
                 connection.settimeout(None)
-                _Connection(self._backend, self._gate, reader, connection.sendall).run()
+                served = _Connection(self._backend, self._gate, reader, connection.sendall)
+                try:
+                    served.run()
+                finally:
+                    served.close()
         except OSError:
             logger.debug("a lane's connection broke", exc_info=True)
         finally:
@@ -127,6 +142,8 @@ class _Connection:
         self._reader = reader
         self._send = send
         self._prepared: dict[int, _Prepared] = {}
+        self._later = Acknowledger(send)
+        self._until: Callable[[], None] | None = None
 
     def run(self) -> None:
         while True:
@@ -139,12 +156,28 @@ class _Connection:
                 return
             try:
                 with self._gate.in_flight():
-                    reply = self._answer(payload)
-                    if reply:
-                        self._send(reply)
+                    self._until = None
+                    self._reply(self._answer(payload), self._until)
             except MalformedMessage as error:
-                self._send(wire.encode_error_frame(error))
+                self._reply(wire.encode_error_frame(error), None)
                 return
+
+    def close(self) -> None:
+        self._later.close()
+
+    def _reply(self, answer: bytes, until: Callable[[], None] | None) -> None:
+        """Send an answer, after those that wait; one that waits for the disk leaves from beside when the client goes on meanwhile."""
+        if not answer:
+            return
+        if self._later.is_idle and (until is None or not self._reader.has_more()):
+            if until is not None:
+                try:
+                    until()
+                except FlashlakeError as error:
+                    answer = wire.encode_error_frame(error)
+            self._send(answer)
+        else:
+            self._later.add(answer, until)
 
     def _answer(self, payload: bytes | memoryview) -> bytes:
         """The answer to one frame, b"" for none. Errors: MalformedMessage."""
@@ -164,7 +197,7 @@ class _Connection:
                 call = wire.decode_call_frame(number, body)
                 if call.method not in _METHODS:
                     raise malformed(f"{call.method} is no call of this lane")
-                reply = wire.encode_reply_frame(answer(self._backend, call))
+                reply = wire.encode_reply_frame(self._commit(call) if call.method == "commit" else answer(self._backend, call))
             else:
                 raise malformed(f"there is no request of kind {kind}")
         except MalformedMessage:
@@ -176,6 +209,16 @@ class _Connection:
             next_step = "The server's log has the traceback; report it."
             return wire.encode_error_frame(ServerFault(f"{type(error).__name__}: {error}", where="server", next_step=next_step))
         return reply if len(reply) <= wire.FRAME_BYTES_MAX else wire.frame(wire.TOO_LARGE, 0)
+
+    def _commit(self, call: Call) -> Reply:
+        """Do a commit; what its answer has still to wait for is in `_until`."""
+        if not isinstance(self._backend, CommitsLater):
+            return answer(self._backend, call)
+        backend = self._backend
+        result, position = backend.begin_commit(decode_commit(call.arguments, call.tables))
+        if not backend.is_durable(position):
+            self._until = lambda: backend.await_durable(position)
+        return commit_reply(result)
 
     def _prepare(self, handle: int, body: pa.Buffer) -> None:
         if handle >= wire.HANDLES_MAX:

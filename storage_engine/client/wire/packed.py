@@ -117,6 +117,19 @@ def encode_call_frame(call: Call) -> bytes:
     return encode_envelope(CALL, list(encode_call(call)))
 
 
+def call_frame_parts(call: Call) -> list[Any]:
+    """As encode_call_frame(), in parts to be sent one after another."""
+    messages = list(encode_call(call))
+    header = messages[0].header
+    assert header is not None, "an envelope begins with its header"
+    parts: list[Any] = [header, bytes(-len(header) % 64), *(message.chunk for message in messages if message.chunk is not None)]
+    return [_HEAD.pack(HEAD_BYTES + n_bytes_of(parts), CALL, 0, 0, len(header)), *parts]
+
+
+def n_bytes_of(parts: list[Any]) -> int:
+    return sum(memoryview(part).nbytes for part in parts)
+
+
 def encode_reply_frame(reply: Reply) -> bytes:
     return encode_envelope(REPLY, list(encode_reply(reply)))
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from storage_engine.api import CommitInfo, CommitRequest, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
+from storage_engine.client.wire.envelope import malformed
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
+FRAMES_SCHEMA = pa.schema([("partition", pa.string()), ("bucket", pa.int32()), ("n_rows", pa.int64()), ("message", pa.large_binary())])
 Ranges = Mapping[TableBucket, tuple[int, int]]
 
 
@@ -77,24 +80,54 @@ def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table
     """A commit as arguments and one table per operation, in the order of the operations."""
     write_id = request.write_id
     arguments = {
-        "ops": [{"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)} for op in request.ops],
+        "ops": [_encode_op(op) for op in request.ops],
         "progress": [encode_progress(progress) for progress in request.progress],
         "write_id": None if write_id is None else [write_id.writer, write_id.sequence],
     }
-    return arguments, [op.rows for op in request.ops]
+    return arguments, [_frames_table(op) if isinstance(op, EncodedAppend) else op.rows for op in request.ops]
 
 
 def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table]) -> CommitRequest:
-    ops = [
-        WriteOp(op["table"], op["kind"], rows, None if op["columns"] is None else tuple(op["columns"]))
-        for op, rows in zip(arguments["ops"], tables, strict=True)
-    ]
+    ops = [_decode_op(op, rows) for op, rows in zip(arguments["ops"], tables, strict=True)]
     write_id = arguments["write_id"]
     return CommitRequest(
         ops=ops,
         progress=[decode_progress(progress) for progress in arguments["progress"]],
         write_id=None if write_id is None else WriteId(write_id[0], write_id[1]),
     )
+
+
+def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
+    if isinstance(op, EncodedAppend):
+        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id}
+    return {"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)}
+
+
+def _decode_op(op: Mapping[str, Any], rows: pa.Table) -> WriteOp | EncodedAppend:
+    if op["kind"] == "encoded":
+        return EncodedAppend(op["table"], op["schema_id"], _frames(rows))
+    return WriteOp(op["table"], op["kind"], rows, None if op["columns"] is None else tuple(op["columns"]))
+
+
+def _frames_table(op: EncodedAppend) -> pa.Table:
+    """One row per frame; its message is a cell."""
+    columns = zip(*((frame.partition, frame.bucket, frame.n_rows) for frame in op.frames), strict=True)
+    sizes = [frame.message.size for frame in op.frames]
+    places = pa.py_buffer(np.cumsum([0, *sizes]).astype(np.int64))
+    data = op.frames[0].message if len(sizes) == 1 else pa.py_buffer(b"".join(frame.message for frame in op.frames))
+    messages = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(sizes), [None, places, data])
+    arrays = [pa.array(list(column), field.type) for column, field in zip(columns, FRAMES_SCHEMA, strict=False)] or [
+        pa.array([], field.type) for field in FRAMES_SCHEMA
+    ][:3]
+    return pa.Table.from_arrays([*arrays, messages], schema=FRAMES_SCHEMA)
+
+
+def _frames(rows: pa.Table) -> list[EncodedRows]:
+    if not rows.schema.equals(FRAMES_SCHEMA) or any(column.null_count for column in rows.columns):
+        raise malformed("encoded rows are no table of frames")
+    cells = [cell.as_buffer() for chunk in rows.column(3).chunks for cell in chunk]
+    partitions, buckets, counts = (rows.column(i).to_pylist() for i in range(3))
+    return [EncodedRows(*fields) for fields in zip(partitions, buckets, counts, cells, strict=True)]
 
 
 def _encode_by_table(by_table: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:
