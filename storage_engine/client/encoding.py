@@ -5,7 +5,7 @@ Pure. Holds: what the server would have made of the same rows, routed by engine/
 
 from __future__ import annotations
 
-from typing import Any
+import pyarrow as pa
 
 from storage_engine.api import EncodedAppend, EncodedRows
 from storage_engine.engine.routing import split
@@ -15,9 +15,9 @@ from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.rows import conform
 
 
-def encode_append(descriptor: TableDescriptor, rows: Any) -> EncodedAppend:
+def encode_append(descriptor: TableDescriptor, rows: pa.Table) -> EncodedAppend:
     """Errors: SchemaMismatch, InvalidPartition, as the server raises them."""
-    checked = conform(descriptor, rows)
+    checked = rows if _is_conformed(descriptor, rows) else conform(descriptor, rows)
     compression, level = compression_of(descriptor)
     has_choice = not descriptor.bucket_keys and descriptor.n_buckets > 1
     frames = []
@@ -27,3 +27,14 @@ def encode_append(descriptor: TableDescriptor, rows: Any) -> EncodedAppend:
             message = encode_message(batch, compression, level)
             frames.append(EncodedRows(name.partition, -1 if has_choice else name.bucket, batch.num_rows, message))
     return EncodedAppend(descriptor.name, descriptor.schema_id, frames)
+
+
+def _is_conformed(descriptor: TableDescriptor, rows: pa.Table) -> bool:
+    """True when conform() would return the rows as they are."""
+    schema = descriptor.arrow_schema
+    return (
+        descriptor.auto_increment_column is None
+        and rows.schema.equals(schema)
+        and all(field.nullable for field in schema)
+        and all(column.num_chunks == 1 for column in rows.itercolumns())
+    )

@@ -142,9 +142,8 @@ class FlightBackend:
             is_ours = request.write_id is None
             if is_ours:
                 request = replace(request, write_id=writer.next_write_id())
-            arguments, tables = encode_commit(request)
-            call = Call("commit", arguments, tables)
-            is_small = sum(table.nbytes for table in tables) <= _SOCKET_COMMIT_BYTES
+            call = Call("commit", *encode_commit(request))
+            is_small = sum(table.nbytes for table in call.tables) + sum(blob.size for blob in call.blobs) <= _SOCKET_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)

@@ -109,6 +109,7 @@ class KvBucket:
         self._prefixes = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
         self._n_gone = 0
         self._staged: list[tuple[KvChange, int]] = []
+        self._n_staged_indexed = 0
         self._staged_index = KeyIndex()
         self._staged_homeless: dict[bytes, int] = {}
 
@@ -238,6 +239,10 @@ class KvBucket:
         """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""
         if change.n_rows:
             self._staged.append((change, base_offset))
+
+    def _index_staged(self) -> None:
+        """Index what was staged and not indexed yet: only a second operation of a transaction on this bucket has to find it."""
+        for change, base_offset in self._staged[self._n_staged_indexed :]:
             is_live, is_gone = _outcome(change)
             offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
             indexed = is_live | is_gone
@@ -246,6 +251,7 @@ class KvBucket:
                     self._staged_homeless[key] = int(offsets[row])
                     indexed[row] = False
             self._staged_index.put(change.hashes[indexed], offsets[indexed])
+        self._n_staged_indexed = len(self._staged)
 
     def commit(self) -> None:
         """The transaction is in the log: what was staged becomes current."""
@@ -258,6 +264,7 @@ class KvBucket:
         """The transaction failed: forget what was staged."""
         if self._staged:
             self._staged = []
+            self._n_staged_indexed = 0
             self._staged_index = KeyIndex()
             self._staged_homeless = {}
 
@@ -333,6 +340,7 @@ class KvBucket:
         offsets = self._index.get(hashes)
         staged = is_writer and bool(self._staged)
         if staged:
+            self._index_staged()
             pending = self._staged_index.get(hashes)
             offsets = np.where(pending == MISSING, offsets, np.where(pending == _REMOVED, MISSING, pending))
         homeless = np.zeros(len(hashes), np.bool_)

@@ -32,6 +32,8 @@ Handler = Callable[[Backend, Arguments, Sequence[pa.Table]], Reply]
 
 def answer(backend: Backend, call: Call) -> Reply:
     """Do the call. Errors: what the backend raises; MalformedMessage for a method that does not exist."""
+    if call.method == "commit":
+        return commit_reply(backend.commit(decode_commit(call.arguments, call.tables, call.blobs)))
     handler = _HANDLERS.get(call.method)
     if handler is None:
         raise MalformedMessage(f"there is no method {call.method}", where="wire", next_step="Use the same Flashlake version at both ends.")
@@ -68,10 +70,6 @@ def _alter_table(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Ta
     return Reply(backend.alter_table(TableDescriptor.from_json(arguments["descriptor"])).to_json())
 
 
-def _commit(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
-    return commit_reply(backend.commit(decode_commit(arguments, tables)))
-
-
 def commit_reply(result: CommitResult) -> Reply:
     return Reply({"version": result.version, "is_duplicate": result.is_duplicate})
 
@@ -97,7 +95,6 @@ _HANDLERS: dict[str, Handler] = {
     "partitions": lambda backend, args, _: Reply(backend.partitions(args["table"])),
     "put_object": lambda backend, args, _: Reply(backend.put_object(args["kind"], args["name"], args["value"])),
     "objects": lambda backend, args, _: Reply(backend.objects(args["kind"])),
-    "commit": _commit,
     "version": lambda backend, _args, _: Reply(backend.version()),
     "await_version": lambda backend, args, _: Reply(backend.await_version(args["after"], args["timeout_s"])),
     "commits": lambda backend, args, _: Reply([encode_commit_info(info) for info in backend.commits(args["after"], args["limit"])]),

@@ -143,6 +143,7 @@ class _Connection:
         self._send = send
         self._prepared: dict[int, _Prepared] = {}
         self._later = Acknowledger(send)
+        self._commits = backend if isinstance(backend, CommitsLater) else None
         self._until: Callable[[], None] | None = None
 
     def run(self) -> None:
@@ -212,10 +213,10 @@ class _Connection:
 
     def _commit(self, call: Call) -> Reply:
         """Do a commit; what its answer has still to wait for is in `_until`."""
-        if not isinstance(self._backend, CommitsLater):
+        backend = self._commits
+        if backend is None:
             return answer(self._backend, call)
-        backend = self._backend
-        result, position = backend.begin_commit(decode_commit(call.arguments, call.tables))
+        result, position = backend.begin_commit(decode_commit(call.arguments, call.tables, call.blobs))
         if not backend.is_durable(position):
             self._until = lambda: backend.await_durable(position)
         return commit_reply(result)

@@ -23,7 +23,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from storage_engine.client.wire.envelope import Call, Message, Reply, decode_call, decode_reply, encode_call, encode_reply, malformed
+from storage_engine.client.wire.envelope import (
+    Call,
+    Message,
+    Reply,
+    are_sizes,
+    decode_call,
+    decode_reply,
+    encode_call,
+    encode_reply,
+    malformed,
+    sizes_of,
+)
 from storage_engine.client.wire.errors import decode_error, encode_error
 from storage_engine.errors import FlashlakeError
 
@@ -140,14 +151,13 @@ def decode_envelope(number: int, body: pa.Buffer) -> tuple[dict[str, Any], pa.Bu
         raise malformed("an envelope's header is cut")
     try:
         header = json.loads(body.slice(0, number).to_pybytes())
-        sizes = header["sizes"]
-        if not all(type(size) is int and size >= 0 for size in sizes):
+        if not are_sizes(header["sizes"]) or not are_sizes(header.get("blobs", [])):
             raise ValueError("a size is no number")
     except _BROKEN as error:
         raise malformed(f"an envelope's header: {error}") from error
     start = min(number + -number % 64, body.size)
     tables = body.slice(start)
-    if sum(size + -size % 64 for size in sizes) > tables.size:
+    if sum(size + -size % 64 for size in sizes_of(header)) > tables.size:
         raise malformed("an envelope's tables are cut")
     return header, tables
 

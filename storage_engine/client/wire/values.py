@@ -5,17 +5,15 @@ Holds: each encode_ is undone by its decode_; a bucket is written "partition/buc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
 from storage_engine.client.wire.envelope import malformed
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
-FRAMES_SCHEMA = pa.schema([("partition", pa.string()), ("bucket", pa.int32()), ("n_rows", pa.int64()), ("message", pa.large_binary())])
 Ranges = Mapping[TableBucket, tuple[int, int]]
 
 
@@ -76,19 +74,27 @@ def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
     )
 
 
-def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table]]:
-    """A commit as arguments and one table per operation, in the order of the operations."""
+def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table], list[pa.Buffer]]:
+    """A commit as arguments, the tables and the encoded messages of its operations, in their order."""
     write_id = request.write_id
     arguments = {
         "ops": [_encode_op(op) for op in request.ops],
         "progress": [encode_progress(progress) for progress in request.progress],
         "write_id": None if write_id is None else [write_id.writer, write_id.sequence],
     }
-    return arguments, [_frames_table(op) if isinstance(op, EncodedAppend) else op.rows for op in request.ops]
+    tables = [op.rows for op in request.ops if isinstance(op, WriteOp)]
+    return arguments, tables, [frame.message for op in request.ops if isinstance(op, EncodedAppend) for frame in op.frames]
 
 
-def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table]) -> CommitRequest:
-    ops = [_decode_op(op, rows) for op, rows in zip(arguments["ops"], tables, strict=True)]
+def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table], blobs: Sequence[pa.Buffer] = ()) -> CommitRequest:
+    """Errors: MalformedMessage when the parts are not those of the operations."""
+    left_tables, left_blobs = iter(tables), iter(blobs)
+    try:
+        ops = [_decode_op(op, left_tables, left_blobs) for op in arguments["ops"]]
+    except (StopIteration, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise malformed(f"a commit's operations: {error}") from error
+    if next(left_tables, None) is not None or next(left_blobs, None) is not None:
+        raise malformed("a commit carries more than its operations")
     write_id = arguments["write_id"]
     return CommitRequest(
         ops=ops,
@@ -99,35 +105,18 @@ def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table]) -> C
 
 def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
     if isinstance(op, EncodedAppend):
-        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id}
+        frames = [[frame.partition, frame.bucket, frame.n_rows] for frame in op.frames]
+        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id, "frames": frames}
     return {"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)}
 
 
-def _decode_op(op: Mapping[str, Any], rows: pa.Table) -> WriteOp | EncodedAppend:
+def _decode_op(op: Mapping[str, Any], tables: Iterator[pa.Table], blobs: Iterator[pa.Buffer]) -> WriteOp | EncodedAppend:
     if op["kind"] == "encoded":
-        return EncodedAppend(op["table"], op["schema_id"], _frames(rows))
-    return WriteOp(op["table"], op["kind"], rows, None if op["columns"] is None else tuple(op["columns"]))
-
-
-def _frames_table(op: EncodedAppend) -> pa.Table:
-    """One row per frame; its message is a cell."""
-    columns = zip(*((frame.partition, frame.bucket, frame.n_rows) for frame in op.frames), strict=True)
-    sizes = [frame.message.size for frame in op.frames]
-    places = pa.py_buffer(np.cumsum([0, *sizes]).astype(np.int64))
-    data = op.frames[0].message if len(sizes) == 1 else pa.py_buffer(b"".join(frame.message for frame in op.frames))
-    messages = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(sizes), [None, places, data])
-    arrays = [pa.array(list(column), field.type) for column, field in zip(columns, FRAMES_SCHEMA, strict=False)] or [
-        pa.array([], field.type) for field in FRAMES_SCHEMA
-    ][:3]
-    return pa.Table.from_arrays([*arrays, messages], schema=FRAMES_SCHEMA)
-
-
-def _frames(rows: pa.Table) -> list[EncodedRows]:
-    if not rows.schema.equals(FRAMES_SCHEMA) or any(column.null_count for column in rows.columns):
-        raise malformed("encoded rows are no table of frames")
-    cells = [cell.as_buffer() for chunk in rows.column(3).chunks for cell in chunk]
-    partitions, buckets, counts = (rows.column(i).to_pylist() for i in range(3))
-    return [EncodedRows(*fields) for fields in zip(partitions, buckets, counts, cells, strict=True)]
+        frames = [EncodedRows(partition, bucket, n_rows, next(blobs)) for partition, bucket, n_rows in op["frames"]]
+        if not all(type(f.partition) is str and type(f.bucket) is int and type(f.n_rows) is int for f in frames):
+            raise TypeError("a frame's partition, bucket and rows")
+        return EncodedAppend(op["table"], op["schema_id"], frames)
+    return WriteOp(op["table"], op["kind"], next(tables), None if op["columns"] is None else tuple(op["columns"]))
 
 
 def _encode_by_table(by_table: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:
