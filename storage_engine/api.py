@@ -138,6 +138,10 @@ class CommitStream(Protocol):
     """
 
     def send(self, request: CommitRequest) -> None: ...
+    def n_waiting(self) -> int:
+        """How many commits have no answer yet, as far as one can tell without waiting."""
+        ...
+
     def finish(self) -> None:
         """Return when everything sent is acknowledged. Errors: of the first commit that failed."""
         ...

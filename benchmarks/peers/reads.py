@@ -83,13 +83,13 @@ def uniques(peers: Peers, scale: int, runs: int) -> list[Case]:
         table.upsert(rows)
         from query_engine.engine import QueryEngine
 
-        engine = QueryEngine(store)
+        engine = QueryEngine(store, peers.directory / "lake")
         try:
             question = "SELECT {count} FROM bench.uv"
 
             def ours(_: int) -> float:
                 started = time.perf_counter()
-                found = engine.query(question.format(count="rb_or_cardinality_agg(users)")).to_pylist()
+                found = engine.query(question.format(count="BITMAP_UNION_COUNT(users)")).to_pylist()
                 seconds = time.perf_counter() - started
                 assert list(found[0].values()) == [expected]
                 return seconds * 1000

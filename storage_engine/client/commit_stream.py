@@ -67,6 +67,11 @@ class SocketCommitStream:
             self._send_again(error)
         self._raise_earlier()
 
+    def n_waiting(self) -> int:
+        while self._in_flight and self._writer is not None and self._writer.socket is not None and self._writer.socket.has_reply():
+            self._receive_one()
+        return len(self._in_flight)
+
     def finish(self) -> None:
         while self._in_flight:
             self._receive_one()

@@ -119,6 +119,13 @@ class SocketLane:
         except OSError as error:
             raise LaneBroken(str(error)) from error
 
+    def has_reply(self) -> bool:
+        """True when take_reply() has something to read now."""
+        try:
+            return self._reader.has_more()
+        except OSError:
+            return True  # take_reply() says what it is
+
     def take_reply(self, *, is_last: bool) -> Reply:
         """The answer to the oldest CALL posted; `is_last`: it is the only one. Errors: as rows()."""
         kind, number, body = self._receive()

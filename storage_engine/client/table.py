@@ -83,8 +83,8 @@ class Table:
         if kind == "append" and self._backend.takes_encoded and not self.descriptor.has_primary_key:
             from storage_engine.client.encoding import encode_append
 
-            return encode_append(self.descriptor, self._as_table(rows))
-        return WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
+            return encode_append(self.descriptor, self.as_rows(rows))
+        return WriteOp(self.name, kind, self.as_rows(rows), None if columns is None else tuple(columns))
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
         return self._backend.commit(CommitRequest((self.operation(kind, rows, columns),), (), write_id))
@@ -115,7 +115,7 @@ class Table:
 
     def prefix_lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None, limit: int | None = None) -> Iterator[pa.Table]:
         """prefix_lookup() of each of many batches of prefixes, as lookups()."""
-        return self._backend.prefix_lookups(self.name, map(self._as_table, batches), columns, limit)
+        return self._backend.prefix_lookups(self.name, map(self.as_rows, batches), columns, limit)
 
     def lookup_one(self, key: Any, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
         """The row of one key as a dict, None when there is none: what lookup() has, without a table on the way.
@@ -139,7 +139,7 @@ class Table:
 
     def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""
-        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit)
+        return self._backend.prefix_lookup(self.name, self.as_rows(prefixes), columns, limit)
 
     def read(self, columns: Sequence[str] | None = None, where: str | pc.Expression | None = None, *, at: int | None = None) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time."""
@@ -252,7 +252,7 @@ class Table:
 
     # columns and filters
 
-    def _as_table(self, rows: Any) -> pa.Table:
+    def as_rows(self, rows: Any) -> pa.Table:
         """Rows as Arrow; Python values are read in the types of the table's columns."""
         return as_table(rows, {column.name: column.arrow for column in self.descriptor.columns}, where=f"table {self.name}")
 

@@ -60,6 +60,9 @@ class EmbeddedCommitStream:
         if self._n_in_flight >= self._in_flight_max:
             self.finish()
 
+    def n_waiting(self) -> int:
+        return 0
+
     def finish(self) -> None:
         self._n_in_flight = 0
         self._backend.await_durable(self._end)

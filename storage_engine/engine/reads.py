@@ -17,7 +17,7 @@ from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.pruning import MessagePruner
+from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
@@ -94,7 +94,7 @@ def _pruner(table: TableState, schema_id: int, columns: Sequence[str] | None) ->
     if wanted is None or wanted.issuperset(names):
         return names, None
     keep = [i for i, name in enumerate(names) if name in wanted] or [0]
-    return tuple(names[i] for i in keep), MessagePruner(Buckets.stored_schema(table, schema_id), keep)
+    return tuple(names[i] for i in keep), pruner_of(Buckets.stored_schema(table, schema_id), tuple(keep))
 
 
 def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:

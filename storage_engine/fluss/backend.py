@@ -45,6 +45,9 @@ class OneByOne:
     def send(self, request: CommitRequest) -> None:
         self._backend.commit(request)
 
+    def n_waiting(self) -> int:
+        return 0
+
     def finish(self) -> None:
         """Everything sent is done."""
 
