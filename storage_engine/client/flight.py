@@ -215,9 +215,9 @@ class FlightBackend:
         return self._table_over_lane(Call("lookup", arguments, [keys]))
 
     def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
-        packed = lookup.packed_key(key)
-        if packed is None or "lookup" not in self.capabilities:
+        if "lookup" not in self.capabilities:
             return LONG_WAY
+        packed = lookup.packed_key(key)
         writer = self._writers.take()
         try:
             return self._row(writer, table, lookup, packed)

@@ -133,7 +133,11 @@ class Table:
         if row is None:
             return None
         if not isinstance(key, Mapping):
-            key = dict(zip(self.descriptor.primary_key, key if isinstance(key, tuple) else (key,), strict=False))
+            values, names = key if isinstance(key, tuple) else (key,), self.descriptor.primary_key
+            if names and len(values) != len(names):
+                what = f"a key of {self.name} has {len(names)} values, not {len(values)}"
+                raise SchemaMismatch(what, where="lookup_one", next_step=f"Give {', '.join(names)}.")
+            key = dict(zip(names, values, strict=False))
         rows = self.lookup({column: [value] for column, value in key.items()}, columns).to_pylist()
         return rows[0] if rows else None
 

@@ -142,6 +142,7 @@ class PointLookup:
         self.codes: tuple[str, str] | None = None
         if keys and not any(_is_time(kind) for kind in keys) and self.key_shape is not None and self.row_shape is not None:
             self.codes = (self.key_shape.codes, self.row_shape.codes)
+        self._key_limits = [1 << (8 * struct.calcsize(code) - 1) if code in "bhiq" else 0 for code in (self.codes or ("",))[0]]
         self._key_types = [_PYTHON_TYPES.get(code, ()) for code in self.codes[0]] if self.codes else []
 
     def stored_key(self, key: Any) -> list[Any] | None:
@@ -157,16 +158,15 @@ class PointLookup:
             if type(value) is not kind:
                 return None
             if kind is str:
-                values[i] = value.encode()
+                values[i] = value.encode(errors="surrogatepass")  # no stored text has such bytes, and lookup() refuses them
+            elif kind is int and not -self._key_limits[i] <= value < self._key_limits[i]:
+                return None
         return values
 
-    def packed_key(self, values: list[Any]) -> bytes | None:
-        """As bytes; None for a number that the column cannot hold."""
+    def packed_key(self, values: list[Any]) -> bytes:
+        """What stored_key() gave, as bytes."""
         assert self.key_shape is not None, "stored_key() gave the values"
-        try:
-            return self.key_shape.encode(values)
-        except (struct.error, UnicodeEncodeError):
-            return None
+        return self.key_shape.encode(values)
 
 
 _PYTHON_TYPES: Final = {"b": int, "h": int, "i": int, "q": int, "s": str, "y": bytes}
