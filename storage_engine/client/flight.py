@@ -54,7 +54,6 @@ _BACKUP_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
-_SMALL_COMMIT_BYTES = 1 << 20
 # Rows from the wire lie where gRPC put them: Arrow's filters copy the odd misaligned buffer instead of warning about it on stderr.
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
 _SOCKET_COMMIT_BYTES = 12 << 20  # a frame holds 16 MiB, and nbytes is an estimate
