@@ -71,10 +71,10 @@ class PointReads:
     def packed_row(self, key: bytes | memoryview, codes: tuple[str, str]) -> bytes | LongWay | None:
         """As row(), of a packed key, as a packed row. Errors: MalformedMessage for a key that is none."""
         with self._lock:
-            _, plan = self._planned()
+            table, plan = self._planned()
             if plan.codes != codes or plan.key_shape is None or plan.row_shape is None:
                 return LONG_WAY
-            row = self.row(plan.key_shape.decode_stored(key), codes)
+            row = self._row(table, plan, plan.key_shape.decode_stored(key))
         return plan.row_shape.encode(row) if isinstance(row, list) else row
 
     def row(self, key: Sequence[Any], codes: tuple[str, str]) -> list[Any] | LongWay | None:
@@ -84,17 +84,21 @@ class PointReads:
         """
         with self._lock:
             table, plan = self._planned()
-            if plan.codes != codes or (encoded := encode_key(key, plan.key_kinds)) is None:
-                return LONG_WAY
-            bucket = self._bucket(table, 0 if plan.descriptor.n_buckets == 1 else self._bucket_number(plan, key))
-            if bucket is None:
-                return None
-            offset = (bucket.kv or self._buckets.kv_of(bucket)).find_one(encoded)
-            if offset is None:
-                return LONG_WAY
-            if offset < 0:
-                return None
-            values = self._buckets.values_at(bucket, table, offset)
+            return self._row(table, plan, key) if plan.codes == codes else LONG_WAY
+
+    def _row(self, table: TableState, plan: _Plan, key: Sequence[Any]) -> list[Any] | LongWay | None:
+        encoded = encode_key(key, plan.key_kinds)
+        if encoded is None:
+            return LONG_WAY
+        bucket = self._bucket(table, 0 if plan.descriptor.n_buckets == 1 else self._bucket_number(plan, key))
+        if bucket is None:
+            return None
+        offset = (bucket.kv or self._buckets.kv_of(bucket)).find_one(encoded)
+        if offset is None:
+            return LONG_WAY
+        if offset < 0:
+            return None
+        values = self._buckets.values_at(bucket, table, offset)
         if values is None or any(values[at] != wanted for at, wanted in zip(plan.key_columns, key, strict=True)):
             return LONG_WAY
         return values if plan.is_whole else [values[i] for i in plan.columns]
