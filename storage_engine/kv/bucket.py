@@ -78,6 +78,19 @@ class KvSnapshot:
     homeless: dict[bytes, int]
 
 
+class _IntegerKeys:
+    """Encoded keys of an integer column, made one by one: only keys whose hash another key has are asked for."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    def __getitem__(self, row: int) -> pa.Scalar:
+        return encode_keys([self._column.slice(row, 1)])[0]
+
+
+Keys = pa.Array | _IntegerKeys
+
+
 class _Located:
     """Where the keys of a batch are: offsets (n,), `homeless` (n,): the key's hash belongs to another key."""
 
@@ -205,12 +218,7 @@ class KvBucket:
         """
         descriptor = self.descriptor
         targets = self._targets(rows, columns)
-        if keys is None:
-            keys = encode_keys(key_columns(rows, descriptor.physical_primary_key))
-        incoming, chosen = combine(descriptor, rows, targets, keys=keys)
-        if chosen is not None:
-            keys = take(keys, chosen)
-        hashes = self._hash(keys)
+        incoming, keys, hashes = self._combined(rows, targets, keys)
         if overwrites_blindly(descriptor, targets):
             located = self._locate(incoming, keys, hashes, is_writer=True, columns=list(descriptor.physical_primary_key))
             return self._change(plan_overwrite(descriptor, incoming, located.homeless & ~located.found), keys, hashes, located)
@@ -221,6 +229,24 @@ class KvBucket:
             new_ids = self._ids.take(n_new)
         plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids)
         return self._change(plan, keys, hashes, located)
+
+    def _combined(self, rows: pa.Table, targets: Sequence[str] | None, keys: pa.Array | None) -> tuple[pa.Table, Keys, Hashes]:
+        """The rows with each key once, their keys and hashes. Integer keys are grouped and hashed as integers: half the time."""
+        names = self.descriptor.physical_primary_key
+        if keys is None and len(names) == 1 and self._hash_keys is hash64:
+            column = contiguous(rows, names[0])
+            hashes = integer_hashes(column)
+            if hashes is not None:
+                incoming, chosen = combine(self.descriptor, rows, targets, keys=column)
+                if chosen is not None:
+                    column, hashes = take(column, chosen), hashes[chosen]
+                return incoming, _IntegerKeys(column), nonzero(hashes)
+        if keys is None:
+            keys = encode_keys(key_columns(rows, names))
+        incoming, chosen = combine(self.descriptor, rows, targets, keys=keys)
+        if chosen is not None:
+            keys = take(keys, chosen)
+        return incoming, keys, self._hash(keys)
 
     def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
         """What deleting these keys changes; with `columns`, what setting these columns to null changes.
@@ -330,7 +356,7 @@ class KvBucket:
             )
         return [name for name in (columns or self.descriptor.column_names) if name != serial]
 
-    def _locate(self, rows: pa.Table, keys: pa.Array, hashes: Hashes, *, is_writer: bool, columns: list[str] | None = None) -> _Located:
+    def _locate(self, rows: pa.Table, keys: Keys, hashes: Hashes, *, is_writer: bool, columns: list[str] | None = None) -> _Located:
         """Find rows (n,) with encoded keys: which exist, their stored rows, and which keys have lost their hash to another key.
 
         `columns` are those of the stored rows to read, the key's among them; None: all.
@@ -361,7 +387,7 @@ class KvBucket:
             _mark_twins(hashes, found, homeless)
         return _Located(found, current, homeless)
 
-    def _locate_homeless(self, keys: pa.Array, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
+    def _locate_homeless(self, keys: Keys, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
         suspects = np.isin(hashes, self._homeless_hashes)
         if staged and self._staged_homeless:
             suspects |= np.isin(hashes, self._hashes_of(self._staged_homeless))
@@ -373,7 +399,7 @@ class KvBucket:
             if offset is not None and offset != _REMOVED:
                 offsets[row], homeless[row] = offset, True
 
-    def _change(self, plan: ChangePlan, keys: pa.Array, hashes: Hashes, located: _Located) -> KvChange:
+    def _change(self, plan: ChangePlan, keys: Keys, hashes: Hashes, located: _Located) -> KvChange:
         homeless: dict[int, bytes] = {}
         if located.homeless.any():
             homeless = {int(row): keys[int(plan.source[row])].as_py() for row in np.flatnonzero(located.homeless[plan.source])}
