@@ -6,6 +6,7 @@ it stays in. Never: reads a frame beyond the bound; raises for a peer that went 
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import Any, Final
@@ -32,6 +33,9 @@ class FrameReader:
         self._receive = connection.recv
         self._frame_bytes_max = frame_bytes_max
         self._held = b""  # received, not given out
+        self._poll: select.poll | None = None
+        self.is_duplex = not hasattr(connection, "pending")
+        """One thread may send while another receives: not over TLS, whose connection is one object to OpenSSL."""
 
     def frame(self) -> Any:
         """The next frame without its length, as bytes or an array of bytes; None at the end of the stream, also inside a frame.
@@ -67,13 +71,13 @@ class FrameReader:
         return view
 
     def has_more(self) -> bool:
-        """True when bytes of another frame have arrived."""
-        if not self._held:
-            try:
-                self._held = self._connection.recv(_CHUNK_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return False
-        return bool(self._held)
+        """True when something of another frame, or the end of the stream, has arrived."""
+        if self._held or (not self.is_duplex and self._connection.pending()):  # type: ignore[attr-defined] - of an SSLSocket
+            return True
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._connection, select.POLLIN)
+        return bool(self._poll.poll(0))
 
     def exactly(self, n_bytes: int) -> bytes | None:
         """The next `n_bytes` bytes, before any frame; None at the end of the stream."""

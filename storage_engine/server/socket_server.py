@@ -170,7 +170,7 @@ class _Connection:
         """Send an answer, after those that wait; one that waits for the disk leaves from beside when the client goes on meanwhile."""
         if not answer:
             return
-        if self._later.is_idle and (until is None or not self._reader.has_more()):
+        if self._later.is_idle and (until is None or not self._reader.is_duplex or not self._reader.has_more()):
             if until is not None:
                 try:
                     until()
