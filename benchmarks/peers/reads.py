@@ -62,8 +62,8 @@ def columns(peers: Peers, scale: int, runs: int) -> list[Case]:
 
 
 def uniques(peers: Peers, scale: int, runs: int) -> list[Case]:
-    """Distinct users of a day: 10 M events, kept as one bitmap per shop and hour over dense ids, beside COUNT(DISTINCT) over the events."""
-    n, n_users, n_groups = 10_000_000 // scale, 1_000_000 // scale, 24 * 10
+    """Distinct users of a day: 10 M events, kept as one bitmap per hour over dense ids, beside COUNT(DISTINCT) over the events."""
+    n, n_users, n_groups = 10_000_000 // scale, 1_000_000 // scale, 24
     rng = np.random.default_rng(9)
     user, group = rng.integers(0, n_users, n).astype(np.uint32), rng.integers(0, n_groups, n)
     db = duckdb.connect()

@@ -86,7 +86,7 @@ def upsert(peers: Peers, scale: int, runs: int) -> list[Case]:
     try:
         with served(peers.directory, "none") as server, storage_engine.connect(server.url) as store:
             ours = _upserts(store, KEYED_DDL, batches)
-            name = "upsert through the wire, 1 M keys of 4 columns, page cache"
+            name = f"upsert through the wire, {n:,} keys of 4 columns, page cache"
             mine, other = in_turn(ours, fluss, runs)
             cases = [Case(name, "rows/s", mine, "Fluss 0.9.1 (pyfluss)", other, "3x")]
             mine, other = in_turn(ours, lambda _: _sqlite_upserts(peers.directory, tuples, 4), runs)
@@ -95,7 +95,7 @@ def upsert(peers: Peers, scale: int, runs: int) -> list[Case]:
             wide_tuples = [list(zip(*(column.to_pylist() for column in batch.columns), strict=True)) for batch in wide]
             mine, other = in_turn(_upserts(store, ORDER_DDL, wide), lambda _: _sqlite_upserts(peers.directory, wide_tuples, 8), runs)
             peer = f"sqlite {sqlite3.sqlite_version} in process, WAL, sync off"
-            cases.append(Case("upsert through the wire, 1 M keys, rows of 145 B, page cache", "rows/s", mine, peer, other, "15x"))
+            cases.append(Case(f"upsert through the wire, {n:,} keys, rows of 145 B, page cache", "rows/s", mine, peer, other, "15x"))
             return cases
     finally:
         cluster.close()
