@@ -6,10 +6,10 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench torture
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## virtual environment from the lock, Java if there is none, Spark's jars: once, then offline
 	@PYTHON='$(PYTHON)' VENV='$(VENV)' sh flashlake/setup/environment.sh
@@ -44,6 +44,12 @@ types: setup ## pyright
 
 bench: setup ## ratios against sqlite and plain Parquet, in one run
 	@$(PY) -m benchmarks $(ARGS)
+
+bench-peers: setup ## ratios against Redis, Kafka and Apache Fluss, started and stopped here (ARGS="lookup append --runs 5")
+	@$(PY) -m benchmarks.peers $(ARGS)
+
+load: setup ## writers and readers on one server at once, bounded in time (ARGS="--seconds 60 --writers 2")
+	@$(PY) -m benchmarks.load $(ARGS)
 
 torture: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
 	@CRASH_ROUNDS=$${ROUNDS:-200} CRASH_SEED=$${SEED:-1} FLASHLAKE_CAMPAIGN=$${ROUNDS:-200} $(PYTEST) -m crash $(ARGS)

@@ -6,13 +6,14 @@ A backend declares its `capabilities`; what it lacks raises UnsupportedByBackend
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LongWay, PointLookup
 
 OpKind = Literal["append", "upsert", "delete", "retract"]
 OffsetSpec = Literal["earliest", "latest", "timestamp", "last"]
@@ -39,6 +40,25 @@ class WriteOp:
     kind: OpKind
     rows: pa.Table
     columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Rows of one bucket as an Arrow IPC record-batch message without schema, compressed or not. bucket -1: the store chooses."""
+
+    partition: str
+    bucket: int
+    n_rows: int
+    message: pa.Buffer
+
+
+@dataclass(frozen=True)
+class EncodedAppend:
+    """Rows for a log table, routed and encoded by the caller in the columns of `schema_id`. Checked on arrival, stored as they come."""
+
+    table: str
+    schema_id: int
+    frames: Sequence[EncodedRows]
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ class Membership:
 class CommitRequest:
     """One transaction: all operations and all progress become visible together, or none does."""
 
-    ops: Sequence[WriteOp] = ()
+    ops: Sequence[WriteOp | EncodedAppend] = ()
     progress: Sequence[Progress] = ()
     write_id: WriteId | None = None
 
@@ -143,6 +163,24 @@ BUCKET_STATISTICS = pa.schema(
     ]
 )  # fmt: skip
 """What bucket_statistics answers. Ages are by the clock of the store; null where no row is left."""
+class CommitStream(Protocol):
+    """Commits of one writer in their order, several of them under way at once.
+
+    A failed commit is raised by a later send() or by finish(); commits sent after it may have been done.
+    """
+
+    def send(self, request: CommitRequest) -> None: ...
+    def n_waiting(self) -> int:
+        """How many commits have no answer yet, as far as one can tell without waiting."""
+        ...
+
+    def finish(self) -> None:
+        """Return when everything sent is acknowledged. Errors: of the first commit that failed."""
+        ...
+
+    def close(self) -> None:
+        """Give the stream up; what is not acknowledged may or may not be done."""
+        ...
 
 
 class Backend(Protocol):
@@ -150,6 +188,8 @@ class Backend(Protocol):
 
     url: str
     capabilities: frozenset[str]
+    takes_encoded: bool
+    """True where encoding appends at the caller relieves somebody else: behind a wire."""
 
     # catalog
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor: ...
@@ -170,6 +210,7 @@ class Backend(Protocol):
 
     # writes
     def commit(self, request: CommitRequest) -> CommitResult: ...
+    def commit_stream(self, in_flight_max: int) -> CommitStream: ...
 
     # journal
     def version(self) -> int: ...
@@ -218,12 +259,23 @@ class Backend(Protocol):
         """One row per key, in the order of the keys, with a last column `_found` (bool); missing rows are null."""
         ...
 
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        """The row of one key, given as lookup.stored_key() has it, as Python values; LONG_WAY: lookup() has to say."""
+        ...
+
     def prefix_lookup(
         self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
     ) -> pa.Table:
         """Rows by the beginning of their keys. Errors: ResultTooLarge when there are more than `rows_max` (None: no bound)."""
         ...
 
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        """lookup() of each batch of keys, in order."""
+        ...
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]: ...
     def read(
         self,
         table: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from storage_engine.api import CommitRequest, OffsetSpec
+from storage_engine.api import CommitRequest, EncodedAppend, OffsetSpec
 from storage_engine.errors import UnsupportedByBackend
 
 
@@ -27,6 +27,9 @@ def features_of_commit(request: CommitRequest) -> Iterator[str]:
     []
     """
     for op in request.ops:
+        if isinstance(op, EncodedAppend):
+            yield "append"
+            continue
         yield op.kind
         if op.columns is not None and op.kind != "retract":
             yield "partial_update"

@@ -9,12 +9,14 @@ Never: caches anything that the server owns; sends a call that needs what the se
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -34,6 +36,7 @@ from storage_engine.api import (
     Progress,
 )
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_offsets, features_of_read, require
+from storage_engine.client.commit_stream import Connections, SocketCommitStream
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.wire import (
@@ -53,6 +56,7 @@ from storage_engine.client.wire import (
 )
 from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
 DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
@@ -61,9 +65,9 @@ _BACKUP_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
-_SMALL_COMMIT_BYTES = 1 << 20
 # Rows from the wire lie where gRPC put them: Arrow's filters copy the odd misaligned buffer instead of warning about it on stderr.
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
+_SOCKET_COMMIT_BYTES = 12 << 20  # a frame holds 16 MiB, and nbytes is an estimate
 # A channel of its own per client: gRPC shares connections and their reconnect back-off between equal channels otherwise.
 _CHANNEL = [
     ("grpc.use_local_subchannel_pool", 1),
@@ -105,6 +109,7 @@ class FlightBackend:
                 next_step="Use the same Flashlake version at both ends.",
             )
         self.capabilities = frozenset(hello["capabilities"])
+        self.takes_encoded = hello.get("takes_encoded", False)
 
     @classmethod
     def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> FlightBackend:
@@ -152,12 +157,28 @@ class FlightBackend:
             is_ours = request.write_id is None
             if is_ours:
                 request = replace(request, write_id=writer.next_write_id())
-            arguments, tables = encode_commit(request)
-            call = Call("commit", arguments, tables)
-            is_small = sum(table.nbytes for table in tables) <= _SMALL_COMMIT_BYTES
+            call = Call("commit", *encode_commit(request))
+            is_small = sum(table.nbytes for table in call.tables) + sum(blob.size for blob in call.blobs) <= _SOCKET_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], result["is_duplicate"] and not is_ours, result["n_late_rows"])
+
+    def commit_stream(self, in_flight_max: int) -> SocketCommitStream:
+        retry = _Retry(self._retry_s)
+
+        def reconnect(error: Exception) -> None:
+            self._reconnect_after(error, retry)
+
+        def answered() -> None:
+            nonlocal retry
+            if retry.is_used:
+                retry = _Retry(self._retry_s)
+
+        def call(writer: Writer, request: Call) -> Reply:
+            return self._retried(lambda: self._call_lane(writer, request), is_repeatable=True)
+
+        connections = Connections(self._socket_of, call, reconnect, answered, self._writers.give_back)
+        return SocketCommitStream(connections, self._writers.take(), in_flight_max)
 
     # journal
     def version(self) -> int:
@@ -226,12 +247,67 @@ class FlightBackend:
         arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": insert_if_not_exists}
         return self._table_over_lane(Call("lookup", arguments, [keys]))
 
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        if "lookup" not in self.capabilities:
+            return LONG_WAY
+        packed = lookup.packed_key(key)
+        writer = self._writers.take()
+        try:
+            return self._row(writer, table, lookup, packed)
+        except (LaneBroken, StoreUnavailable):
+            return self._retried(lambda: self._row(writer, table, lookup, packed), is_repeatable=True)
+        finally:
+            self._writers.give_back(writer)
+
     def prefix_lookup(
         self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
     ) -> pa.Table:
         self._require("prefix_lookup")
         arguments = {"table": table, "columns": _listed(columns), "limit": limit, "rows_max": rows_max}
         return self._table_over_lane(Call("prefix_lookup", arguments, [prefixes]))
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        self._require("lookup")
+        arguments = {"table": table, "columns": _listed(columns), "insert_if_not_exists": False}
+        return self._pipelined("lookup", arguments, batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        self._require("prefix_lookup")
+        return self._pipelined("prefix_lookup", {"table": table, "columns": _listed(columns), "limit": limit}, batches)
+
+    def _pipelined(self, method: str, arguments: dict[str, Any], batches: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        """Answers in order; what a broken connection or a frame's bound leaves unanswered is asked one by one, then the rest goes on."""
+        waiting: deque[pa.Table] = deque()
+        left = iter(batches)
+
+        def sent() -> Iterator[pa.Table]:
+            for keys in left:
+                waiting.append(keys)
+                yield keys
+
+        with self._writers.borrow() as writer:
+            while True:
+                lane = self._socket_of(writer)
+                if lane is None:
+                    waiting.extend(itertools.islice(left, 1))
+                else:
+                    try:
+                        for rows in lane.pipeline(method, arguments, sent()):
+                            waiting.popleft()
+                            yield rows
+                        return
+                    except (LaneBroken, StoreUnavailable, AnswerTooLarge):
+                        logger.debug("a pipeline of lookups broke; what waits is asked again", exc_info=True)
+                    finally:
+                        if not lane.is_usable:
+                            writer.disconnect_socket()
+                if not waiting:
+                    return
+                while waiting:
+                    yield self._table_over_lane(Call(method, arguments, [waiting[0]]))
+                    waiting.popleft()
 
     def read(
         self,
@@ -286,6 +362,20 @@ class FlightBackend:
     def _table_over_lane(self, call: Call) -> pa.Table:
         with self._writers.borrow() as writer:
             return self._retried(lambda: self._rows(writer, call), is_repeatable=True)
+
+    def _row(self, writer: Writer, table: str, lookup: PointLookup, key: bytes) -> list[Any] | LongWay | None:
+        lane = self._socket_of(writer)
+        if lane is None:
+            return LONG_WAY
+        try:
+            row = lane.row(table, lookup, key)
+        except AnswerTooLarge:
+            return LONG_WAY
+        finally:
+            if not lane.is_usable:
+                writer.disconnect_socket()
+        assert lookup.row_shape is not None, "lookup.stored_key() gave the key"
+        return None if row is None else lookup.row_shape.decode(row)
 
     def _rows(self, writer: Writer, call: Call) -> pa.Table:
         lane = self._socket_of(writer)
@@ -417,6 +507,7 @@ class _Retry:
     def __init__(self, retry_s: float) -> None:
         self._deadline = time.monotonic() + retry_s
         self._pause_s = _RETRY_FIRST_S
+        self.is_used = False
 
     def wait(self) -> bool:
         """Pause before another attempt; False when the time is over."""
@@ -424,6 +515,7 @@ class _Retry:
             return False
         time.sleep(self._pause_s)
         self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
+        self.is_used = True
         return True
 
 

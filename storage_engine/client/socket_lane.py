@@ -7,18 +7,21 @@ Never: retries (flight.py does), carries more than FRAME_BYTES_MAX at once (Answ
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 
+from storage_engine.client.frame_reader import FrameReader, FrameTooLong
 from storage_engine.client.lane import LaneBroken
 from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.errors import MalformedMessage
+from storage_engine.schema.point import PointLookup
 
 _CONNECT_S: Final = 5.0
+_JOINED_BYTES_MAX: Final = 1 << 16
 _PIPELINE_BYTES: Final = 32 << 10  # requests in flight that the sockets' buffers hold in any case
 
 
@@ -37,13 +40,14 @@ class SocketLane:
 
     def __init__(self, host: str, address: Mapping[str, Any]) -> None:
         """`address`: what the server's action "lane" says: port, unix (name of an abstract socket) and token. Errors: LaneBroken."""
-        self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+        self._prepared: dict[Hashable, _Prepared] = {}
+        self._handles: dict[PointLookup, int] = {}
         try:
             self._socket = _connect(host.strip("[]"), address)
-            self._reader = self._socket.makefile("rb", 1 << 16)
+            self._reader = FrameReader(self._socket, wire.FRAME_BYTES_MAX)
             greeting = wire.MAGIC + bytes.fromhex(address["token"])
             self._socket.sendall(greeting)
-            if self._read(len(greeting)) != greeting:
+            if self._reader.exactly(len(greeting)) != greeting:
                 raise LaneBroken("another server answers at this address")
             self._socket.settimeout(None)
         except (OSError, KeyError, ValueError) as error:
@@ -77,6 +81,22 @@ class SocketLane:
             if in_flight:
                 self.close()
 
+    def row(self, table: str, lookup: PointLookup, key: bytes) -> memoryview | None:
+        """The packed row of one packed key; None when there is none. Errors: as rows(); AnswerTooLarge: ask rows()."""
+        handle = self._handles.get(lookup)
+        lead = b""
+        if handle is None:
+            arguments = {"table": table, "columns": list(lookup.names), "packed": list(lookup.codes or ())}
+            prepared, lead = self._prepare((table, lookup), "lookup", arguments, lookup.keys)
+            handle = self._handles[lookup] = prepared.handle
+        self._send(lead + wire.frame(wire.GET, handle, key))
+        payload = self._received()
+        kind, number = wire.parse_head(payload)
+        self.is_usable = True
+        if kind != wire.ROW:
+            self._checked(kind, wire.ROW, pa.py_buffer(payload).slice(wire.HEAD_BYTES))
+        return memoryview(payload)[wire.HEAD_BYTES :] if number else None
+
     def call(self, call: Call) -> Reply:
         """Errors: as rows()."""
         request = wire.encode_call_frame(call)
@@ -87,9 +107,33 @@ class SocketLane:
         self.is_usable = True
         return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
 
+    def post(self, parts: list[Any]) -> None:
+        """Send a CALL frame and await nothing; take_reply() takes its answer. Errors: LaneBroken."""
+        self.is_usable = False
+        try:
+            if wire.n_bytes_of(parts) <= _JOINED_BYTES_MAX:
+                self._socket.sendall(b"".join(parts))
+            else:
+                for part in parts:
+                    self._socket.sendall(part)
+        except OSError as error:
+            raise LaneBroken(str(error)) from error
+
+    def has_reply(self) -> bool:
+        """True when take_reply() has something to read now."""
+        try:
+            return self._reader.has_more()
+        except OSError:
+            return True  # take_reply() says what it is
+
+    def take_reply(self, *, is_last: bool) -> Reply:
+        """The answer to the oldest CALL posted; `is_last`: it is the only one. Errors: as rows()."""
+        kind, number, body = self._receive()
+        self.is_usable = is_last
+        return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
+
     def close(self) -> None:
         self.is_usable = False
-        self._reader.close()
         self._socket.close()
 
     def _request(self, method: str, arguments: dict[str, Any], keys: pa.Table) -> tuple[_Prepared, bytes]:
@@ -101,16 +145,21 @@ class SocketLane:
         prepared = self._prepared.get(name)
         lead = b""
         if prepared is None:
-            if len(self._prepared) == wire.HANDLES_MAX:
-                self._prepared.clear()
-            prepared = self._prepared[name] = _Prepared(len(self._prepared))
-            lead = wire.encode_prepare(prepared.handle, method, arguments, keys.schema)
+            prepared, lead = self._prepare(name, method, arguments, keys.schema)
         request = wire.encode_keys_message(batch, prepared.handle)
         if len(request) > wire.FRAME_BYTES_MAX or len(lead) > wire.FRAME_BYTES_MAX:
             if lead:  # the server never hears of this handle
                 del self._prepared[name]
             raise AnswerTooLarge
         return prepared, lead + request
+
+    def _prepare(self, name: Hashable, method: str, arguments: dict[str, Any], keys: pa.Schema) -> tuple[_Prepared, bytes]:
+        """A handle, and the frame that tells the server of it."""
+        if len(self._prepared) == wire.HANDLES_MAX:
+            self._prepared.clear()
+            self._handles.clear()
+        prepared = self._prepared[name] = _Prepared(len(self._prepared))
+        return prepared, wire.encode_prepare(prepared.handle, method, arguments, keys)
 
     def _answer(self, prepared: _Prepared, *, is_last: bool) -> pa.Table:
         kind, number, body = self._receive()
@@ -139,19 +188,16 @@ class SocketLane:
             raise LaneBroken(str(error)) from error
 
     def _receive(self) -> tuple[int, int, pa.Buffer]:
-        try:
-            (n_bytes,) = wire.LENGTH.unpack(self._read(wire.LENGTH.size))
-            if n_bytes > wire.FRAME_BYTES_MAX:
-                raise LaneBroken(f"a frame of {n_bytes} bytes is announced")
-            return wire.parse_frame(self._read(n_bytes))
-        except (OSError, ValueError) as error:
-            raise LaneBroken(str(error)) from error
+        return wire.parse_frame(self._received())
 
-    def _read(self, n_bytes: int) -> bytes:
-        data = self._reader.read(n_bytes)
-        if len(data) < n_bytes:
+    def _received(self) -> Any:
+        try:
+            payload = self._reader.frame()
+        except (OSError, ValueError, FrameTooLong) as error:
+            raise LaneBroken(str(error)) from error
+        if payload is None:
             raise LaneBroken("the server closed the connection")
-        return data
+        return payload
 
 
 def _connect(host: str, address: Mapping[str, Any]) -> socket.socket:

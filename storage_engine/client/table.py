@@ -7,19 +7,21 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, WriteId, WriteOp
 from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
+from storage_engine.client.table_writer import TableWriter
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, PointLookup
 from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
 from storage_engine.schema.rows import as_table, conform_keys
 
@@ -38,12 +40,20 @@ _NAME_WORDS = np.frombuffer("".join(CHANGE_TYPE_NAMES).encode(), np.uint16)  # e
 PREFIX_ROWS_MAX = 1_000_000
 
 
+def _found_rows(found: pa.Table) -> pa.Table:
+    """A backend's answer without the keys that have no row."""
+    is_found = found.column(found.num_columns - 1)
+    rows = found.remove_column(found.num_columns - 1)
+    return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
+
+
 class Table:
     """One table of a store. `descriptor` says what it is."""
 
     def __init__(self, backend: Backend, descriptor: TableDescriptor) -> None:
         self.descriptor = descriptor
         self._backend = backend
+        self._points: dict[tuple[str, ...] | None, PointLookup] = {}
 
     @property
     def name(self) -> str:
@@ -70,10 +80,23 @@ class Table:
         in one commit, give both to store.commit() as operations "upsert" and "retract", in that order.
         """
         return self._write("retract", rows, columns, write_id)
+    def writer(self, *, in_flight: int = 16) -> TableWriter:
+        """For many batches: up to `in_flight` are on their way while the next one is made ready. Close it, or use it in `with`."""
+        return TableWriter(self, self._backend.commit_stream(in_flight))
+
+    def operation(self, kind: OpKind, rows: Any, columns: Sequence[str] | None = None) -> WriteOp | EncodedAppend:
+        """A write as Store.commit() takes it. Appends behind a wire are routed and compressed here.
+
+        Errors: SchemaMismatch, where rows are not what the table takes.
+        """
+        if kind == "append" and self._backend.takes_encoded and not self.descriptor.has_primary_key:
+            from storage_engine.client.encoding import encode_append
+
+            return encode_append(self.descriptor, self.as_rows(rows))
+        return WriteOp(self.name, kind, self.as_rows(rows), None if columns is None else tuple(columns))
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
-        op = WriteOp(self.name, kind, self._as_table(rows), None if columns is None else tuple(columns))
-        return self._backend.commit(CommitRequest((op,), (), write_id))
+        return self._backend.commit(CommitRequest((self.operation(kind, rows, columns),), (), write_id))
 
     # point reads
 
@@ -92,11 +115,40 @@ class Table:
         """
         checked = conform_keys(self.descriptor, keys)
         found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
-        if missing == "null":
-            return found
-        is_found = found.column(found.num_columns - 1)
-        rows = found.remove_column(found.num_columns - 1)
-        return rows if all(chunk.true_count == len(chunk) for chunk in is_found.chunks) else rows.filter(is_found)
+        return found if missing == "null" else _found_rows(found)
+
+    def lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """lookup() of each of many batches of keys, in order. A remote store has several on their way while one is awaited."""
+        checked = (conform_keys(self.descriptor, keys) for keys in batches)
+        return map(_found_rows, self._backend.lookups(self.name, checked, columns))
+
+    def prefix_lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None, limit: int | None = None) -> Iterator[pa.Table]:
+        """prefix_lookup() of each of many batches of prefixes, as lookups()."""
+        return self._backend.prefix_lookups(self.name, map(self.as_rows, batches), columns, limit)
+
+    def lookup_one(self, key: Any, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
+        """The row of one key as a dict, None when there is none: what lookup() has, without a table on the way.
+
+        key  its value; for several key columns a tuple in their order, or a dict
+        """
+        name = None if columns is None else tuple(columns)
+        point = self._points.get(name)
+        if point is None:
+            point = self._points[name] = PointLookup(self.descriptor, name)
+        stored = point.stored_key(key)
+        row = LONG_WAY if stored is None else self._backend.lookup_one(self.name, point, stored)
+        if isinstance(row, list):
+            return dict(zip(point.names, row, strict=True))
+        if row is None:
+            return None
+        if not isinstance(key, Mapping):
+            values, names = key if isinstance(key, tuple) else (key,), self.descriptor.primary_key
+            if names and len(values) != len(names):
+                what = f"a key of {self.name} has {len(names)} values, not {len(values)}"
+                raise SchemaMismatch(what, where="lookup_one", next_step=f"Give {', '.join(names)}.")
+            key = dict(zip(names, values, strict=False))
+        rows = self.lookup({column: [value] for column, value in key.items()}, columns).to_pylist()
+        return rows[0] if rows else None
 
     def prefix_lookup(
         self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None, *, rows_max: int = PREFIX_ROWS_MAX
@@ -105,7 +157,7 @@ class Table:
 
         Errors: ResultTooLarge when there are more than `rows_max` rows: said before they are read, not after gigabytes were built.
         """
-        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit, rows_max)
+        return self._backend.prefix_lookup(self.name, self.as_rows(prefixes), columns, limit, rows_max)
 
     def read(
         self,
@@ -263,7 +315,7 @@ class Table:
 
     # columns and filters
 
-    def _as_table(self, rows: Any) -> pa.Table:
+    def as_rows(self, rows: Any) -> pa.Table:
         """Rows as Arrow; Python values are read in the types of the table's columns."""
         return as_table(rows, {column.name: column.arrow for column in self.descriptor.columns}, where=f"table {self.name}")
 

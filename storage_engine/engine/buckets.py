@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from storage_engine.engine.gather import GATHER_ROWS_MAX, GatherBudget, RowGather
+from storage_engine.engine.gather import GATHER_ROWS_MAX, GatherBudget, LoadFrame, RowGather
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
 from storage_engine.engine.state import TableState
@@ -23,7 +24,10 @@ from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame import decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
+from storage_engine.log.message_template import ColumnBuffers
 from storage_engine.schema.descriptor import TableBucket
+
+_SCATTERED = 4  # a read of less than one row in so many is gathered row by row
 
 
 @dataclass
@@ -148,8 +152,10 @@ class Buckets:
             return schema.empty_table()
         frames = bucket.frames
         located = frames.locate(offsets)
-        if len(offsets) <= GATHER_ROWS_MAX and schema is table.descriptor.arrow_schema and _is_plain(table):
-            gathered = self._gathered_rows(bucket, table, frames.entries, located, offsets)
+        is_scattered = len(offsets) <= GATHER_ROWS_MAX or len(offsets) * _SCATTERED < frames.end_offset - frames.start_offset
+        if is_scattered and schema is table.descriptor.arrow_schema and (found := self._gather_of(bucket, table)) is not None:
+            gather, load = found
+            gathered = gather.rows(frames.entries, located, offsets, load)
             if gathered is not None:
                 return pa.Table.from_batches([gathered])
         touched, source_of = np.unique(located, return_inverse=True)
@@ -169,16 +175,30 @@ class Buckets:
         batch = self._cache.get(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
         return adapt(batch.slice(offset - base_offset, 1), table.descriptor.arrow_schema)
 
-    def _gathered_rows(
-        self, bucket: Bucket, table: TableState, entries: np.ndarray, located: np.ndarray, offsets: np.ndarray
-    ) -> pa.RecordBatch | None:
+    def columns_at(self, bucket: Bucket, table: TableState, offsets: np.ndarray) -> list[ColumnBuffers] | None:
+        """Rows (n,) of the log at `offsets`, all columns, as buffers; None when rows_at() must read them."""
+        if len(offsets) > GATHER_ROWS_MAX or bucket.staged or (found := self._gather_of(bucket, table)) is None:
+            return None
+        gather, load = found
+        frames = bucket.frames
+        return gather.columns(frames.entries, frames.locate(offsets), offsets, load)
+
+    def values_at(self, bucket: Bucket, table: TableState, offset: int) -> list[Any] | None:
+        """The stored values of the row of the log at an offset, all columns; None when row_at() must read it."""
+        if (found := self._gather_of(bucket, table)) is None:
+            return None
+        gather, load = found
+        return gather.values(bucket.frames.entries, offset, load)
+
+    def _gather_of(self, bucket: Bucket, table: TableState) -> tuple[RowGather, LoadFrame] | None:
+        """The bucket's gather and how it loads a frame; None when rows of this table cannot be gathered."""
         schema = table.descriptor.arrow_schema
         gather = bucket.gather
         if gather is None or gather.schema is not schema:
             if gather is not None:
                 self._gathers.forget(gather)
             gather = bucket.gather = RowGather(schema, self._gathers)
-        if not gather.is_possible:
+        if not gather.is_possible or not _is_plain(table):
             return None
 
         def load(entry: np.void) -> tuple[pa.RecordBatch, int]:
@@ -186,7 +206,7 @@ class Buckets:
             whole = adapt(batch, schema)
             return whole, heap_bytes + (whole.nbytes if whole is not batch else 0)
 
-        return gather.rows(entries, located, offsets, load)
+        return gather, load
 
     def _load(self, table: TableState, location: FrameLocation) -> Callable[[], tuple[pa.RecordBatch, int]]:
         def load() -> tuple[pa.RecordBatch, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
+from storage_engine.engine.point_reads import PointReads
 from storage_engine.engine.skip_frames import FetchCounts, skip_frames
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.statistics import bucket_statistics
@@ -48,20 +49,49 @@ from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader
 from storage_engine.log.frame_index import BucketId, FrameIndex
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LongWay, PointLookup
 
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
 CHECKPOINTS = CheckpointPolicy()
+_POINTS_MAX = 1024
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class EmbeddedCommitStream:
+    """Commits of this process, acknowledged together by one sync for every `in_flight_max` of them."""
+
+    def __init__(self, backend: EmbeddedBackend, in_flight_max: int) -> None:
+        self._backend = backend
+        self._in_flight_max = in_flight_max
+        self._n_in_flight = 0
+        self._end = LogPosition(0)
+
+    def send(self, request: CommitRequest) -> None:
+        _, self._end = self._backend.begin_commit(request)
+        self._n_in_flight += 1
+        if self._n_in_flight >= self._in_flight_max:
+            self.finish()
+
+    def n_waiting(self) -> int:
+        return 0
+
+    def finish(self) -> None:
+        self._n_in_flight = 0
+        self._backend.await_durable(self._end)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class EmbeddedBackend:
     """A store directory, opened by this process."""
 
     capabilities = CAPABILITIES
+    takes_encoded = False
 
     def __init__(
         self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS,
@@ -82,6 +112,7 @@ class EmbeddedBackend:
         self._consumers = Consumers(self._writer, lambda: self._state, self._commit_progress, consumer_expiration_ms)
         self.maintenance.add(PartitionKeeper(self._table_states, self._keep_partitions))
         self.maintenance.add(self._consumers)
+        self._points: dict[tuple[str, tuple[str, ...] | None], PointReads] = {}
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -159,16 +190,31 @@ class EmbeddedBackend:
 
     def commit(self, request: CommitRequest) -> CommitResult:
         """One transaction. Errors: every UserError leaves the store untouched; WriteFailed too, unless it says that a sync failed."""
+        result, end = self.begin_commit(request)
+        self._await_durable(end)
+        return result
+
+    def begin_commit(self, request: CommitRequest) -> tuple[CommitResult, LogPosition]:
+        """commit() up to where its result may be acknowledged: that is after await_durable() of the position. Errors: as commit()."""
         with self._writer:
             self._require_open()
             if request.write_id is not None:
                 last = self._state.writers.get(request.write_id.writer)
                 if last is not None and request.write_id.sequence <= last[0]:
-                    self._await_durable(self._log.end)
-                    return CommitResult(last[1], is_duplicate=True)
-            result, end = self._commit(request, [])
-        self._await_durable(end)
-        return result
+                    return CommitResult(last[1], is_duplicate=True), self._log.end
+            return self._commit(request, [])
+
+    def is_durable(self, position: LogPosition) -> bool:
+        """True when a commit that ends there may be acknowledged at once."""
+        return self._sync != "commit" or self._log.durable >= position
+
+    def await_durable(self, position: LogPosition) -> None:
+        """Return when every commit that ends at or before a position may be acknowledged. Errors: WriteFailed."""
+        self._await_durable(position)
+
+    def commit_stream(self, in_flight_max: int) -> EmbeddedCommitStream:
+        """Commits that share a sync."""
+        return EmbeddedCommitStream(self, in_flight_max)
 
     def _change_catalog(self, changes: list[dict[str, Any]], new_partitions: Sequence[tuple[int, str]] = ()) -> None:
         _, end = self._commit(CommitRequest(), changes, new_partitions)
@@ -379,6 +425,9 @@ class EmbeddedBackend:
         return reads.fetch(self._log, state, plan, columns, self.fetched)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
+        points = self._points_of(table, None if columns is None else tuple(columns))
+        if (direct := points.rows(keys)) is not None:
+            return direct
         with self._readers:
             found = reads.lookup(self._buckets, self._table(table), keys, columns)
         if not insert_if_not_exists or pc.all(found["_found"], min_count=0).as_py():
@@ -397,11 +446,36 @@ class EmbeddedBackend:
         self._await_durable(end)
         return found
 
+    def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads:
+        """Lookups of one table and column list, for who asks often."""
+        return PointReads(self._readers, self._state, self._buckets, table, columns)
+
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
+        assert lookup.codes is not None, "lookup.stored_key() gave the key"
+        row = self._points_of(table, lookup.names).row(key, lookup.codes)
+        return lookup.row_shape.presented(row) if isinstance(row, list) and lookup.row_shape else row
+
+    def _points_of(self, table: str, columns: tuple[str, ...] | None) -> PointReads:
+        points = self._points.get((table, columns))
+        if points is None:
+            if len(self._points) >= _POINTS_MAX:
+                self._points.clear()
+            points = self._points[table, columns] = self.point_reads(table, columns)
+        return points
+
     def prefix_lookup(
         self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
     ) -> pa.Table:
         with self._readers:
             return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit, rows_max)
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        return (self.lookup(table, keys, columns, insert_if_not_exists=False) for keys in batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        return (self.prefix_lookup(table, prefixes, columns, limit) for prefixes in batches)
 
     def read(
         self,

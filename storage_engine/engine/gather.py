@@ -1,7 +1,7 @@
 """Gather: rows of many frames read in one pass, by the addresses at which their values lie in memory.
 
 Owner: engine/buckets.py, one RowGather per bucket and schema, all under one GatherBudget.
-State: per frame the addresses of its columns' buffers (24 B per column), and the batch that keeps them alive. Derived, dropped at any time.
+State: per frame where its columns' buffers lie (16 to 24 B per column), and the batch that keeps them alive. Derived, dropped at any time.
 Holds: an address is used only while the batch it belongs to is referenced, and only for rows that the batch has; batches come from
        frames that matched their checksums and whose buffers Arrow has validated against the body.
 Never: holds a copy of a row. A batch that lies on the heap (decompressed, or read beyond the mapping) counts against the budget.
@@ -10,24 +10,34 @@ Never: holds a copy of a row. A batch that lies on the heap (decompressed, or re
 from __future__ import annotations
 
 import ctypes
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from threading import Lock
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import types
 
+from storage_engine.log.message_template import ColumnBuffers, MessageTemplate
+
+Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
 LoadFrame = Callable[[Any], tuple[pa.RecordBatch, int]]
+_View = tuple[memoryview | None, memoryview, memoryview | None]  # validity bitmap, numbers or offsets, texts
 
 GATHER_ROWS_MAX: Final = 2048
-"""Larger reads take whole runs from each frame: cheaper per row."""
+"""Larger reads take whole runs from each frame, which is cheaper per row, unless their rows lie far apart."""
 
+_SMALL_ROWS: Final = 1024
+_TO_BINARY: Final = pc.CastOptions(pa.binary())
+_VIEW_CODES: Final = {"float": "f", "double": "d"}
 _PAGE: Final = 4096  # nothing is ever mapped below it
-_WORDS: Final = 3  # of a column in a frame: validity bitmap (0: no nulls), values or offsets, bytes
+_INLINE_BYTES: Final = 12  # a text of at most so many bytes lies inside its view (Arrow's BinaryView layout)
+_REACH: Final = (1 << 31) - 1  # an offset of a view, and the bytes of one text column
 _everything: Any = (ctypes.c_uint8 * ((1 << 47) - _PAGE)).from_address(_PAGE)
 _memory = np.frombuffer(_everything, np.uint8)
 _MEMORY: Final = {1 << shift: _memory[: len(_memory) >> shift << shift].view(f"u{1 << shift}") for shift in range(4)}
@@ -59,19 +69,40 @@ class GatherBudget:
 
 
 class _Known:
-    """Frames whose addresses are known. `positions` (s,) of the frames in the log, `words` (s, 3 * columns), `batches` that hold them."""
+    """Frames whose addresses are known, one slot (column of the arrays) each.
 
-    def __init__(self, n_columns: int) -> None:
+    positions (s,) of the frames in the log; values[w] (columns of width w, s): where _MEMORY[w] holds the first value;
+    text_offsets (t, s): where _MEMORY[4] holds the first offset; text_bytes (t, s): where _MEMORY[1] holds byte 0;
+    bitmaps (all columns, s): where _MEMORY[1] holds the validity bitmap, -1 without nulls.
+    """
+
+    def __init__(self, by_width: dict[int, Int64s], n_texts: int, n_columns: int) -> None:
         self.slot_of_frame = np.full(64, -1, np.int64)
         self.positions = np.full(16, -1, np.int64)
-        self.words = np.zeros((16, _WORDS * n_columns), np.int64)
+        self.values = {width: np.zeros((len(columns), 16), np.int64) for width, columns in by_width.items()}
+        self.text_offsets = np.zeros((n_texts, 16), np.int64)
+        self.text_bytes = np.zeros((n_texts, 16), np.int64)
+        self.bitmaps = np.full((n_columns, 16), -1, np.int64)
+        self.has_nulls = False
+        self.has_short_texts = False
+        self.text_low, self.text_high, self.text_bytes_max = 1 << 62, 0, 0  # where all text bytes lie, and the most of one column
         self.batches: list[pa.RecordBatch] = []
+        self.views: list[list[_View] | None] = []
         self.heap_bytes = 0
 
     @property
     def n_bytes(self) -> int:
-        arrays = self.slot_of_frame.nbytes + self.positions.nbytes + self.words.nbytes
-        return arrays + self.heap_bytes + 1024 * len(self.batches)
+        arrays = (self.slot_of_frame, self.positions, *self.values.values(), self.text_offsets, self.text_bytes, self.bitmaps)
+        return sum(array.nbytes for array in arrays) + self.heap_bytes + (1024 + 512 * self.bitmaps.shape[0]) * len(self.batches)
+
+    def new_slot(self) -> int:
+        slot = len(self.batches)
+        if slot == len(self.positions):
+            self.positions = _doubled(self.positions)
+            self.values = {width: _doubled(starts) for width, starts in self.values.items()}
+            self.text_offsets, self.text_bytes = _doubled(self.text_offsets), _doubled(self.text_bytes)
+            self.bitmaps = _doubled(self.bitmaps)
+        return slot
 
 
 class RowGather:
@@ -80,67 +111,92 @@ class RowGather:
     def __init__(self, schema: pa.Schema, budget: GatherBudget) -> None:
         """`is_possible`: every column has a width of 1, 2, 4 or 8 bytes, or is a string or binary column."""
         self.schema = schema
+        self._types = [field.type for field in schema]
         self._budget = budget
         self._lock = Lock()
-        self._known = _Known(len(schema))
-        widths = [_width(field.type) for field in schema]
+        widths = [_width(kind) for kind in self._types]
         self.is_possible = None not in widths
-        self._by_width = [(w, np.flatnonzero([x == w for x in widths])) for w in (1, 2, 4, 8) if w in widths]
+        self._by_width = {w: np.flatnonzero([x == w for x in widths]) for w in (1, 2, 4, 8) if w in widths}
         self._texts = np.flatnonzero([w == 0 for w in widths])
+        self._known = self._nothing_known()
+        self._template = MessageTemplate(schema)
+
+    def _nothing_known(self) -> _Known:
+        return _Known(self._by_width, len(self._texts), len(self.schema))
 
     def clear(self) -> None:
-        self._known = _Known(len(self.schema))
+        self._known = self._nothing_known()
 
-    def rows(self, entries: npt.NDArray[np.void], frames: Int64s, offsets: Int64s, load: LoadFrame) -> pa.RecordBatch | None:
-        """Rows at `offsets` (n,), in that order; frames (n,) index `entries`, the bucket's frames. None: read them another way."""
+    def columns(self, entries: npt.NDArray[np.void], frames: Int64s, offsets: Int64s, load: LoadFrame) -> list[ColumnBuffers] | None:
+        """Rows at `offsets` (n,), in that order, as the buffers of their columns. None: read them another way.
+
+        Shapes: n at least 1; frames (n,) index `entries`, the bucket's frames.
+        """
         with self._lock:
             known = self._known
             slots = self._slots(known, entries, frames, load)
-            words = None if slots is None else known.words[slots]
-        if words is None:
-            return None
+            if slots is None:
+                return None
+            value_starts = [(columns, width, known.values[width].take(slots, axis=1)) for width, columns in self._by_width.items()]
+            text_starts, text_bytes = known.text_offsets.take(slots, axis=1), known.text_bytes.take(slots, axis=1)
+            bitmaps = known.bitmaps.take(slots, axis=1) if known.has_nulls else None
+            reach = _Reach(known.text_low, known.text_high, known.text_bytes_max, known.has_short_texts)
+            batches = known.batches  # hold the memory until the rows are copied; clear() replaces the list, it does not empty it
         local = offsets - entries["base_offset"][frames]
-        arrays: list[pa.Array | None] = [None] * len(self.schema)
-        for width, columns in self._by_width:
-            values = _MEMORY[width].take(words[:, _WORDS * columns + 1].T // width + local)
-            for i, column in enumerate(columns.tolist()):
-                arrays[column] = self._array(column, words, local, [pa.py_buffer(values[i])])
+        columns: list[ColumnBuffers | None] = [None] * len(self._types)
+        for members, width, at in value_starts:
+            at += local
+            values = _MEMORY[width].take(at)
+            for i, column in enumerate(members.tolist()):
+                columns[column] = ColumnBuffers(*_validity(bitmaps, column, local), (values[i],))
         if len(self._texts):
-            self._gather_texts(arrays, words, local)
-        del known  # its batches held the memory until here
+            texts = _gathered_texts(text_starts, text_bytes, local, reach)
+            if texts is None:
+                return None
+            for column, parts in zip(self._texts.tolist(), texts, strict=True):
+                columns[column] = ColumnBuffers(*_validity(bitmaps, column, local), parts)
+        del batches
+        return columns  # type: ignore[return-value]  # every column is in one of the groups
+
+    def rows(self, entries: npt.NDArray[np.void], frames: Int64s, offsets: Int64s, load: LoadFrame) -> pa.RecordBatch | None:
+        """As columns(), as a record batch."""
+        columns = self.columns(entries, frames, offsets, load)
+        if columns is None:
+            return None
+        if len(offsets) <= _SMALL_ROWS:  # copying a few kilobytes takes less time than making arrays one by one
+            return pa.ipc.read_record_batch(pa.py_buffer(b"".join(self._template.parts(len(offsets), columns))), self.schema)
+        arrays = [
+            pa.Array.from_buffers(
+                kind, len(offsets), [None if validity is None else pa.py_buffer(validity), *map(pa.py_buffer, data)], null_count=n_nulls
+            )
+            for kind, (n_nulls, validity, data) in zip(self._types, columns, strict=True)
+        ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
-    def _gather_texts(self, arrays: list[pa.Array | None], words: Int64s, local: Int64s) -> None:
-        """String columns: all their bytes are moved in one take."""
-        n = len(local)
-        at = words[:, _WORDS * self._texts + 1].T // 4 + local
-        begins = _MEMORY[4].take(at).astype(np.int64)
-        lengths = _MEMORY[4].take(at + 1) - begins
-        offsets = np.zeros((len(self._texts), n + 1), np.int32)
-        np.cumsum(lengths, axis=1, out=offsets[:, 1:])
-        sources = (words[:, _WORDS * self._texts + 2].T + begins).reshape(-1)
-        flat = lengths.reshape(-1)
-        ends = np.cumsum(flat)
-        total = int(ends[-1])
-        index = np.repeat(sources - (ends - flat), flat)
-        index += np.arange(total)
-        data = pa.py_buffer(_MEMORY[1].take(index))
-        start = 0
-        for i, column in enumerate(self._texts.tolist()):
-            size = int(offsets[i, -1])
-            arrays[column] = self._array(column, words, local, [pa.py_buffer(offsets[i]), data.slice(start, size)])
-            start += size
-
-    def _array(self, column: int, words: Int64s, local: Int64s, buffers: list[pa.Buffer]) -> pa.Array:
-        bitmaps = words[:, _WORDS * column]
-        validity = None
-        if bitmaps.any():
-            is_valid = np.ones(len(local), np.bool_)
-            some = np.flatnonzero(bitmaps)
-            bits = _MEMORY[1].take(bitmaps[some] - _PAGE + (local[some] >> 3)) >> (local[some] & 7).astype(np.uint8)
-            is_valid[some] = bits & 1
-            validity = pa.py_buffer(np.packbits(is_valid, bitorder="little"))
-        return pa.Array.from_buffers(self.schema.field(column).type, len(local), [validity, *buffers])
+    def values(self, entries: npt.NDArray[np.void], offset: int, load: LoadFrame) -> list[Any] | None:
+        """The row at one offset as Python values, numbers as stored, texts as bytes. None: read it another way."""
+        frame = bisect_right(entries["end_offset"], offset)
+        base_offset, _, position, *_ = entries[frame].item()
+        with self._lock:
+            known = self._known
+            slot = known.slot_of_frame.item(frame) if frame < len(known.slot_of_frame) else -1
+            if slot < 0 or known.positions.item(slot) != position:
+                if self._slots(known, entries, np.array([frame]), load) is None:
+                    return None
+                slot = known.slot_of_frame.item(frame)
+            views = known.views[slot]
+            if views is None:
+                views = known.views[slot] = _views(known.batches[slot])
+        row = offset - base_offset
+        values: list[Any] = []
+        for bitmap, stored, texts in views:
+            if bitmap is not None and not bitmap[row >> 3] >> (row & 7) & 1:
+                values.append(None)
+            elif texts is None:
+                values.append(stored[row])
+            else:
+                values.append(bytes(texts[stored[row] : stored[row + 1]]))
+        return values
 
     # frames
 
@@ -163,26 +219,113 @@ class RowGather:
 
     def _learn(self, known: _Known, frame: int, entry: Any, load: LoadFrame) -> bool:
         batch, heap_bytes = load(entry)
-        words: list[int] = []
-        for field, column in zip(self.schema, batch.columns, strict=True):
-            buffers = column.buffers()
-            width = _width(field.type)
+        buffers = [column.buffers() for column in batch.columns]
+        for kind, column, parts in zip(self._types, batch.columns, buffers, strict=True):
+            width = _width(kind)
             assert width is not None, "asked before"
-            if column.type != field.type or column.offset or buffers[1] is None or buffers[1].address % (width or 4):
+            if column.type != kind or column.offset or parts[1] is None or parts[1].address % (width or 4):
                 return False
-            validity = 0 if column.null_count == 0 or buffers[0] is None else buffers[0].address
-            data = buffers[2].address if width == 0 and buffers[2] is not None else _PAGE
-            words += [validity, buffers[1].address - _PAGE, data - _PAGE]
-        slot = len(known.batches)
-        if slot == len(known.positions):
-            known.positions = np.r_[known.positions, np.full(slot, -1, np.int64)]
-            known.words = np.r_[known.words, np.zeros_like(known.words)]
+        slot = known.new_slot()
+        for width, columns in self._by_width.items():
+            known.values[width][:, slot] = [(buffers[column][1].address - _PAGE) // width for column in columns.tolist()]
+        texts = self._texts.tolist()
+        known.text_offsets[:, slot] = [(buffers[column][1].address - _PAGE) // 4 for column in texts]
+        known.text_bytes[:, slot] = [buffers[column][2].address - _PAGE if buffers[column][2] is not None else 0 for column in texts]
+        for column in texts:
+            size = 0 if buffers[column][2] is None else buffers[column][2].size
+            known.text_bytes_max = max(known.text_bytes_max, size)
+            lengths = np.diff(np.frombuffer(buffers[column][1], np.int32, batch.num_rows + 1))
+            known.has_short_texts |= bool((lengths <= _INLINE_BYTES).any())
+            if size:
+                at = buffers[column][2].address - _PAGE
+                known.text_low, known.text_high = min(known.text_low, at), max(known.text_high, at + size)
+        has_nulls = [column.null_count > 0 for column in batch.columns]
+        known.bitmaps[:, slot] = [parts[0].address - _PAGE if some else -1 for parts, some in zip(buffers, has_nulls, strict=True)]
+        known.has_nulls |= any(has_nulls)
         known.batches.append(batch)
-        known.words[slot] = words
+        known.views.append(None)
         known.positions[slot] = entry["position"]
         known.slot_of_frame[frame] = slot
         known.heap_bytes += heap_bytes
         return True
+
+
+def _views(batch: pa.RecordBatch) -> list[_View]:
+    views = []
+    for column in batch.columns:
+        bitmap, stored, *texts = column.buffers()
+        width = _width(column.type) or 4
+        code: Any = _VIEW_CODES.get(str(column.type)) or {1: "b", 2: "h", 4: "i", 8: "q"}[width]
+        numbers = memoryview(stored)[: stored.size - stored.size % width].cast(code)
+        held = None if column.null_count == 0 or bitmap is None else memoryview(bitmap)
+        views.append((held, numbers, None if not texts else memoryview(texts[0]) if texts[0] is not None else memoryview(b"")))
+    return views
+
+
+def _doubled(array: Int64s) -> Int64s:
+    return np.concatenate([array, np.full_like(array, -1)], axis=-1)
+
+
+def _validity(bitmaps: Int64s | None, column: int, local: Int64s) -> tuple[int, npt.NDArray[np.uint8] | None]:
+    """Number of nulls and validity bitmap of a gathered column; None without nulls."""
+    if bitmaps is None or not (some := np.flatnonzero(bitmaps[column] >= 0)).size:
+        return 0, None
+    is_valid = np.ones(len(local), np.uint8)
+    is_valid[some] = _MEMORY[1].take(bitmaps[column][some] + (local[some] >> 3)) >> (local[some] & 7).astype(np.uint8) & 1
+    n_nulls = len(is_valid) - int(np.count_nonzero(is_valid))
+    return n_nulls, np.packbits(is_valid, bitorder="little") if n_nulls else None
+
+
+class _Reach(NamedTuple):
+    """Where the texts of all known frames lie in memory, the bytes of the largest column, whether some are at most _INLINE_BYTES long."""
+
+    low: int
+    high: int
+    column_bytes_max: int
+    has_short: bool
+
+
+def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _Reach) -> list[tuple[Int32s, memoryview]] | None:
+    """Offsets (n + 1,) and bytes of each of t text columns. None: together they are too large.
+
+    Shapes: starts and first_bytes (t, n): where the offsets and the bytes of each row's frame begin.
+    Each text becomes a view (length, prefix, buffer, offset) of the memory it lies in; Arrow copies all of them in one pass.
+    """
+    starts += local
+    begins = _MEMORY[4].take(starts)
+    starts += 1
+    lengths = (_MEMORY[4].take(starts) - begins).reshape(-1)
+    if len(lengths) * reach.column_bytes_max > _REACH and int(lengths.sum(dtype=np.int64)) > _REACH:
+        return None
+    first_bytes += begins
+    sources = first_bytes.reshape(-1)
+    views = np.empty((len(lengths), 4), np.uint32)
+    views[:, 0] = lengths
+    if reach.high - reach.low <= _REACH:
+        views[:, 2] = 0
+        views[:, 3] = sources - reach.low
+        windows = [reach.low]
+    else:
+        at, window_of = np.unique(sources >> 30, return_inverse=True)
+        views[:, 2] = window_of
+        views[:, 3] = sources & ((1 << 30) - 1)
+        windows = (at << 30).tolist()
+    if reach.has_short and len(short := np.flatnonzero((lengths <= _INLINE_BYTES) & (lengths > 0))):
+        n_bytes = lengths[short].astype(np.int64)
+        at = sources[short, None] + np.minimum(np.arange(_INLINE_BYTES), n_bytes[:, None] - 1)  # never a byte behind the text
+        views.view(np.uint8)[short, 4:16] = _MEMORY[1].take(at)
+    memory = [pa.foreign_buffer(_PAGE + window, _REACH, base=_everything) for window in windows]
+    viewed = pa.Array.from_buffers(pa.binary_view(), len(lengths), [None, pa.py_buffer(views), *memory])
+    _, places, data = pc.call_function("cast", [viewed], _TO_BINARY).buffers()
+    offsets = np.frombuffer(places, np.int32, len(lengths) + 1)
+    held = memoryview(data) if data is not None else memoryview(b"")
+    n = len(local)
+    columns = []
+    for i in range(len(starts)):
+        own = offsets[i * n : (i + 1) * n + 1]
+        first, last = own.item(0), own.item(n)
+        columns.append((own - own[0] if first else own, held[first:last]))
+    return columns
 
 
 def _width(kind: pa.DataType) -> int | None:

@@ -17,9 +17,8 @@ from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.pruning import MessagePruner
+from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
-from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
@@ -79,7 +78,7 @@ def _pruner(table: TableState, schema_id: int, columns: Sequence[str] | None) ->
     if wanted is None or wanted.issuperset(names):
         return names, None
     keep = [i for i, name in enumerate(names) if name in wanted] or [0]
-    return tuple(names[i] for i in keep), MessagePruner(Buckets.stored_schema(table, schema_id), keep)
+    return tuple(names[i] for i in keep), pruner_of(Buckets.stored_schema(table, schema_id), tuple(keep))
 
 
 def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:
@@ -117,7 +116,7 @@ def _get(buckets: Buckets, bucket: Bucket, keys: pa.Table) -> tuple[pa.Table, np
     """What KvBucket.get() answers; without its steps for keys not there when all are there."""
     kv = buckets.kv_of(bucket)
     wanted = key_arrays(keys, kv.descriptor.physical_primary_key)
-    offsets = kv.find(encode_keys(wanted))
+    offsets = kv.find(wanted)
     if offsets is not None and offsets.min() >= 0:
         rows = buckets.rows_at(bucket, offsets)
         if all(rows.column(name).chunk(0).equals(array) for name, array in zip(kv.descriptor.physical_primary_key, wanted, strict=True)):

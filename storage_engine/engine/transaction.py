@@ -1,7 +1,7 @@
 """Transaction: from operations to frames. Plans one commit against the state; nothing is visible before the log has it.
 
 Owner: engine/embedded.py, which holds the writer's lock from begin to commit() or void().
-Data goes one way: rows -> conform -> route -> (merge) -> frame.
+Data goes one way: rows -> conform -> route -> (merge) -> frame; rows encoded by a client -> check -> frame.
 Holds: an operation sees the rows of the operations before it in the same transaction; void() leaves no trace.
 """
 
@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from storage_engine.api import Progress, WriteOp
+from storage_engine.api import EncodedAppend, OpKind, Progress, WriteOp
 from storage_engine.engine import partitions, progress
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
+from storage_engine.engine.encoded_rows import checked_batch
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
-from storage_engine.errors import InvalidOption, UserError, unknown_table
+from storage_engine.errors import InvalidOption, SchemaMismatch, UserError, unknown_table
 from storage_engine.kv import AutoIncrement, KvBucket
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
@@ -47,12 +48,15 @@ class Transaction:
         """Move an owner's offsets. Errors: ProgressConflict when they are not what the owner expects."""
         self.record.progress.append(progress.advanced(self.state, wanted, self.record.timestamp_ms))
 
-    def add(self, op: WriteOp) -> None:
+    def add(self, op: WriteOp | EncodedAppend) -> None:
         """Plan one operation. Errors: UnknownTable, SchemaMismatch, InvalidPartition, UserError; the transaction is then void."""
         table = self.state.tables.get(op.table)
         if table is None:
             raise unknown_table(op.table, self.state.tables)
         descriptor = table.descriptor
+        if isinstance(op, EncodedAppend):
+            self._append_encoded(table, op)
+            return
         if (op.kind == "append") == descriptor.has_primary_key:
             verb = "upsert or delete" if descriptor.has_primary_key else "append"
             kind = "primary-key" if descriptor.has_primary_key else "log"
@@ -61,7 +65,7 @@ class Transaction:
         rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
         rule = rule_of(descriptor)
         for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
-            if self._is_left_out(table, rule, op, name.partition, part.num_rows):
+            if self._is_left_out(table, rule, op.kind, name.partition, part.num_rows):
                 continue
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
             bucket = self.buckets.get_or_create(bucket_id, name.partition)
@@ -70,6 +74,29 @@ class Transaction:
                     self._stage(table, bucket, part.slice(begin, FRAME_ROWS_MAX), None)
             else:
                 self._change(table, bucket, op, part, columns)
+
+    def _append_encoded(self, table: TableState, op: EncodedAppend) -> None:
+        """Rows that a client has encoded: in the columns that the table had when the client last looked."""
+        descriptor = table.descriptor
+        if descriptor.has_primary_key:
+            what = f"append does not fit {op.table}, a primary-key table"
+            raise UserError(what, where=op.table, next_step="Use upsert or delete.")
+        if op.schema_id not in table.widths:
+            what = f"{op.table} never had a schema {op.schema_id}"
+            raise SchemaMismatch(what, where=op.table, next_step="Open the table again.")
+        schema = self.buckets.stored_schema(table, op.schema_id)
+        rule = rule_of(descriptor)
+        for frame in op.frames:
+            if not -1 <= frame.bucket < descriptor.n_buckets:
+                what = f"{op.table} has no bucket {frame.bucket}"
+                raise SchemaMismatch(what, where=op.table, next_step="Open the table again.")
+            batch = checked_batch(descriptor, schema, frame, FRAME_ROWS_MAX)
+            if self._is_left_out(table, rule, "append", frame.partition, batch.num_rows):
+                continue
+            number = self.record.version % descriptor.n_buckets if frame.bucket < 0 else frame.bucket
+            bucket_id = BucketId(descriptor.table_id, self._partition_id(table, frame.partition), number)
+            bucket = self.buckets.get_or_create(bucket_id, frame.partition)
+            self._stage_message(table, bucket, batch, frame.message, None, op.schema_id)
 
     def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
         kv = self.buckets.kv_of(bucket)
@@ -88,18 +115,22 @@ class Transaction:
         self._stage(table, bucket, pa.Table.from_batches([change.batch]), change.change_types)
 
     def _stage(self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None) -> None:
-        descriptor = table.descriptor
         batch = one_batch(rows)
-        compression, level = compression_of(descriptor)
+        message = encode_message(batch, *compression_of(table.descriptor))
+        self._stage_message(table, bucket, batch, message, change_types, table.descriptor.schema_id)
+
+    def _stage_message(
+        self, table: TableState, bucket: Bucket, batch: pa.RecordBatch, message: pa.Buffer, change_types: np.ndarray | None, schema_id: int
+    ) -> None:
         base_offset = bucket.next_offset
-        counted = descriptor.statistics_columns
+        counted = [name for name in table.descriptor.statistics_columns if name in batch.schema.names]
         frame = frame_of_message(
-            encode_message(batch, compression, level),
+            message,
             batch.num_rows,
-            table_id=descriptor.table_id,
+            table_id=table.descriptor.table_id,
             partition_id=bucket.id.partition_id,
             bucket=bucket.id.bucket,
-            schema_id=descriptor.schema_id,
+            schema_id=schema_id,
             base_offset=base_offset,
             timestamp_ms=self.record.timestamp_ms,
             change_types=change_types,
@@ -110,14 +141,14 @@ class Transaction:
         self.frames.append(frame)
         self.staged.append((bucket, staged))
 
-    def _is_left_out(self, table: TableState, rule: AutoPartition | None, op: WriteOp, partition: str, n_rows: int) -> bool:
+    def _is_left_out(self, table: TableState, rule: AutoPartition | None, kind: OpKind, partition: str, n_rows: int) -> bool:
         """True for rows that are late and counted, and for deletes in a partition that does not exist."""
         descriptor = table.descriptor
         if rule is not None and partitions.is_late(table, rule, partition, self.record.timestamp_ms):
             self.record.late_rows[descriptor.table_id] = self.record.late_rows.get(descriptor.table_id, 0) + n_rows
             return True
         is_new = partition not in table.partitions and (descriptor.table_id, partition) not in self._new_partitions
-        return op.kind == "delete" and bool(descriptor.partition_keys) and is_new
+        return kind == "delete" and bool(descriptor.partition_keys) and is_new
 
     def _partition_id(self, table: TableState, partition: str) -> int:
         if not table.descriptor.partition_keys:

@@ -8,7 +8,7 @@ Holds: every call ends within `timeout_s` (a write that the client would repeat 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
@@ -43,6 +43,7 @@ from storage_engine.fluss.loop import LoopThread
 from storage_engine.fluss.scans import BucketReader
 from storage_engine.fluss.session import FlussSession
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
 TIMEOUT_S = 60.0
 CONNECT_S = 10.0
@@ -53,8 +54,29 @@ NO_VERSION = 0
 T = TypeVar("T")
 
 
+class OneByOne:
+    """A commit stream whose commits are done one after the other."""
+
+    def __init__(self, backend: FlussBackend) -> None:
+        self._backend = backend
+
+    def send(self, request: CommitRequest) -> None:
+        self._backend.commit(request)
+
+    def n_waiting(self) -> int:
+        return 0
+
+    def finish(self) -> None:
+        """Everything sent is done."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class FlussBackend:
     """A Fluss cluster as a store. A write is one operation on one table, and is atomic per bucket, not over buckets."""
+
+    takes_encoded = False
 
     capabilities = FEATURES
 
@@ -179,6 +201,7 @@ class FlussBackend:
         """
         require_commit(request, backend=self.url)
         for op in request.ops:
+            assert isinstance(op, WriteOp), "appends are encoded for backends that take them so"
             try:
                 self._run(self._write(op), where=op.table)
             except StoreUnavailable:
@@ -275,6 +298,12 @@ class FlussBackend:
             found = self._read(look, where=table)
         return found
 
+    def commit_stream(self, in_flight_max: int) -> OneByOne:  # noqa: ARG002 - each write is awaited: only so are its errors told
+        return OneByOne(self)
+
+    def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> LongWay:  # noqa: ARG002 - Fluss has no shorter way
+        return LONG_WAY
+
     def prefix_lookup(
         self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None = None
     ) -> pa.Table:
@@ -288,6 +317,14 @@ class FlussBackend:
             what = f"{prefixes.num_rows} prefixes have {rows.num_rows:,} rows, more than {rows_max:,}"
             raise ResultTooLarge(what, where=table, next_step="Ask for fewer prefixes, set a limit per prefix, or raise rows_max.")
         return rows
+
+    def lookups(self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        return (self.lookup(table, keys, columns, insert_if_not_exists=False) for keys in batches)
+
+    def prefix_lookups(
+        self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
+    ) -> Iterator[pa.Table]:
+        return (self.prefix_lookup(table, prefixes, columns, limit) for prefixes in batches)
 
     def read(
         self,

@@ -29,6 +29,7 @@ from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.integer_keys import integer_hashes
 from storage_engine.schema.keys import encode_keys, hash64
 
 HashKeys = Callable[[pa.Array], Hashes]
@@ -77,6 +78,19 @@ class KvSnapshot:
     homeless: dict[bytes, int]
 
 
+class _IntegerKeys:
+    """Encoded keys of an integer column, made one by one: only keys whose hash another key has are asked for."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    def __getitem__(self, row: int) -> pa.Scalar:
+        return encode_keys([self._column.slice(row, 1)])[0]
+
+
+Keys = pa.Array | _IntegerKeys
+
+
 class _Located:
     """Where the keys of a batch are: offsets (n,), `homeless` (n,): the key's hash belongs to another key."""
 
@@ -108,6 +122,7 @@ class KvBucket:
         self._prefixes = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
         self._n_gone = 0
         self._staged: list[tuple[KvChange, int]] = []
+        self._n_staged_indexed = 0
         self._staged_index = KeyIndex()
         self._staged_homeless: dict[bytes, int] = {}
 
@@ -148,11 +163,12 @@ class KvBucket:
             return None
         return self._index.get_one(hash_key(key))
 
-    def find(self, keys: pa.Array) -> Int64s | None:
-        """As find_one(), for n encoded keys."""
+    def find(self, keys: Sequence[pa.Array]) -> Int64s | None:
+        """As find_one(), for the key columns (n,) of n keys."""
         if self._homeless or self._hash_keys is not hash64:
             return None
-        return self._index.get(self._hash(keys))
+        hashes = integer_hashes(keys[0]) if len(keys) == 1 else None
+        return self._index.get(self._hash(encode_keys(keys)) if hashes is None else nonzero(hashes))
 
     def prefix_get(self, prefixes: pa.Table, limit: int | None = None, rows_max: int | None = None) -> tuple[pa.Table, Int64s]:
         """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
@@ -221,12 +237,7 @@ class KvBucket:
         """
         descriptor = self.descriptor
         targets = self._targets(rows, columns)
-        if keys is None:
-            keys = encode_keys(key_columns(rows, descriptor.physical_primary_key))
-        incoming, chosen = combine(descriptor, rows, targets, keys=keys)
-        if chosen is not None:
-            keys = take(keys, chosen)
-        hashes = self._hash(keys)
+        incoming, keys, hashes = self._combined(rows, targets, keys)
         if overwrites_blindly(descriptor, targets):
             located = self._locate(incoming, keys, hashes, is_writer=True, columns=list(descriptor.physical_primary_key))
             return self._change(plan_overwrite(descriptor, incoming, located.homeless & ~located.found), keys, hashes, located)
@@ -237,6 +248,24 @@ class KvBucket:
             new_ids = self._ids.take(n_new)
         plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids, takes_back=takes_back)
         return self._change(plan, keys, hashes, located)
+
+    def _combined(self, rows: pa.Table, targets: Sequence[str] | None, keys: pa.Array | None) -> tuple[pa.Table, Keys, Hashes]:
+        """The rows with each key once, their keys and hashes. Integer keys are grouped and hashed as integers: half the time."""
+        names = self.descriptor.physical_primary_key
+        if keys is None and len(names) == 1 and self._hash_keys is hash64:
+            column = contiguous(rows, names[0])
+            hashes = integer_hashes(column)
+            if hashes is not None:
+                incoming, chosen = combine(self.descriptor, rows, targets, keys=column)
+                if chosen is not None:
+                    column, hashes = take(column, chosen), hashes[chosen]
+                return incoming, _IntegerKeys(column), nonzero(hashes)
+        if keys is None:
+            keys = encode_keys(key_columns(rows, names))
+        incoming, chosen = combine(self.descriptor, rows, targets, keys=keys)
+        if chosen is not None:
+            keys = take(keys, chosen)
+        return incoming, keys, self._hash(keys)
 
     def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
         """What deleting these keys changes; with `columns`, what setting these columns to null changes.
@@ -255,6 +284,10 @@ class KvBucket:
         """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""
         if change.n_rows:
             self._staged.append((change, base_offset))
+
+    def _index_staged(self) -> None:
+        """Index what was staged and not indexed yet: only a second operation of a transaction on this bucket has to find it."""
+        for change, base_offset in self._staged[self._n_staged_indexed :]:
             is_live, is_gone = _outcome(change)
             offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
             indexed = is_live | is_gone
@@ -263,6 +296,7 @@ class KvBucket:
                     self._staged_homeless[key] = int(offsets[row])
                     indexed[row] = False
             self._staged_index.put(change.hashes[indexed], offsets[indexed])
+        self._n_staged_indexed = len(self._staged)
 
     def commit(self) -> None:
         """The transaction is in the log: what was staged becomes current."""
@@ -275,6 +309,7 @@ class KvBucket:
         """The transaction failed: forget what was staged."""
         if self._staged:
             self._staged = []
+            self._n_staged_indexed = 0
             self._staged_index = KeyIndex()
             self._staged_homeless = {}
 
@@ -340,7 +375,7 @@ class KvBucket:
             )
         return [name for name in (columns or self.descriptor.column_names) if name != serial]
 
-    def _locate(self, rows: pa.Table, keys: pa.Array, hashes: Hashes, *, is_writer: bool, columns: list[str] | None = None) -> _Located:
+    def _locate(self, rows: pa.Table, keys: Keys, hashes: Hashes, *, is_writer: bool, columns: list[str] | None = None) -> _Located:
         """Find rows (n,) with encoded keys: which exist, their stored rows, and which keys have lost their hash to another key.
 
         `columns` are those of the stored rows to read, the key's among them; None: all.
@@ -350,6 +385,7 @@ class KvBucket:
         offsets = self._index.get(hashes)
         staged = is_writer and bool(self._staged)
         if staged:
+            self._index_staged()
             pending = self._staged_index.get(hashes)
             offsets = np.where(pending == MISSING, offsets, np.where(pending == _REMOVED, MISSING, pending))
         homeless = np.zeros(len(hashes), np.bool_)
@@ -370,7 +406,7 @@ class KvBucket:
             _mark_twins(hashes, found, homeless)
         return _Located(found, current, homeless)
 
-    def _locate_homeless(self, keys: pa.Array, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
+    def _locate_homeless(self, keys: Keys, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
         suspects = np.isin(hashes, self._homeless_hashes)
         if staged and self._staged_homeless:
             suspects |= np.isin(hashes, self._hashes_of(self._staged_homeless))
@@ -382,7 +418,7 @@ class KvBucket:
             if offset is not None and offset != _REMOVED:
                 offsets[row], homeless[row] = offset, True
 
-    def _change(self, plan: ChangePlan, keys: pa.Array, hashes: Hashes, located: _Located) -> KvChange:
+    def _change(self, plan: ChangePlan, keys: Keys, hashes: Hashes, located: _Located) -> KvChange:
         homeless: dict[int, bytes] = {}
         if located.homeless.any():
             homeless = {int(row): keys[int(plan.source[row])].as_py() for row in np.flatnonzero(located.homeless[plan.source])}

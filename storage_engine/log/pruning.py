@@ -24,10 +24,11 @@ _PREFIX: Final = struct.Struct("<II")  # continuation mark, metadata length
 _CONTINUATION: Final = 0xFFFFFFFF
 _RECORD_BATCH: Final = 3  # MessageHeader of Message.fbs
 _CODECS: Final = ("lz4", "zstd")  # CompressionType of Message.fbs
+_ALIGNMENT: Final = 8
 _ENTRY_BYTES: Final = 16  # FieldNode {length, null_count} and Buffer {offset, length}: two i64 each
 
 
-class _Layout(NamedTuple):
+class Layout(NamedTuple):
     """Where the parts of a record-batch message lie; offsets are bytes of the message, -1: the field is left out (0)."""
 
     codec: str
@@ -61,7 +62,20 @@ class MessagePruner:
         self._n_nodes, self._n_buffers = int(nodes[-1]), int(buffers[-1])
         self._node_runs = _runs([(int(nodes[i]), int(nodes[i + 1])) for i in columns])
         self._buffer_runs = _runs([(int(buffers[i]), int(buffers[i + 1])) for i in columns])
-        self._templates: dict[str, tuple[bytes, _Layout]] = {}
+        self._templates: dict[str, tuple[bytes, Layout]] = {}
+
+    def check(self, message: pa.Buffer) -> None:
+        """Errors: DamagedFrame when the message's parts do not lie as the schema says, or it is longer than they are."""
+        data = memoryview(message)
+        try:
+            stored = message_layout(data)
+            if (stored.n_nodes, stored.n_buffers) != (self._n_nodes, self._n_buffers):
+                _malformed(f"{stored.n_nodes} nodes and {stored.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
+            entries, _ = self._entries(data, stored)
+        except (struct.error, ValueError, IndexError, OverflowError) as error:
+            _malformed(str(error))
+        if len(data) != stored.body_at + stored.body_length or stored.body_at % _ALIGNMENT or (entries[:, 0] % _ALIGNMENT).any():
+            _malformed("its parts are not aligned, or something follows them")
 
     def prune(self, message: pa.Buffer) -> pa.Buffer:
         """The message with only the wanted columns, as one buffer. Copies their bytes, and nothing when all are wanted.
@@ -76,7 +90,7 @@ class MessagePruner:
         """The same bytes as a list: new metadata, then slices of the stored body. Copies no column."""
         data = memoryview(message)
         try:
-            stored = _layout(data)
+            stored = message_layout(data)
             if (stored.n_nodes, stored.n_buffers) != (self._n_nodes, self._n_buffers):
                 _malformed(f"{stored.n_nodes} nodes and {stored.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
             offsets, slices, body_length = self._cut_body(data, stored)
@@ -103,21 +117,16 @@ class MessagePruner:
         Errors: DamagedFrame when the bytes are no message of the schema.
         """
         try:
-            is_compressed = _layout(memoryview(message)).codec != "none"
+            is_compressed = message_layout(memoryview(message)).codec != "none"
         except (struct.error, ValueError, IndexError, OverflowError) as error:
             _malformed(str(error))
         if is_compressed:
             return decode_batch(self.prune(message), self.schema)
         return decode_batch(message, self._stored).select(list(self._columns))
 
-    def _cut_body(self, data: memoryview, stored: _Layout) -> tuple[np.ndarray, list[bytes | memoryview], int]:
+    def _cut_body(self, data: memoryview, stored: Layout) -> tuple[np.ndarray, list[bytes | memoryview], int]:
         """New (offset, length) of each wanted buffer, the slices of the body they lie in, the new body's length."""
-        entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
-        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
-            _malformed("buffers lie outside the body")
-        ends = entries[:, 0] + entries[:, 1]
-        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
-            _malformed("buffers overlap or lie outside the body")
+        entries, ends = self._entries(data, stored)
         parts: list[np.ndarray] = [np.empty((0, 2), np.int64)]
         slices: list[bytes | memoryview] = []
         length = 0
@@ -133,7 +142,18 @@ class MessagePruner:
                 length += -length % 8
         return np.concatenate(parts), slices, length
 
-    def _template(self, codec: str) -> tuple[bytes, _Layout]:
+    @staticmethod
+    def _entries(data: memoryview, stored: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """(offset, length) of each buffer (n, 2) and where it ends (n,): in order, inside the body."""
+        entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
+        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
+            _malformed("buffers lie outside the body")
+        ends = entries[:, 0] + entries[:, 1]
+        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
+            _malformed("buffers overlap or lie outside the body")
+        return entries, ends
+
+    def _template(self, codec: str) -> tuple[bytes, Layout]:
         """Metadata that Arrow writes for the wanted columns under a codec, and where the numbers to replace lie in it."""
         found = self._templates.get(codec)
         if found is None:
@@ -142,7 +162,7 @@ class MessagePruner:
             if not self._columns:  # the constructor would make it a batch of no rows
                 batch = pa.record_batch([pa.nulls(1)], names=["none"]).select([])
             message = memoryview(encode_message(batch, codec, bytes_min=0))
-            layout = _layout(message)
+            layout = message_layout(message)
             found = self._templates[codec] = (bytes(message[: layout.body_at]), layout)
         return found
 
@@ -215,7 +235,7 @@ def _runs(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
 # the part of the flatbuffer format that a record-batch message needs
 
 
-def _layout(data: memoryview) -> _Layout:
+def message_layout(data: memoryview) -> Layout:
     """Errors: struct.error or ValueError when the bytes are no record-batch message."""
     mark, metadata_length = _PREFIX.unpack_from(data, 0)
     body_at = _PREFIX.size + metadata_length
@@ -234,7 +254,7 @@ def _layout(data: memoryview) -> _Layout:
     codec = "none"
     if batch.at(3) >= 0:
         codec = _CODECS[_Table(metadata, batch.indirect(3)).integer(0, "<B", 0)]
-    return _Layout(
+    return Layout(
         codec, message.at(3), batch.at(0), batch.integer(0, "<q", 0), nodes_at, n_nodes, buffers_at, n_buffers, body_at, body_length
     )
 

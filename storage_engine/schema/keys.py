@@ -81,7 +81,7 @@ def hash64(keys: pa.BinaryArray | pa.LargeBinaryArray) -> npt.NDArray[np.uint64]
     Shapes: keys (n,) -> (n,). Two keys may share a hash (about n^2 / 2^65): the caller compares keys where that matters.
     """
     data, starts, lengths = byte_ranges(keys)
-    hashes = _mix(lengths.astype(np.uint64) * _GOLDEN)
+    hashes = mix64(lengths.astype(np.uint64) * _GOLDEN)
     if not len(starts):
         return hashes
     words = window(data, np.uint64)
@@ -90,7 +90,7 @@ def hash64(keys: pa.BinaryArray | pa.LargeBinaryArray) -> npt.NDArray[np.uint64]
         word = words[at]
         if int(left.min()) < 8:
             word &= _LOW_BYTES[np.minimum(left, 8)]
-        running = _mix((running ^ word) * _GOLDEN)
+        running = mix64((running ^ word) * _GOLDEN)
         if active is None:
             hashes = running
         else:
@@ -114,7 +114,7 @@ def hash64_of(columns: Sequence[KeyColumn]) -> npt.NDArray[np.uint64]:
         width = _exact_bits(array.type)
         value = _integers(array).view(f"u{width // 8}").astype(np.uint64)
         packed = value if width == 64 else (packed << np.uint64(width)) | value
-    return _mix(packed)
+    return mix64(packed)
 
 
 def has_exact_hash(types: Sequence[pa.DataType]) -> bool:
@@ -129,7 +129,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _LOW_BYTES = np.array([(1 << (8 * n)) - 1 for n in range(8)] + [(1 << 64) - 1], np.uint64)
 
 
-def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix64(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """splitmix64's finalizer: one-to-one on 64 bits."""
     values = values ^ (values >> np.uint64(30))
     values *= np.uint64(0xBF58476D1CE4E5B9)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.api import Backend, FetchedFrame
+from storage_engine.api import Backend, CommitResult, FetchedFrame
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
@@ -33,6 +33,8 @@ Handler = Callable[[Backend, Arguments, Sequence[pa.Table]], Reply]
 
 def answer(backend: Backend, call: Call) -> Reply:
     """Do the call. Errors: what the backend raises; MalformedMessage for a method that does not exist."""
+    if call.method == "commit":
+        return commit_reply(backend.commit(decode_commit(call.arguments, call.tables, call.blobs)))
     handler = _HANDLERS.get(call.method)
     if handler is None:
         raise MalformedMessage(f"there is no method {call.method}", where="wire", next_step="Use the same Flashlake version at both ends.")
@@ -56,6 +58,7 @@ def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table])
             "version": backend.version(),
             "store": backend.url,
             "pid": os.getpid(),
+            "takes_encoded": True,
         }
     )
 
@@ -69,17 +72,16 @@ def _alter_table(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Ta
     return Reply(backend.alter_table(TableDescriptor.from_json(arguments["descriptor"])).to_json())
 
 
-def _commit(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
-    result = backend.commit(decode_commit(arguments, tables))
-    return Reply(asdict(result))
-
-
 def _heartbeat(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
     return Reply(asdict(backend.heartbeat(arguments["owner"], arguments["member"], arguments["session_timeout_ms"])))
 
 
 def _bucket_statistics(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
     return Reply(backend.bucket_statistics(arguments["table"], decode_offsets(arguments["positions"])).to_pydict())
+
+
+def commit_reply(result: CommitResult) -> Reply:
+    return Reply(asdict(result))
 
 
 def _lookup(backend: Backend, arguments: Arguments, tables: Sequence[pa.Table]) -> Reply:
@@ -104,14 +106,11 @@ _HANDLERS: dict[str, Handler] = {
     "create_partition": lambda backend, args, _: Reply(
         backend.create_partition(args["table"], args["partition"], if_not_exists=args["if_not_exists"])
     ),
-    "drop_partition": lambda backend, args, _: Reply(
-        backend.drop_partition(args["table"], args["partition"], if_exists=args["if_exists"])
-    ),
+    "drop_partition": lambda backend, args, _: Reply(backend.drop_partition(args["table"], args["partition"], if_exists=args["if_exists"])),
     "tables": lambda backend, _args, _: Reply([descriptor.to_json() for descriptor in backend.tables()]),
     "partitions": lambda backend, args, _: Reply(backend.partitions(args["table"])),
     "put_object": lambda backend, args, _: Reply(backend.put_object(args["kind"], args["name"], args["value"])),
     "objects": lambda backend, args, _: Reply(backend.objects(args["kind"])),
-    "commit": _commit,
     "version": lambda backend, _args, _: Reply(backend.version()),
     "await_version": lambda backend, args, _: Reply(backend.await_version(args["after"], args["timeout_s"])),
     "commits": lambda backend, args, _: Reply([encode_commit_info(info) for info in backend.commits(args["after"], args["limit"])]),

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -52,16 +52,15 @@ class FlightServer(fl.FlightServerBase):
     def __init__(self, backend: Backend, *, host: str = "127.0.0.1", port: int = 0) -> None:
         self._backend = backend
         self._is_stopping = threading.Event()
-        self._n_calls = 0
-        self._idle = threading.Condition()
+        self._counted = _Counted()
         self.lane_address: Mapping[str, Any] | None = None
         super().__init__(f"grpc://{host}:{port}")
 
     def drain(self, timeout_s: float) -> bool:
         """Refuse new calls (StoreUnavailable) and wait for those in flight; False when the time is over first."""
         self._is_stopping.set()
-        with self._idle:
-            return self._idle.wait_for(lambda: self._n_calls == 0, timeout_s)
+        with self._counted.changed:
+            return self._counted.changed.wait_for(lambda: self._counted.n_calls == 0, timeout_s)
 
     # Flight
     def list_actions(self, context: fl.ServerCallContext) -> list[tuple[str, str]]:  # noqa: ARG002 - Flight's signature
@@ -150,17 +149,27 @@ class FlightServer(fl.FlightServerBase):
         if self._is_stopping.is_set():
             raise StoreUnavailable("the server is stopping", where="server", next_step="Try again when it is up.")
 
-    @contextmanager
-    def in_flight(self) -> Iterator[None]:
+    def in_flight(self) -> AbstractContextManager[None]:
         """Count a call: drain() waits for it."""
-        with self._idle:
-            self._n_calls += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._n_calls -= 1
-                self._idle.notify_all()
+        return self._counted
+
+
+class _Counted(AbstractContextManager[None]):
+    """Calls in flight. One object for all of them: a lookup takes a few microseconds, and a generator as context manager two of them."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.n_calls = 0
+
+    def __enter__(self) -> None:
+        with self.changed:
+            self.n_calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.changed:
+            self.n_calls -= 1
+            if not self.n_calls:
+                self.changed.notify_all()
 
 
 def _grouped(frames: Iterator[FetchedFrame]) -> Iterator[list[FetchedFrame]]:

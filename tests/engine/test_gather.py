@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import storage_engine
+from storage_engine.engine import gather
 from storage_engine.kv.key_index import nonzero
 from storage_engine.kv.single import encode_key, hash_key
 from storage_engine.schema.keys import encode_keys, hash64
@@ -74,3 +75,25 @@ def test_one_key_in_python_is_encoded_and_hashed_as_in_columns(keys: list[tuple[
     for key, bytes_of_key, key_hash in zip(keys, encoded.to_pylist(), hashes.tolist(), strict=True):
         assert encode_key(key, kinds) == bytes_of_key
         assert hash_key(bytes_of_key) == key_hash
+
+
+@pytest.mark.parametrize("is_far", [False, True])
+@settings(deadline=None)
+@given(texts=st.lists(st.text(max_size=20), min_size=1, max_size=30), draws=st.lists(st.integers(0, 1 << 30), min_size=1, max_size=40))
+def test_texts_are_copied_from_wherever_they_lie(texts: list[str], draws: list[int], is_far: bool) -> None:
+    """Near: all frames lie within the reach of one view offset; far: each gigabyte of memory is a buffer of its own."""
+    frames = [pa.array(texts), pa.array([text + "!" for text in texts])]
+    starts = np.array([(frame.buffers()[1].address - gather._PAGE) // 4 for frame in frames])
+    data = [frame.buffers()[2] for frame in frames]
+    first = np.array([0 if part is None else part.address - gather._PAGE for part in data])
+    frame_of, local = np.array(draws) % 2, np.array(draws) % len(texts)
+    known = [(at, at + part.size) for at, part in zip(first.tolist(), data, strict=True) if part is not None]
+    low, high = min(a for a, _ in known), max(b for _, b in known)
+    reach = gather._Reach(low, low + (1 << 40) if is_far or high - low > gather._REACH else high, 1 << 20, has_short=True)
+
+    columns = gather._gathered_texts(starts[frame_of][None, :], first[frame_of][None, :], local, reach)
+
+    assert columns is not None
+    ((offsets, held),) = columns
+    found = pa.Array.from_buffers(pa.string(), len(local), [None, pa.py_buffer(offsets), pa.py_buffer(held)])
+    assert found.to_pylist() == [frames[f][int(i)].as_py() for f, i in zip(frame_of, local, strict=True)]

@@ -112,7 +112,7 @@ def test_a_refusal_does_not_break_the_lane(store):
     writer_before = None
     for _ in range(3):
         with pytest.raises(SchemaMismatch):
-            table.append({"nope": [1]})
+            store.commit([WriteOp("a.log", "append", pa.table({"nope": [1]}))])
         (writer,) = store.backend._writers._idle
         assert writer_before in (None, writer.lane), "a refusal cost a connection"
         writer_before = writer.lane

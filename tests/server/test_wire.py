@@ -89,14 +89,14 @@ def test_a_commit_survives_the_wire_with_rows_columns_progress_and_write_id(colu
         write_id=WriteId("w", 9),
     )
 
-    arguments, tables = encode_commit(request)
+    arguments, tables, _ = encode_commit(request)
     call = decode_call(*assembled(encode_call(Call("commit", arguments, tables))))
 
     assert decode_commit(call.arguments, call.tables) == request
 
 
 def test_an_empty_commit_survives_the_wire():
-    arguments, tables = encode_commit(CommitRequest())
+    arguments, tables, _ = encode_commit(CommitRequest())
 
     assert decode_commit(arguments, tables) == CommitRequest(ops=[], progress=[])
 

@@ -35,11 +35,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Call:
-    """A request: the method's name, its JSON arguments, the tables it carries."""
+    """A request: the method's name, its JSON arguments, the tables it carries, and bytes that are no table (blobs)."""
 
     method: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     tables: Sequence[pa.Table] = ()
+    blobs: Sequence[pa.Buffer] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ def decode_chunk(batch: pa.RecordBatch) -> pa.Buffer:
 
 def encode_call(call: Call) -> Iterator[Message]:
     """Errors: RequestTooLarge when the tables exceed REQUEST_BYTES_MAX together."""
-    yield from _encode({"method": call.method, "arguments": call.arguments}, call.tables, what=call.method)
+    yield from _encode({"method": call.method, "arguments": call.arguments}, call.tables, what=call.method, blobs=call.blobs)
 
 
 def decode_call(header: Mapping[str, Any], body: pa.Buffer | None) -> Call:
-    return Call(header["method"], header["arguments"], _decode_tables(header["sizes"], body))
+    blobs = header.get("blobs")
+    return Call(header["method"], header["arguments"], _decode_tables(header["sizes"], body), _decode_blobs(header, body) if blobs else ())
 
 
 def encode_reply(reply: Reply) -> Iterator[Message]:
@@ -114,7 +116,7 @@ class Assembler:
         return done
 
     def _begin(self, header: dict[str, Any]) -> None:
-        n_bytes = sum(_padded(size) for size in header["sizes"])
+        n_bytes = sum(_padded(size) for size in sizes_of(header))
         _require(n_bytes <= REQUEST_BYTES_MAX, f"the header announces {n_bytes} bytes")
         self._header = header
         self._body = pa.allocate_buffer(n_bytes) if n_bytes else None
@@ -127,8 +129,12 @@ class Assembler:
         self._n_filled = stop
 
 
-def _encode(header: dict[str, Any], tables: Sequence[pa.Table], *, what: str) -> Iterator[Message]:
+def _encode(header: dict[str, Any], tables: Sequence[pa.Table], *, what: str, blobs: Sequence[pa.Buffer] = ()) -> Iterator[Message]:
     streams = [_ipc_stream(table) for table in tables]
+    header = {**header, "sizes": [stream.size for stream in streams]}
+    if blobs:
+        header["blobs"] = [blob.size for blob in blobs]
+        streams += [_whole_words(blob) for blob in blobs]
     n_bytes = sum(_padded(stream.size) for stream in streams)
     if n_bytes > REQUEST_BYTES_MAX:
         raise RequestTooLarge(
@@ -136,7 +142,7 @@ def _encode(header: dict[str, Any], tables: Sequence[pa.Table], *, what: str) ->
         )
     chunks = [chunk for stream in streams for chunk in _chunks(stream)]
     first = chunks.pop(0) if chunks else None
-    yield Message(json.dumps({**header, "sizes": [stream.size for stream in streams]}).encode(), first)
+    yield Message(json.dumps(header).encode(), first)
     for chunk in chunks:
         yield Message(None, chunk)
 
@@ -147,6 +153,25 @@ def _ipc_stream(table: pa.Table) -> pa.Buffer:
         writer.write_table(table)
     sink.write(bytes(-sink.tell() % _ALIGNMENT))
     return sink.getvalue()
+
+
+def _whole_words(blob: pa.Buffer) -> pa.Buffer:
+    """The bytes up to a multiple of the alignment."""
+    return blob if blob.size % _ALIGNMENT == 0 else pa.py_buffer(b"".join([blob, bytes(-blob.size % _ALIGNMENT)]))
+
+
+def sizes_of(header: Mapping[str, Any]) -> list[int]:
+    """Bytes of the parts that an envelope's body has, without padding: tables, then blobs."""
+    return [*header["sizes"], *header.get("blobs", ())]
+
+
+def _decode_blobs(header: Mapping[str, Any], body: pa.Buffer | None) -> list[pa.Buffer]:
+    start = sum(_padded(size) for size in header["sizes"])
+    blobs = []
+    for size in header["blobs"]:
+        blobs.append(pa.py_buffer(b"") if body is None else body.slice(start, size))
+        start += _padded(size)
+    return blobs
 
 
 def _chunks(stream: pa.Buffer) -> Iterator[pa.Buffer]:
@@ -185,8 +210,12 @@ def _parse_header(header: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise malformed(f"a header is not JSON: {error}") from error
     _require(isinstance(value, dict), "a header is not an object")
-    _require(all(isinstance(size, int) and size >= 0 for size in value.get("sizes", [None])), "a header has no sizes")
+    _require(are_sizes(value.get("sizes")) and are_sizes(value.get("blobs", [])), "a header has no sizes")
     return value
+
+
+def are_sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 
 def _padded(size: int) -> int:

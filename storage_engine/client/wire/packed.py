@@ -3,9 +3,12 @@
 A connection begins with MAGIC and a token of 16 bytes from the client, which the server sends back when it is the server meant.
 Then frames follow both ways, all numbers little endian: u32 n, then n bytes, of which the first eight are a head: u8 kind, u8 flags,
 u16 0, u32 number. Requests are answered one by one, in their order.
+"packed" in a PREPARE's arguments: the codes of keys and rows as the client packs them; where the server's differ, TOO_LARGE comes.
     PREPARE  number = a handle the client chose; u32 size of JSON, the JSON (method and arguments), the keys' Arrow schema. No answer.
     RUN      number = a handle; the keys as an Arrow record-batch message without schema.          Answer: ROWS, TOO_LARGE or ERROR.
     CALL     number = size of the JSON header; header and body of an envelope (envelope.py).       Answer: REPLY, TOO_LARGE or ERROR.
+    GET      number = a handle whose PREPARE has "packed"; one key as a packed row (schema/point.py).   Answer: ROW, TOO_LARGE or ERROR.
+    ROW      number = 1: the row as a packed row; 0: there is none.
     ROWS     number = size of an Arrow schema, padded to 8, sent when it differs from the last one of this handle; then the rows' message.
     REPLY    as CALL.    ERROR: a JSON error (errors.py).    TOO_LARGE: the answer is for the bulk lane.
 Holds: a frame longer than FRAME_BYTES_MAX is never sent and never read.
@@ -20,7 +23,18 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from storage_engine.client.wire.envelope import Call, Message, Reply, decode_call, decode_reply, encode_call, encode_reply, malformed
+from storage_engine.client.wire.envelope import (
+    Call,
+    Message,
+    Reply,
+    are_sizes,
+    decode_call,
+    decode_reply,
+    encode_call,
+    encode_reply,
+    malformed,
+    sizes_of,
+)
 from storage_engine.client.wire.errors import decode_error, encode_error
 from storage_engine.errors import FlashlakeError
 
@@ -29,24 +43,32 @@ TOKEN_BYTES: Final = 16
 FRAME_BYTES_MAX: Final = 16 << 20
 HANDLES_MAX: Final = 1024
 LENGTH: Final = struct.Struct("<I")
-PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE = range(1, 8)
+HEAD_BYTES: Final = 8
+PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE, GET, ROW = range(1, 10)
 
 _HEAD: Final = struct.Struct("<IBBHI")  # with the length in front
-_HEAD_BYTES: Final = 8
+_HEAD_ALONE: Final = struct.Struct("<BBHI")
 _BROKEN = (EOFError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
 
 
-def frame(kind: int, number: int, *parts: bytes | pa.Buffer) -> bytes:
-    """One frame with its length in front."""
+def frame(kind: int, number: int, *parts: Any) -> bytes:
+    """One frame with its length in front. Parts: anything with the buffer protocol, contiguous."""
     body = b"".join(parts)
-    return _HEAD.pack(_HEAD_BYTES + len(body), kind, 0, 0, number) + body
+    return _HEAD.pack(HEAD_BYTES + len(body), kind, 0, 0, number) + body
 
 
-def parse_frame(payload: bytes) -> tuple[int, int, pa.Buffer]:
+def parse_frame(payload: bytes | memoryview) -> tuple[int, int, pa.Buffer]:
     """Kind, number and body of a frame without its length; the body is a view."""
-    if len(payload) < _HEAD_BYTES:
+    kind, number = parse_head(payload)
+    return kind, number, pa.py_buffer(payload).slice(HEAD_BYTES)
+
+
+def parse_head(payload: bytes | memoryview) -> tuple[int, int]:
+    """Kind and number of a frame without its length."""
+    if len(payload) < HEAD_BYTES:
         raise malformed("a frame is shorter than its head")
-    return payload[0], LENGTH.unpack_from(payload, 4)[0], pa.py_buffer(payload).slice(_HEAD_BYTES)
+    kind, _, _, number = _HEAD_ALONE.unpack_from(payload)
+    return kind, number
 
 
 # requests
@@ -75,6 +97,16 @@ def encode_keys_message(keys: pa.RecordBatch, handle: int) -> bytes:
     return frame(RUN, handle, keys.serialize())
 
 
+def packed_codes(arguments: dict[str, Any]) -> tuple[str, str] | None:
+    """The codes that a PREPARE names, of key and row; None: it names none. Errors: MalformedMessage."""
+    codes = arguments.get("packed")
+    if codes is None:
+        return None
+    if not isinstance(codes, list) or len(codes) != 2 or not all(isinstance(code, str) for code in codes):
+        raise malformed("the codes of a prepared lookup are not two texts")
+    return codes[0], codes[1]
+
+
 def decode_batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     """Rows that came from outside: everything in them is checked."""
     try:
@@ -96,6 +128,19 @@ def encode_call_frame(call: Call) -> bytes:
     return encode_envelope(CALL, list(encode_call(call)))
 
 
+def call_frame_parts(call: Call) -> list[Any]:
+    """As encode_call_frame(), in parts to be sent one after another."""
+    messages = list(encode_call(call))
+    header = messages[0].header
+    assert header is not None, "an envelope begins with its header"
+    parts: list[Any] = [header, bytes(-len(header) % 64), *(message.chunk for message in messages if message.chunk is not None)]
+    return [_HEAD.pack(HEAD_BYTES + n_bytes_of(parts), CALL, 0, 0, len(header)), *parts]
+
+
+def n_bytes_of(parts: list[Any]) -> int:
+    return sum(memoryview(part).nbytes for part in parts)
+
+
 def encode_reply_frame(reply: Reply) -> bytes:
     return encode_envelope(REPLY, list(encode_reply(reply)))
 
@@ -106,14 +151,13 @@ def decode_envelope(number: int, body: pa.Buffer) -> tuple[dict[str, Any], pa.Bu
         raise malformed("an envelope's header is cut")
     try:
         header = json.loads(body.slice(0, number).to_pybytes())
-        sizes = header["sizes"]
-        if not all(type(size) is int and size >= 0 for size in sizes):
+        if not are_sizes(header["sizes"]) or not are_sizes(header.get("blobs", [])):
             raise ValueError("a size is no number")
     except _BROKEN as error:
         raise malformed(f"an envelope's header: {error}") from error
     start = min(number + -number % 64, body.size)
     tables = body.slice(start)
-    if sum(size + -size % 64 for size in sizes) > tables.size:
+    if sum(size + -size % 64 for size in sizes_of(header)) > tables.size:
         raise malformed("an envelope's tables are cut")
     return header, tables
 
@@ -130,11 +174,16 @@ def decode_call_frame(number: int, body: pa.Buffer) -> Call:
 
 def encode_rows(rows: pa.RecordBatch, known: pa.Schema | None) -> bytes:
     """`known`: the schema last sent for this handle."""
-    schema = b""
-    if known is None or not rows.schema.equals(known):
-        schema = rows.schema.serialize().to_pybytes()
-        schema += bytes(-len(schema) % 8)
-    return frame(ROWS, len(schema), schema, rows.serialize())
+    return frame_rows(rows.schema, [rows.serialize()], known)
+
+
+def frame_rows(schema: pa.Schema, message: list[Any], known: pa.Schema | None) -> bytes:
+    """As encode_rows(), of a message that is already there, in parts."""
+    lead = b""
+    if schema is not known and (known is None or not schema.equals(known)):
+        lead = schema.serialize().to_pybytes()
+        lead += bytes(-len(lead) % 8)
+    return frame(ROWS, len(lead), lead, *message)
 
 
 def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[pa.RecordBatch, pa.Schema]:

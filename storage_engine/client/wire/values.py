@@ -5,12 +5,13 @@ Holds: each encode_ is undone by its decode_; a bucket is written "partition/buc
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.api import CommitInfo, CommitRequest, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
+from storage_engine.client.wire.envelope import malformed
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
 Ranges = Mapping[TableBucket, tuple[int, int]]
@@ -79,28 +80,49 @@ def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
     )
 
 
-def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table]]:
-    """A commit as arguments and one table per operation, in the order of the operations."""
+def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table], list[pa.Buffer]]:
+    """A commit as arguments, the tables and the encoded messages of its operations, in their order."""
     write_id = request.write_id
     arguments = {
-        "ops": [{"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)} for op in request.ops],
+        "ops": [_encode_op(op) for op in request.ops],
         "progress": [encode_progress(progress) for progress in request.progress],
         "write_id": None if write_id is None else [write_id.writer, write_id.sequence],
     }
-    return arguments, [op.rows for op in request.ops]
+    tables = [op.rows for op in request.ops if isinstance(op, WriteOp)]
+    return arguments, tables, [frame.message for op in request.ops if isinstance(op, EncodedAppend) for frame in op.frames]
 
 
-def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table]) -> CommitRequest:
-    ops = [
-        WriteOp(op["table"], op["kind"], rows, None if op["columns"] is None else tuple(op["columns"]))
-        for op, rows in zip(arguments["ops"], tables, strict=True)
-    ]
+def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table], blobs: Sequence[pa.Buffer] = ()) -> CommitRequest:
+    """Errors: MalformedMessage when the parts are not those of the operations."""
+    left_tables, left_blobs = iter(tables), iter(blobs)
+    try:
+        ops = [_decode_op(op, left_tables, left_blobs) for op in arguments["ops"]]
+    except (StopIteration, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise malformed(f"a commit's operations: {error}") from error
+    if next(left_tables, None) is not None or next(left_blobs, None) is not None:
+        raise malformed("a commit carries more than its operations")
     write_id = arguments["write_id"]
     return CommitRequest(
         ops=ops,
         progress=[decode_progress(progress) for progress in arguments["progress"]],
         write_id=None if write_id is None else WriteId(write_id[0], write_id[1]),
     )
+
+
+def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
+    if isinstance(op, EncodedAppend):
+        frames = [[frame.partition, frame.bucket, frame.n_rows] for frame in op.frames]
+        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id, "frames": frames}
+    return {"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)}
+
+
+def _decode_op(op: Mapping[str, Any], tables: Iterator[pa.Table], blobs: Iterator[pa.Buffer]) -> WriteOp | EncodedAppend:
+    if op["kind"] == "encoded":
+        frames = [EncodedRows(partition, bucket, n_rows, next(blobs)) for partition, bucket, n_rows in op["frames"]]
+        if not all(type(f.partition) is str and type(f.bucket) is int and type(f.n_rows) is int for f in frames):
+            raise TypeError("a frame's partition, bucket and rows")
+        return EncodedAppend(op["table"], op["schema_id"], frames)
+    return WriteOp(op["table"], op["kind"], next(tables), None if op["columns"] is None else tuple(op["columns"]))
 
 
 def _encode_by_table(by_table: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:

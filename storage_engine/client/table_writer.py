@@ -1,0 +1,80 @@
+"""Table writer: many batches for one table, several on their way at once.
+
+Owner: the caller, one thread at a time; close it (or leave its `with` block) to know that everything is acknowledged.
+Holds: batches are committed in their order, each in one atomic commit. While answers are awaited, small appends gather to one commit of
+       GATHERED_ROWS rows: encoding and committing costs by the call. What gathers leaves with a later call, at the latest with flush().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from storage_engine.api import CommitRequest, CommitStream, OpKind
+
+if TYPE_CHECKING:
+    from storage_engine.client.table import Table
+
+
+GATHERED_ROWS: Final = 10_000
+
+
+class TableWriter:
+    """Writes of one table. An error of a batch is raised by a later call, at the latest by flush(); batches behind it may be written."""
+
+    def __init__(self, table: Table, stream: CommitStream) -> None:
+        self._table = table
+        self._stream = stream
+        self._gathered: list[pa.Table] = []
+        self._n_gathered = 0
+
+    def append(self, rows: Any) -> None:
+        table = self._table.as_rows(rows)
+        if table.num_rows < GATHERED_ROWS and (self._gathered or self._stream.n_waiting()):
+            if self._gathered and not self._gathered[0].schema.equals(table.schema):
+                self._send_gathered()
+            self._gathered.append(table)
+            self._n_gathered += table.num_rows
+            if self._n_gathered >= GATHERED_ROWS or not self._stream.n_waiting():
+                self._send_gathered()
+            return
+        self._send_gathered()
+        self._send("append", table, None)
+
+    def upsert(self, rows: Any, columns: Sequence[str] | None = None) -> None:
+        self._send("upsert", rows, columns)
+
+    def delete(self, keys: Any, columns: Sequence[str] | None = None) -> None:
+        self._send("delete", keys, columns)
+
+    def flush(self) -> None:
+        """Return when everything written so far is acknowledged. Errors: of the first batch that failed."""
+        self._send_gathered()
+        self._stream.finish()
+
+    def close(self) -> None:
+        """flush(), and give the connection back."""
+        try:
+            self.flush()
+        finally:
+            self._stream.close()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        else:
+            self._stream.close()
+
+    def _send_gathered(self) -> None:
+        if self._gathered:
+            tables, self._gathered, self._n_gathered = self._gathered, [], 0
+            self._send("append", pa.concat_tables(tables).combine_chunks(), None)
+
+    def _send(self, kind: OpKind, rows: Any, columns: Sequence[str] | None) -> None:
+        self._stream.send(CommitRequest((self._table.operation(kind, rows, columns),)))

@@ -1,0 +1,178 @@
+"""Point reads: lookups of one table and column list, asked again and again, by the shortest way.
+
+Owner: engine/embedded.py makes one per table and column list that somebody looks up by; it keeps no rows.
+State: what follows from the table's descriptor; found anew when the descriptor is another one.
+Holds: answers are what reads.lookup() answers, of one moment: index and frames are read under the readers' lock. LONG_WAY and None
+       (of message) mean: ask reads.lookup(), as for a key that is not there among several, hashes that keys share, rare types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import RLock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine.gather import GATHER_ROWS_MAX
+from storage_engine.engine.state import StoreState, TableState
+from storage_engine.errors import SchemaMismatch, unknown_table
+from storage_engine.kv.single import encode_key
+from storage_engine.log.frame_index import BucketId
+from storage_engine.log.message_template import ColumnBuffers, MessageTemplate
+from storage_engine.schema.bucketing import bucket_of_key
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.point import LONG_WAY, LongWay, RowShape
+
+_KEYS_MIN = 4  # of fewer, reads.lookup() finds each by itself in less time
+
+
+class _Plan:
+    """What follows from a descriptor: where key and answer columns stand, how rows are packed."""
+
+    def __init__(self, descriptor: TableDescriptor, columns: Sequence[str] | None) -> None:
+        self.descriptor = descriptor
+        schema = descriptor.arrow_schema
+        names = list(descriptor.column_names) if columns is None else list(columns)
+        for name in names:
+            if name not in schema.names:
+                what = f"{descriptor.name} has no column {name}"
+                raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(schema.names)}.")
+        self.names = tuple(names)
+        self.columns = [schema.names.index(name) for name in names]
+        self.is_whole = self.columns == list(range(len(schema)))
+        self.key_kinds = [descriptor.column(name).arrow.type for name in descriptor.primary_key]
+        self.key_columns = [schema.names.index(name) for name in descriptor.primary_key]
+        self.bucket_key = [descriptor.primary_key.index(name) for name in descriptor.bucket_keys if name in descriptor.primary_key]
+        self.key_shape = RowShape.of(self.key_kinds)
+        self.row_shape = RowShape.of([schema.field(i).type for i in self.columns])
+        # rare key types have no bytes in plain Python; a partition's name is not among the stored key
+        self.is_direct = bool(self.key_kinds) and not descriptor.partition_keys
+        self.codes: tuple[str, str] | None = None
+        if self.is_direct and self.key_shape is not None and self.row_shape is not None:
+            self.codes = (self.key_shape.codes, self.row_shape.codes)
+        answer = pa.schema([*(pa.field(name, schema.field(name).type) for name in names), pa.field("_found", pa.bool_())])
+        self.answer = MessageTemplate(answer) if MessageTemplate.is_possible(answer) else None
+
+
+class PointReads:
+    """Lookups of one table in one list of columns (None: all)."""
+
+    def __init__(self, lock: RLock, state: StoreState, buckets: Buckets, table: str, columns: Sequence[str] | None) -> None:  # type: ignore[valid-type]
+        self._lock = lock
+        self._state = state
+        self._buckets = buckets
+        self._name = table
+        self._columns = columns
+        self._plan: _Plan | None = None
+
+    def packed_row(self, key: bytes | memoryview, codes: tuple[str, str]) -> bytes | LongWay | None:
+        """As row(), of a packed key, as a packed row. Errors: MalformedMessage for a key that is none."""
+        with self._lock:
+            table, plan = self._planned()
+            if plan.codes != codes or plan.key_shape is None or plan.row_shape is None:
+                return LONG_WAY
+            row = self._row(table, plan, plan.key_shape.decode_stored(key))
+        return plan.row_shape.encode(row) if isinstance(row, list) else row
+
+    def row(self, key: Sequence[Any], codes: tuple[str, str]) -> list[Any] | LongWay | None:
+        """The stored values of the row of one key (given as stored values, texts as bytes); None when there is none.
+
+        `codes` of the RowShapes of key and row that the caller knows: the way is long where the table has others by now.
+        """
+        with self._lock:
+            table, plan = self._planned()
+            return self._row(table, plan, key) if plan.codes == codes else LONG_WAY
+
+    def _row(self, table: TableState, plan: _Plan, key: Sequence[Any]) -> list[Any] | LongWay | None:
+        encoded = encode_key(key, plan.key_kinds)
+        if encoded is None:
+            return LONG_WAY
+        bucket = self._bucket(table, 0 if plan.descriptor.n_buckets == 1 else self._bucket_number(plan, key))
+        if bucket is None:
+            return None
+        offset = (bucket.kv or self._buckets.kv_of(bucket)).find_one(encoded)
+        if offset is None:
+            return LONG_WAY
+        if offset < 0:
+            return None
+        values = self._buckets.values_at(bucket, table, offset)
+        if values is None or any(values[at] != wanted for at, wanted in zip(plan.key_columns, key, strict=True)):
+            return LONG_WAY
+        return values if plan.is_whole else [values[i] for i in plan.columns]
+
+    def rows(self, keys: pa.Table) -> pa.Table | None:
+        """As message(), as a table."""
+        arrays = [column.chunk(0) for column in keys.itercolumns() if column.num_chunks == 1]
+        if not 0 < keys.num_rows <= GATHER_ROWS_MAX or len(arrays) != keys.num_columns:
+            return None
+        direct = self.message(keys.schema, arrays)
+        if direct is None:
+            return None
+        schema, parts = direct
+        return pa.Table.from_batches([pa.ipc.read_record_batch(pa.py_buffer(b"".join(parts)), schema)])
+
+    def message(self, schema: pa.Schema, keys: Sequence[pa.Array]) -> tuple[pa.Schema, list[Any]] | None:
+        """The rows of n keys, all of which must be there, as the parts of an Arrow message, with its schema.
+
+        Shapes: keys (n,) of `schema` as conform_keys() leaves keys, else None -> columns (n,) and `_found`.
+        """
+        with self._lock:
+            table, plan = self._planned()
+            if not plan.is_direct or plan.answer is None or plan.descriptor.n_buckets != 1 or len(keys[0]) < _KEYS_MIN:
+                return None
+            if not schema.equals(plan.descriptor.key_schema) or any(key.null_count for key in keys):
+                return None
+            bucket = self._bucket(table, 0)
+            if bucket is None:
+                return None
+            offsets = (bucket.kv or self._buckets.kv_of(bucket)).find(keys)
+            if offsets is None or int(offsets.min()) < 0:
+                return None
+            columns = self._buckets.columns_at(bucket, table, offsets)
+        if columns is None or not all(_is_column(columns[at], key) for at, key in zip(plan.key_columns, keys, strict=True)):
+            return None
+        n = len(offsets)
+        found = ColumnBuffers(0, None, (_ones(n),))
+        return plan.answer.schema, plan.answer.parts(n, [*(columns[i] for i in plan.columns), found])
+
+    def _planned(self) -> tuple[TableState, _Plan]:
+        table = self._state.tables.get(self._name)
+        if table is None:
+            raise unknown_table(self._name, self._state.tables)
+        plan = self._plan
+        if plan is None or plan.descriptor is not table.descriptor:
+            plan = self._plan = _Plan(table.descriptor, self._columns)
+        return table, plan
+
+    def _bucket(self, table: TableState, number: int) -> Bucket | None:
+        return self._buckets.get(BucketId(table.descriptor.table_id, 0, number))
+
+    def _bucket_number(self, plan: _Plan, key: Sequence[Any]) -> int:
+        encoded = encode_key([key[i] for i in plan.bucket_key], [plan.key_kinds[i] for i in plan.bucket_key])
+        assert encoded is not None, "the whole key was encoded"
+        return bucket_of_key(encoded, plan.descriptor.n_buckets)
+
+
+def _is_column(stored: ColumnBuffers, keys: pa.Array) -> bool:
+    """True when the gathered key column equals the keys asked for, byte by byte. Keys are never null."""
+    _, *buffers = keys.buffers()
+    n = len(keys)
+    if len(buffers) == 1:
+        width = keys.type.bit_width // 8
+        own = memoryview(stored.data[0]).cast("B")
+        return own == _bytes_of(buffers[0])[keys.offset * width : (keys.offset + n) * width]
+    offsets = np.frombuffer(buffers[0], np.int32, n + 1, keys.offset * 4)
+    first, last = offsets.item(0), offsets.item(n)
+    texts = _bytes_of(buffers[1])[first:last] if buffers[1] is not None else b""
+    return np.array_equal(stored.data[0], offsets - first) and stored.data[1].cast("B") == texts
+
+
+def _bytes_of(buffer: pa.Buffer) -> memoryview:
+    return memoryview(buffer).cast("B")  # Arrow's are of signed bytes, and views of different formats compare by value
+
+
+def _ones(n: int) -> bytes:
+    return b"\xff" * (n >> 3) + bytes([(1 << (n & 7)) - 1] if n & 7 else [])
