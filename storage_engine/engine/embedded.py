@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import CAPABILITIES, BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
-from storage_engine.engine import catalog, checkpoint, reads
+from storage_engine.engine import catalog, checkpoint, key_budget, reads
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.key_budget import KeyBudget, KeyMemory
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
@@ -48,7 +49,13 @@ class EmbeddedBackend:
     capabilities = CAPABILITIES
 
     def __init__(
-        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
+        self,
+        directory: Path,
+        disk: Disk,
+        sync: SyncMode,
+        now_ms: Callable[[], int],
+        checkpoints: CheckpointPolicy = CHECKPOINTS,
+        key_memory_bytes_max: int = key_budget.BYTES_MAX,
     ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
@@ -63,6 +70,7 @@ class EmbeddedBackend:
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
+            self._budget = KeyBudget(directory, key_memory_bytes_max, self._writer)
             self._recover(checkpoints)
         except BaseException:
             self._lock.release()
@@ -78,15 +86,17 @@ class EmbeddedBackend:
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
         maintenance: bool = True,
+        key_memory_bytes_max: int = key_budget.BYTES_MAX,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
+        key_memory_bytes_max  memory for the key indexes of all tables; what is beyond moves to disk, bucket by bucket
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints, key_memory_bytes_max)
         if maintenance:
             backend.maintenance.start()
         return backend
@@ -99,7 +109,7 @@ class EmbeddedBackend:
         self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
         index = loaded.frames if loaded else FrameIndex()
         snapshots = KeySnapshots(self._disk, self.directory)
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots)
+        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots, self._budget)
         for table_id in self._state.names:
             for bucket_id, _ in index.buckets(table_id):
                 self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
@@ -317,6 +327,10 @@ class EmbeddedBackend:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
 
+    def key_memory(self) -> KeyMemory:
+        """What the key indexes take of memory, what they may take, and which buckets have moved to disk."""
+        return self._budget.memory
+
     # copies
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
@@ -344,6 +358,7 @@ class EmbeddedBackend:
         """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
         self.maintenance.stop()
         self._checkpointer.stop()
+        self._budget.stop()
         with self._writer, self._changed:
             if self._is_closed:
                 return
@@ -352,6 +367,7 @@ class EmbeddedBackend:
             try:
                 self._checkpointer.write_last()
             finally:
+                self._budget.clear()
                 self._log.close()
                 self._lock.release()
 

@@ -8,6 +8,7 @@ Holds: find() answers at least the keys of a prefix. It may also answer keys tha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -70,9 +71,10 @@ class PrefixIndex:
         is_first[1:] = (key[1:] != key[:-1]) | (position[1:] != position[:-1])
         return position[is_first], key[is_first]
 
-    def keep(self, is_live: Bools) -> None:
-        """Drop entries: `is_live` (n_entries,) is aligned to entries()[1]. One run is left, without repeated pairs."""
+    def keep(self, are_live: Callable[[Hashes], Bools]) -> None:
+        """Drop the entries of keys that are not live. One run is left, without repeated pairs."""
         prefixes, keys = self.entries()
+        is_live = are_live(keys)
         prefixes, keys = prefixes[is_live], keys[is_live]
         order = np.lexsort((keys, prefixes))
         prefixes, keys = prefixes[order], keys[order]
@@ -82,9 +84,18 @@ class PrefixIndex:
 
     def entries(self) -> tuple[Hashes, Hashes]:
         """All entries: prefixes and keys."""
-        if not self._runs:
-            return np.empty(0, np.uint64), np.empty(0, np.uint64)
-        return np.concatenate([run.prefixes for run in self._runs]), np.concatenate([run.keys for run in self._runs])
+        return joined(self._runs)
+
+    def pieces(self) -> Iterable[tuple[Hashes, Hashes]]:
+        """The entries as they are now, in pieces that do not change any more."""
+        return self._runs
+
+
+def joined(pieces: Iterable[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
+    """Pieces of prefixes and keys as one."""
+    prefixes, keys = zip(*pieces, strict=True) if (pieces := list(pieces)) else ((), ())
+    none = np.empty(0, np.uint64)
+    return np.concatenate([none, *prefixes]), np.concatenate([none, *keys])
 
 
 def _sorted_run(prefixes: Hashes, keys: Hashes) -> _Run:
