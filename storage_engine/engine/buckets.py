@@ -22,7 +22,7 @@ from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
 from storage_engine.engine.state import TableState
 from storage_engine.errors import RetriableError
-from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.kv import AutoIncrement, Ids, IdSegments, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame import decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
@@ -244,7 +244,7 @@ class Buckets:
     def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
-        kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self.ids_of(table))
+        kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self._ids_of(table))
         start_offset = bucket.frames.start_offset
         stored = self._snapshots.load(bucket.id, bucket.frames, end_offset) if self._snapshots and start_offset < end_offset else None
         if stored is not None:
@@ -253,14 +253,15 @@ class Buckets:
         kv.rebuild(self._changes(bucket, table, start_offset, end_offset))
         return kv
 
-    def ids_of(self, table: TableState) -> AutoIncrement | None:
-        """The counter of a table with an auto-increment column; its buckets share it."""
+    def _ids_of(self, table: TableState) -> Ids | None:
+        """Where a bucket takes ids from: the table's counter, or segments of it."""
         descriptor = table.descriptor
         if descriptor.auto_increment_column is None:
             return None
-        if descriptor.table_id not in self.counters:
-            self.counters[descriptor.table_id] = AutoIncrement(descriptor, table.last_id)
-        return self.counters[descriptor.table_id]
+        counter = self.counters.get(descriptor.table_id)
+        if counter is None:
+            counter = self.counters[descriptor.table_id] = AutoIncrement(descriptor, table.last_id)
+        return counter if counter.segment_ids is None else IdSegments(counter)
 
     def alter(self, table: TableState) -> None:
         """The table's columns have changed."""

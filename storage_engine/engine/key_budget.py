@@ -159,8 +159,8 @@ class KeyBudget:
             index.load(copy.keys)
             if kv.descriptor.is_prefix_lookup_possible:
                 prefixes = SpilledPrefixes(path / "prefixes", lambda: self._give_up(bucket, kv))
-                for part in copy.prefixes:
-                    prefixes.add(*part)
+                for pairs in copy.prefixes:
+                    prefixes.add(pairs[:, 0], pairs[:, 1])
             del copy
             is_done = self._swap(bucket, kv, index, prefixes)
             return is_done

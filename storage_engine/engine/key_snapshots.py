@@ -159,8 +159,7 @@ class _Body:
         n_offsets = self._count((yield from self._write(keys.keys.offset_pieces())))
         assert n_offsets == self.counts[0], f"{self.counts[0]} keys have {n_offsets} offsets"
         yield from self._write([recent, recent_offsets])
-        self.counts[2] = self._count((yield from self._write(prefixes for prefixes, _ in keys.prefixes)))
-        yield from self._write(hashes for _, hashes in keys.prefixes)
+        self.counts[2] = self._count((yield from self._write(keys.prefixes))) // 2
         yield from self._write([np.fromiter(keys.homeless.values(), np.int64), np.cumsum([len(key) for key in homeless], dtype=np.int64)])
         yield from self._write([np.frombuffer(b"".join(homeless), np.uint8)])
 
@@ -204,8 +203,8 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
     if google_crc32c.value(data.slice(HEADER_BYTES)) != body_crc:
         return "does not match its checksum"
     words = np.frombuffer(data, np.uint64, n_words, HEADER_BYTES)
-    sizes = (n_sorted, n_sorted, n_recent, n_recent, n_prefixes, n_prefixes, n_homeless, n_homeless)
-    spread, offsets, recent, recent_offsets, prefixes, prefix_keys, homeless, ends = np.split(words, np.cumsum(sizes)[:-1])
+    sizes = (n_sorted, n_sorted, n_recent, n_recent, 2 * n_prefixes, n_homeless, n_homeless)
+    spread, offsets, recent, recent_offsets, pairs, homeless, ends = np.split(words, np.cumsum(sizes)[:-1])
     text = data.slice(HEADER_BYTES + 8 * n_words).to_pybytes()
     starts = [0, *ends.tolist()]
     homeless_keys = [text[start:stop] for start, stop in pairwise(starts)]
@@ -213,5 +212,5 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
     return StoredSnapshot(
         BucketId(table_id, partition_id, bucket),
         Covered(*covered),
-        KvSnapshot(keys, ((prefixes, prefix_keys),), dict(zip(homeless_keys, homeless.view(np.int64).tolist(), strict=True))),
+        KvSnapshot(keys, (pairs.reshape(-1, 2),), dict(zip(homeless_keys, homeless.view(np.int64).tolist(), strict=True))),
     )

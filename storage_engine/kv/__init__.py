@@ -1,6 +1,6 @@
 """kv: primary-key buckets over a changelog. Key index, merge engines, changelog rows, prefix lookups, auto-increment."""
 
-from storage_engine.kv.auto_increment import AutoIncrement
+from storage_engine.kv.auto_increment import AutoIncrement, Ids, IdSegments
 from storage_engine.kv.batch import combine
 from storage_engine.kv.bucket import KvBucket, KvChange, KvSnapshot
 from storage_engine.kv.key_index import ArrayCopy, KeyIndex, items_of
@@ -12,6 +12,8 @@ __all__ = [
     "ArrayCopy",
     "AutoIncrement",
     "ChangePlan",
+    "IdSegments",
+    "Ids",
     "KeyIndex",
     "KvBucket",
     "KvChange",

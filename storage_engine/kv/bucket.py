@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch
-from storage_engine.kv.auto_increment import AutoIncrement
+from storage_engine.kv.auto_increment import Ids
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, KeyIndex, nonzero
@@ -69,10 +69,14 @@ class KvChange:
 
 @dataclass(frozen=True)
 class KvSnapshot:
-    """All that a bucket derives, as it was at one moment: its key index, its prefix entries in pieces, homeless keys with offsets."""
+    """All that a bucket derives, as it was at one moment; it can be read once.
+
+    prefixes  prefix entries in pieces (m, 2): hash of the prefix, hash of the key
+    homeless  encoded keys whose hash belongs to another key, with their offsets
+    """
 
     keys: KeyCopy
-    prefixes: Iterable[tuple[Hashes, Hashes]]
+    prefixes: Iterable[Hashes]
     homeless: dict[bytes, int]
 
 
@@ -95,7 +99,7 @@ class KvBucket:
     """
 
     def __init__(
-        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: AutoIncrement | None = None, hash_keys: HashKeys = hash64
+        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: Ids | None = None, hash_keys: HashKeys = hash64
     ) -> None:
         self.descriptor = descriptor
         self._fetch_rows = fetch_rows

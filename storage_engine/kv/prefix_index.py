@@ -8,12 +8,14 @@ Holds: find() answers at least the keys of a prefix. It may also answer keys tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
+
+_PIECE_ENTRIES: Final = 1 << 20
 
 
 class _Run(NamedTuple):
@@ -84,18 +86,25 @@ class PrefixIndex:
 
     def entries(self) -> tuple[Hashes, Hashes]:
         """All entries: prefixes and keys."""
-        return joined(self._runs)
+        none = np.empty(0, np.uint64)
+        return np.concatenate([none, *(run.prefixes for run in self._runs)]), np.concatenate([none, *(run.keys for run in self._runs)])
 
-    def pieces(self) -> Iterable[tuple[Hashes, Hashes]]:
-        """The entries as they are now, in pieces that do not change any more."""
-        return self._runs
+    def pieces(self) -> Iterable[Hashes]:
+        """The entries as they are now, as pairs (m, 2) of prefix and key, piece by piece; they can be read once."""
+        return _pairs_of(self._runs)
 
 
-def joined(pieces: Iterable[tuple[Hashes, Hashes]]) -> tuple[Hashes, Hashes]:
-    """Pieces of prefixes and keys as one."""
-    prefixes, keys = zip(*pieces, strict=True) if (pieces := list(pieces)) else ((), ())
-    none = np.empty(0, np.uint64)
-    return np.concatenate([none, *prefixes]), np.concatenate([none, *keys])
+def joined(pieces: Iterable[Hashes]) -> tuple[Hashes, Hashes]:
+    """Prefixes and keys of pairs in pieces."""
+    pairs = np.concatenate([np.empty((0, 2), np.uint64), *pieces])
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+
+
+def _pairs_of(runs: tuple[_Run, ...]) -> Iterator[Hashes]:
+    for run in runs:
+        for start in range(0, len(run.keys), _PIECE_ENTRIES):
+            part = slice(start, start + _PIECE_ENTRIES)
+            yield np.stack([run.prefixes[part], run.keys[part]], axis=1)
 
 
 def _sorted_run(prefixes: Hashes, keys: Hashes) -> _Run:

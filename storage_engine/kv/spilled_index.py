@@ -24,7 +24,6 @@ from rocksdict import (
     DBCompressionType,
     Options,
     Rdict,
-    Snapshot,
     WriteBatch,
     WriteOptions,
 )  # fmt: skip
@@ -96,8 +95,13 @@ class _Database:
 
         return self._guarded(scan)
 
-    def snapshot(self) -> Snapshot:
-        return self._guarded(self.db.snapshot)
+    def keys(self) -> Iterator[bytes]:
+        """All keys, ascending, as they are at this moment: RocksDB's iterators see no later writes (rocksdict's snapshots do)."""
+        return self._guarded(self.db.keys)
+
+    def values(self) -> Iterator[bytes]:
+        """Their values, likewise."""
+        return self._guarded(self.db.values)
 
     def close(self) -> None:
         if not self._is_broken:
@@ -182,7 +186,7 @@ class SpilledIndex:
 
     def copy(self) -> SpilledCopy:
         """The index as it is now, read from disk piece by piece when it is asked for."""
-        return SpilledCopy(self._database.snapshot(), self._n_keys)
+        return SpilledCopy(self._database.keys(), self._database.values(), self._n_keys)
 
     def close(self) -> None:
         """Give up the index and its files."""
@@ -193,20 +197,20 @@ class SpilledIndex:
 
 
 class SpilledCopy:
-    """A KeyCopy that RocksDB keeps."""
+    """A KeyCopy that RocksDB keeps; its pieces can be read once."""
 
-    def __init__(self, snapshot: Snapshot, n_keys: int) -> None:
-        self._snapshot = snapshot
+    def __init__(self, keys: Iterator[bytes], values: Iterator[bytes], n_keys: int) -> None:
+        self._keys, self._values = keys, values
         self.n_sorted = n_keys + 1
         self.recent = (np.empty(0, np.uint64), np.empty(0, np.int64))
 
     def spread_pieces(self) -> Iterator[Hashes]:
-        for part in _pieces(self._snapshot.keys()):
+        for part in _pieces(self._keys):
             yield np.frombuffer(part, _KEY).astype(np.uint64)
         yield np.array([MARK])
 
     def offset_pieces(self) -> Iterator[Int64s]:
-        for part in _pieces(self._snapshot.values()):
+        for part in _pieces(self._values):
             yield np.frombuffer(part, np.int64)
         yield np.array([MISSING], np.int64)
 
@@ -236,21 +240,21 @@ class SpilledPrefixes:
     def find(self, prefixes: Hashes) -> tuple[Int64s, Hashes]:
         found = self._database.under(_split(prefixes))
         position = np.repeat(np.arange(len(prefixes)), [len(keys) for keys in found])
-        keys = _pairs(b"".join([key for keys in found for key in keys]))[1]
+        keys = _pairs(b"".join([key for keys in found for key in keys]))[:, 1]
         order = np.lexsort((keys, position))
         return position[order], keys[order]
 
     def keep(self, are_live: Callable[[Hashes], Bools]) -> None:
         n_entries = 0
-        for prefixes, keys in self.pieces():
-            gone = ~are_live(keys)
-            self._database.write((), _split(np.stack([prefixes[gone], keys[gone]], axis=1)))
-            n_entries += len(keys) - int(gone.sum())
+        for pairs in self.pieces():
+            gone = ~are_live(pairs[:, 1])
+            self._database.write((), _split(pairs[gone]))
+            n_entries += len(pairs) - int(gone.sum())
         self.n_entries = n_entries
 
-    def pieces(self) -> SpilledPairs:
-        """The entries as they are now, read from disk when they are asked for."""
-        return SpilledPairs(self._database.snapshot())
+    def pieces(self) -> Iterable[Hashes]:
+        """The entries as they are now, read from disk when they are asked for; they can be read once."""
+        return map(_pairs, _pieces(self._database.keys()))
 
     def close(self) -> None:
         self._database.close()
@@ -265,16 +269,6 @@ def follow(changes: Iterable[IndexChange], index: SpilledIndex, prefixes: Spille
             index.remove(change.hashes)
         elif prefixes is not None:
             prefixes.add(change.prefixes, change.hashes)
-
-
-class SpilledPairs:
-    """Prefix entries that RocksDB keeps: pieces of prefixes and keys, as often as asked for."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
-
-    def __iter__(self) -> Iterator[tuple[Hashes, Hashes]]:
-        return map(_pairs, _pieces(self._snapshot.keys()))
 
 
 def _pieces(values: Iterable[Any]) -> Iterator[bytes]:
@@ -293,9 +287,8 @@ def _values(offsets: Int64s) -> list[bytes]:
     return np.ascontiguousarray(offsets).view("V8").tolist()
 
 
-def _pairs(joined: bytes) -> tuple[Hashes, Hashes]:
-    pairs = np.frombuffer(joined, _KEY).astype(np.uint64).reshape(-1, 2)
-    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+def _pairs(joined: bytes) -> Hashes:
+    return np.frombuffer(joined, _KEY).astype(np.uint64).reshape(-1, 2)
 
 
 def _options() -> Options:
