@@ -35,6 +35,9 @@ class StoreSection(Section):
     dir: Path = Field(default=Path("data/store"), description="folder of the store; one process opens it at a time")
     host: str = Field(default="127.0.0.1", description="address the server listens on; other than loopback needs authentication")
     port: Port = Field(default=9650, description="port the server listens on (Arrow Flight)")
+    key_memory_mb: int = Field(
+        default=4096, ge=1, description="memory for the key indexes of primary-key tables, in MiB (about 20 B per key); more moves to disk"
+    )
     url: str = Field(
         default="", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
     )

@@ -35,9 +35,10 @@ class Service:
 
 def store_service(config: Config) -> Service:
     store = config.store
+    command = (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port))
     return Service(
         "store",
-        (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port)),
+        (*command, "--key-memory-mb", str(store.key_memory_mb)),
         probe=store_answers(f"flashlake://{store.host}:{store.port}"),
         address=f"flashlake://{store.host}:{store.port}",
         port_key=("store.port", store.host, store.port),

@@ -93,6 +93,8 @@ class KeyBudget:
             self._total -= known.n_bytes if known else 0
         if bucket.kv is not None:
             bucket.kv.close()
+        for path in self._folder.glob(_name(bucket.id, "*")):
+            shutil.rmtree(path, ignore_errors=True)
 
     @property
     def memory(self) -> KeyMemory:
@@ -119,6 +121,7 @@ class KeyBudget:
         for bucket in buckets:
             if bucket.kv is not None:
                 bucket.kv.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _run(self) -> None:
         while True:
@@ -149,7 +152,7 @@ class KeyBudget:
                 return True
             copy = kv.begin_move()
             self._n_moves += 1
-        path = self._folder / ("-".join(map(str, (*bucket.id, self._n_moves))))
+        path = self._folder / _name(bucket.id, self._n_moves)
         index: SpilledIndex | None = None
         prefixes: SpilledPrefixes | None = None
         is_done = False
@@ -195,3 +198,7 @@ class KeyBudget:
         if bucket.kv is kv and kv.spilled_bytes is not None:
             bucket.kv = None
             kv.close()
+
+
+def _name(bucket_id: BucketId, number: object) -> str:
+    return "-".join(map(str, (*bucket_id, number)))

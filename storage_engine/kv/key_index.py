@@ -244,10 +244,12 @@ class KeyIndex:
     def _insert(self, spread: Hashes, offsets: Int64s, position: Int64s) -> None:
         """Add hashes that have no place; `position` (n,): the empty slots where their chains in the table end."""
         self._n_keys += len(spread)
-        table = self._state.table
-        if self._n_used + len(spread) > table.n_used_max:
+        if self._n_used + len(spread) > self._state.table.n_used_max:
+            if self._merge is None and self._n_used + len(spread) > self._table_keys_max:
+                self._begin_merge()
             self._grow(spread, offsets)
             return
+        table = self._state.table
         self._n_used += len(spread)
         left = table.insert(spread, offsets, position)
         if len(left):
@@ -274,16 +276,18 @@ class KeyIndex:
         return max(_TABLE_KEYS_MIN, len(self._state.run.spread) // _TABLE_SHARE)
 
     def _maintain(self, n_keys: int) -> None:
-        """After `n_keys` were put or removed: begin a merge where one is due, go on with one under way."""
+        """After `n_keys` were put or removed: go on with a merge under way; begin one where many removed keys take up the run."""
         if self._merge is None:
-            n_run = len(self._state.run.spread)
-            if self._n_used < self._table_keys_max and self._n_removed <= max(_TABLE_KEYS_MIN, n_run // 4):
+            if self._n_removed <= max(_TABLE_KEYS_MIN, len(self._state.run.spread) // 4):
                 return
-            state = self._state
-            self._merge = SliceMerge(state.run, state.table)
-            self._n_used = self._n_removed = 0
-            self._state = _State(state.run, _no_keys(), self._merge.run, state.table)
+            self._begin_merge()
         self._advance(max(_SLICE_KEYS_MIN, _SLICE_KEYS_PER_PUT * n_keys))
+
+    def _begin_merge(self) -> None:
+        run, table = self._state.run, self._state.table
+        self._merge = SliceMerge(run, table)
+        self._n_used = self._n_removed = 0
+        self._state = _State(run, _no_keys(), self._merge.run, table)
 
     def _advance(self, n_keys: int) -> None:
         merge, state = self._merge, self._state

@@ -115,7 +115,7 @@ class SliceMerge:
     def __init__(self, source: KeyRun, table: KeyTable) -> None:
         self._source, self._table = source, table
         self._slot = self._read = self._released = 0
-        n_max = len(source.spread) + int(np.count_nonzero(table.offsets >= 0)) + 1
+        n_max = len(source.spread) + int(np.count_nonzero(table.spread)) + 1  # removed keys may come back
         self._memory = mmap.mmap(-1, 16 * n_max, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._memory.madvise(mmap.MADV_HUGEPAGE)  # lookups jump: large pages save half of their time
         self._spread = np.frombuffer(self._memory, np.uint64, n_max)

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from storage_engine.client.flight import DEFAULT_PORT
 from storage_engine.engine.embedded import EmbeddedBackend
+from storage_engine.engine.key_budget import BYTES_MAX
 from storage_engine.errors import FlashlakeError, InvalidConfiguration, StoreUnavailable
 from storage_engine.server.flight_server import FlightServer
 from storage_engine.server.socket_server import SocketServer
@@ -47,6 +48,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; only loopback addresses, as there is no authentication")
     parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port to listen on; 0 takes a free one (default %(default)s)")
     parser.add_argument("--sync", choices=["commit", "none"], default="commit", help="when a commit is acknowledged (default %(default)s)")
+    help_text = "memory for key indexes, in MiB; what is beyond moves to disk (default %(default)s)"
+    parser.add_argument("--key-memory-mb", type=int, default=BYTES_MAX >> 20, help=help_text)
     parser.add_argument("--stop-timeout-s", type=float, default=10.0, help="how long to wait for calls in flight when stopping")
     return parser.parse_args(arguments)
 
@@ -55,7 +58,7 @@ def _serve(options: argparse.Namespace) -> int:
     stop = _StopSignal()
     require_loopback(options.host)
     require_free_port(options.host, options.port)
-    backend = EmbeddedBackend.open(options.dir, sync=options.sync)
+    backend = EmbeddedBackend.open(options.dir, sync=options.sync, key_memory_bytes_max=options.key_memory_mb << 20)
     try:
         server = FlightServer(backend, host=options.host, port=options.port)
     except pa.ArrowException as error:
