@@ -112,6 +112,7 @@ class KvBucket:
         self._n_gone = 0
         self._journal: list[IndexChange] | None = None
         self._staged: list[tuple[KvChange, int]] = []
+        self._n_staged_indexed = 0
         self._staged_index = KeyIndex()
         self._staged_homeless: dict[bytes, int] = {}
 
@@ -247,14 +248,6 @@ class KvBucket:
         """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""
         if change.n_rows:
             self._staged.append((change, base_offset))
-            is_live, is_gone = _outcome(change)
-            offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
-            indexed = is_live | is_gone
-            for row, key in change.homeless.items():
-                if indexed[row]:
-                    self._staged_homeless[key] = int(offsets[row])
-                    indexed[row] = False
-            self._staged_index.put(change.hashes[indexed], offsets[indexed])
 
     def commit(self) -> None:
         """The transaction is in the log: what was staged becomes current."""
@@ -267,8 +260,10 @@ class KvBucket:
         """The transaction failed: forget what was staged."""
         if self._staged:
             self._staged = []
-            self._staged_index = KeyIndex()
-            self._staged_homeless = {}
+            if self._n_staged_indexed:
+                self._n_staged_indexed = 0
+                self._staged_index = KeyIndex()
+                self._staged_homeless = {}
 
     def apply(self, change: KvChange, base_offset: int) -> None:
         """stage() and commit() of a transaction with one operation on this bucket."""
@@ -366,6 +361,7 @@ class KvBucket:
         offsets = self._index.get(hashes)
         staged = is_writer and bool(self._staged)
         if staged:
+            self._index_staged()
             pending = self._staged_index.get(hashes)
             offsets = np.where(pending == MISSING, offsets, np.where(pending == _REMOVED, MISSING, pending))
         homeless = np.zeros(len(hashes), np.bool_)
@@ -385,6 +381,19 @@ class KvBucket:
         if is_writer:
             _mark_twins(hashes, found, homeless)
         return _Located(found, current, homeless)
+
+    def _index_staged(self) -> None:
+        """Enter what is staged into the index of the transaction: only a second operation on the bucket needs it."""
+        for change, base_offset in self._staged[self._n_staged_indexed :]:
+            is_live, is_gone = _outcome(change)
+            offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
+            indexed = is_live | is_gone
+            for row, key in change.homeless.items():
+                if indexed[row]:
+                    self._staged_homeless[key] = int(offsets[row])
+                    indexed[row] = False
+            self._staged_index.put(change.hashes[indexed], offsets[indexed])
+        self._n_staged_indexed = len(self._staged)
 
     def _locate_homeless(self, keys: pa.Array, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
         suspects = np.isin(hashes, self._homeless_hashes)
