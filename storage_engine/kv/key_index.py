@@ -26,7 +26,7 @@ _SPREAD = np.uint64(SPREAD)
 _INVERSE = np.uint64(pow(SPREAD, -1, 1 << 64))
 _MASK = (1 << 64) - 1
 
-_TABLE_KEYS_MIN = 1 << 15  # up to here one table is enough
+_TABLE_KEYS_MIN = 1 << 17  # up to here one table is enough
 _TABLE_SHARE = 8
 _SLICE_KEYS_MIN = 1 << 18  # 5 ms
 _SLICE_KEYS_PER_PUT = 20
@@ -164,7 +164,12 @@ class KeyIndex:
         spread = hashes * _SPREAD
         while True:
             state = self._state
-            offsets = _get(state, spread)
+            try:
+                offsets = _get(state, spread)
+            except IndexError:
+                if self._state is state:
+                    raise
+                continue  # arrays of a state that was replaced read as zeros once a merge has given them back: no mark ends a search
             if self._state is state:
                 return offsets
 
@@ -173,14 +178,12 @@ class KeyIndex:
         spread = key_hash * SPREAD & _MASK
         while True:
             state = self._state
-            if state.merged is None or state.frozen is None:
-                offset = state.run.find_one(spread)
-            elif spread < state.bound:
-                offset = state.merged.find_one(spread)
-            elif (offset := state.run.find_one(spread)) < 0:
-                offset = state.frozen.find_one(spread)
-            if offset < 0:
-                offset = state.table.find_one(spread)
+            try:
+                offset = _get_one(state, spread)
+            except IndexError:
+                if self._state is state:
+                    raise
+                continue
             if self._state is state:
                 return offset
 
@@ -276,9 +279,10 @@ class KeyIndex:
         return max(_TABLE_KEYS_MIN, len(self._state.run.spread) // _TABLE_SHARE)
 
     def _maintain(self, n_keys: int) -> None:
-        """After `n_keys` were put or removed: go on with a merge under way; begin one where many removed keys take up the run."""
+        """After `n_keys` were put or removed: go on with a merge under way, or begin one: for many removed keys, or after a large put."""
         if self._merge is None:
-            if self._n_removed <= max(_TABLE_KEYS_MIN, len(self._state.run.spread) // 4):
+            is_wasteful = self._n_removed > max(_TABLE_KEYS_MIN, len(self._state.run.spread) // 4)
+            if not is_wasteful and self._n_used <= self._table_keys_max:
                 return
             self._begin_merge()
         self._advance(max(_SLICE_KEYS_MIN, _SLICE_KEYS_PER_PUT * n_keys))
@@ -324,6 +328,16 @@ def _get(state: _State, spread: Hashes) -> Int64s:
     for place, rows, position in _locate(state, spread)[0]:
         offsets[slice(None) if rows is None else rows] = place.offsets[position]
     return offsets
+
+
+def _get_one(state: _State, spread: int) -> int:
+    if state.merged is None or state.frozen is None:
+        offset = state.run.find_one(spread)
+    elif spread < state.bound:
+        offset = state.merged.find_one(spread)
+    elif (offset := state.run.find_one(spread)) < 0:
+        offset = state.frozen.find_one(spread)
+    return state.table.find_one(spread) if offset < 0 else offset
 
 
 def _locate(state: _State, spread: Hashes) -> tuple[list[Found], Int64s, Int64s]:
