@@ -18,7 +18,7 @@ from storage_engine.engine import checkpoint
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.key_snapshots import KeySnapshots, covered_by
 from storage_engine.engine.state import StoreState
-from storage_engine.errors import WriteFailed
+from storage_engine.errors import RetriableError, WriteFailed
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.disk import Disk
 
@@ -128,15 +128,15 @@ class Checkpointer:
 
     def _save_snapshots(self, rows_max: Callable[[Bucket], int]) -> None:
         for bucket in self._buckets.built():
-            with self._writer:
-                covered = covered_by(bucket.frames)
-                if bucket.kv is None or covered is None or self._n_uncovered(bucket) < rows_max(bucket):
-                    continue
-                keys = bucket.kv.snapshot()
             try:
+                with self._writer:
+                    covered = covered_by(bucket.frames)
+                    if bucket.kv is None or covered is None or self._n_uncovered(bucket) < rows_max(bucket):
+                        continue
+                    keys = bucket.kv.snapshot()
                 self._log.sync()
                 self._snapshots.save(bucket.id, covered, keys)
-            except (OSError, WriteFailed) as error:
+            except (OSError, RetriableError) as error:
                 _logger.warning("the key index of bucket %s could not be stored: %s", bucket.id, error)
                 self._not_before = self._state.version + RETRY_COMMITS
         with self._writer:

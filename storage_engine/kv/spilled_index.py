@@ -273,7 +273,15 @@ def follow(changes: Iterable[IndexChange], index: SpilledIndex, prefixes: Spille
 
 def _pieces(values: Iterable[Any]) -> Iterator[bytes]:
     iterator = iter(values)
-    while part := list(islice(iterator, _PIECE_KEYS)):
+    while True:
+        try:
+            part = list(islice(iterator, _PIECE_KEYS))
+        except Exception as error:
+            raise RetriableError(
+                f"the key index on disk cannot be read: {error}", where="a copy of it", next_step="Try again later."
+            ) from error
+        if not part:
+            return
         yield b"".join(part)
 
 

@@ -67,7 +67,7 @@ def equals_a_dict(index: KeyIndex | SpilledIndex, batches) -> None:
 @pytest.mark.parametrize("slices", SLICES.values(), ids=SLICES)
 def test_an_index_equals_a_dict_after_any_batches(monkeypatch, slices):
     merge_in(monkeypatch, *slices)
-    given(BATCHES)(lambda batches: equals_a_dict(KeyIndex(), batches))()
+    settings(deadline=None)(given(BATCHES)(lambda batches: equals_a_dict(KeyIndex(), batches)))()
 
 
 def test_an_index_on_disk_equals_a_dict_after_any_batches(tmp_path):
