@@ -191,7 +191,8 @@ class NoSpaceForIndexes(Disk):
 
 
 def test_a_disk_without_space_for_copies_costs_neither_commits_nor_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    backend = EmbeddedBackend.open(tmp_path / "s", disk=NoSpaceForIndexes(), checkpoints=CheckpointPolicy(commits=2, rows=1))
+    policy = CheckpointPolicy(commits=2, rows=1, rows_at_close=1)
+    backend = EmbeddedBackend.open(tmp_path / "s", disk=NoSpaceForIndexes(), checkpoints=policy)
     with caplog.at_level(logging.WARNING), wrap(backend) as store:
         store.execute(DDL)
         change(store, 1)
