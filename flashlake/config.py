@@ -39,6 +39,9 @@ class StoreSection(Section):
     consumer_expiration_hours: float = Field(
         default=168.0, ge=0, description="hours after which a consumer that commits nothing and has no live member is forgotten; 0: never"
     )
+    key_memory_mb: int = Field(
+        default=4096, ge=1, description="memory for the key indexes of primary-key tables, in MiB (about 20 B per key); more moves to disk"
+    )
     url: str = Field(
         default="", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
     )

@@ -30,7 +30,7 @@ def open_store(config: Config, url: str | None = None) -> Store:
     if RunDir(config.services.run_dir).service("store").is_running:
         return storage_engine.connect(config.server_url)
     try:
-        return storage_engine.connect(config.directory_url)
+        return storage_engine.connect(config.directory_url, key_memory_bytes_max=config.store.key_memory_mb << 20)
     except StoreLocked:
         if port_answers(config.store.host, config.store.port):
             return storage_engine.connect(config.server_url)

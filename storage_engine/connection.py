@@ -13,7 +13,7 @@ from storage_engine.errors import UserError
 def connect(url: str, **options: Any) -> Store:
     """Open a store.
 
-    file:///path           embedded: this process owns the directory (options: sync = "commit" | "none")
+    file:///path           embedded: this process owns the directory (options: sync = "commit" | "none", key_memory_bytes_max)
     flashlake://host:port  the bundled server
     fluss://host:port      an Apache Fluss cluster (extra `fluss`; docs/fluss.md)
 

@@ -35,11 +35,12 @@ class Service:
 
 def store_service(config: Config) -> Service:
     store = config.store
+    command = (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port))
     return Service(
         "store",
         (
-            sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port),
-            "--partitions-max", str(store.partitions_max), "--consumer-expiration-hours", str(store.consumer_expiration_hours),
+            *command, "--partitions-max", str(store.partitions_max),
+            "--consumer-expiration-hours", str(store.consumer_expiration_hours), "--key-memory-mb", str(store.key_memory_mb),
         ),
         probe=store_answers(f"flashlake://{store.host}:{store.port}"),
         address=f"flashlake://{store.host}:{store.port}",

@@ -8,6 +8,7 @@ Never: writes the log, decides what a row becomes (kv/merge does).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from threading import Lock
@@ -17,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 
 from storage_engine.engine.gather import GATHER_ROWS_MAX, GatherBudget, LoadFrame, RowGather
+from storage_engine.engine.key_budget import KeyBudget
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
 from storage_engine.engine.state import TableState
-from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.errors import RetriableError
+from storage_engine.kv import AutoIncrement, Ids, IdSegments, KvBucket
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame import decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
@@ -28,6 +31,7 @@ from storage_engine.log.message_template import ColumnBuffers
 from storage_engine.schema.descriptor import TableBucket
 
 _SCATTERED = 4  # a read of less than one row in so many is gathered row by row
+_logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -73,14 +77,16 @@ class Buckets:
         cache_bytes_max: int,
         table_of: Callable[[int], TableState | None],
         snapshots: KeySnapshots | None = None,
+        budget: KeyBudget | None = None,
     ) -> None:
-        """`snapshots`: where key indexes begin; None: at the first frame."""
+        """`snapshots`: where key indexes begin; None: at the first frame. `budget`: what they may take; None: what they need."""
         self.index = index
         self._log = log
         self._cache = FrameCache(cache_bytes_max)
         self._gathers = GatherBudget(cache_bytes_max // 4)
         self._table_of = table_of
         self._snapshots = snapshots
+        self._budget = budget
         self._all: dict[BucketId, Bucket] = {}
         self._building = Lock()
         self.counters: dict[int, AutoIncrement] = {}
@@ -121,6 +127,8 @@ class Buckets:
             bucket = self._all.pop(bucket_id)
             if bucket.gather is not None:
                 self._gathers.forget(bucket.gather)
+            if self._budget is not None:
+                self._budget.drop(bucket)
 
     # rows
 
@@ -236,13 +244,26 @@ class Buckets:
         """The key index of a bucket, made when this process has not needed it yet."""
         with self._building:
             if bucket.kv is None:
-                bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
+                kv = bucket.kv = self.kv_until(bucket, bucket.frames.end_offset)
+                if self._budget is not None:
+                    self._budget.weigh(bucket)
+                return kv
             return bucket.kv
+
+    def commit(self, bucket: Bucket, kv: KvBucket) -> None:
+        """What `kv` has staged is in the log and becomes current. An index on disk that cannot follow is made anew when it is needed."""
+        try:
+            kv.commit()
+        except RetriableError as error:
+            _logger.warning("the key index of bucket %s is given up: %s", bucket.id, error)
+            bucket.kv = None
+        if self._budget is not None:
+            self._budget.weigh(bucket)
 
     def kv_until(self, bucket: Bucket, end_offset: int) -> KvBucket:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
-        kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self.ids_of(table))
+        kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self._ids_of(table))
         start_offset = bucket.frames.start_offset
         stored = self._snapshots.load(bucket.id, bucket.frames, end_offset) if self._snapshots and start_offset < end_offset else None
         if stored is not None:
@@ -251,14 +272,15 @@ class Buckets:
         kv.rebuild(self._changes(bucket, table, start_offset, end_offset))
         return kv
 
-    def ids_of(self, table: TableState) -> AutoIncrement | None:
-        """The counter of a table with an auto-increment column; its buckets share it."""
+    def _ids_of(self, table: TableState) -> Ids | None:
+        """Where a bucket takes ids from: the table's counter, or segments of it."""
         descriptor = table.descriptor
         if descriptor.auto_increment_column is None:
             return None
-        if descriptor.table_id not in self.counters:
-            self.counters[descriptor.table_id] = AutoIncrement(descriptor, table.last_id)
-        return self.counters[descriptor.table_id]
+        counter = self.counters.get(descriptor.table_id)
+        if counter is None:
+            counter = self.counters[descriptor.table_id] = AutoIncrement(descriptor, table.last_id)
+        return counter if counter.segment_ids is None else IdSegments(counter)
 
     def alter(self, table: TableState) -> None:
         """The table's columns have changed."""

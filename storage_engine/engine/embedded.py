@@ -29,12 +29,13 @@ from storage_engine.api import (
     Progress,
     WriteOp,
 )
-from storage_engine.engine import catalog, checkpoint, offset_of, partitions, reads
+from storage_engine.engine import catalog, checkpoint, key_budget, offset_of, partitions, reads
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.consumers import EXPIRATION_MS, Consumers
 from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
+from storage_engine.engine.key_budget import KeyBudget, KeyMemory
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
@@ -94,9 +95,16 @@ class EmbeddedBackend:
     takes_encoded = False
 
     def __init__(
-        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS,
-        partitions_max: int = PARTITIONS_MAX, consumer_expiration_ms: int = EXPIRATION_MS,
-    ) -> None:  # fmt: skip
+        self,
+        directory: Path,
+        disk: Disk,
+        sync: SyncMode,
+        now_ms: Callable[[], int],
+        checkpoints: CheckpointPolicy = CHECKPOINTS,
+        partitions_max: int = PARTITIONS_MAX,
+        consumer_expiration_ms: int = EXPIRATION_MS,
+        key_memory_bytes_max: int = key_budget.BYTES_MAX,
+    ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
         self._disk = disk
@@ -116,6 +124,7 @@ class EmbeddedBackend:
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
+            self._budget = KeyBudget(directory, key_memory_bytes_max, self._writer)
             self._recover(checkpoints)
         except BaseException:
             self._lock.release()
@@ -133,6 +142,7 @@ class EmbeddedBackend:
         maintenance: bool = True,
         partitions_max: int = PARTITIONS_MAX,
         consumer_expiration_ms: int = EXPIRATION_MS,
+        key_memory_bytes_max: int = key_budget.BYTES_MAX,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
@@ -140,10 +150,12 @@ class EmbeddedBackend:
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
         partitions_max  partitions that one table may have
         consumer_expiration_ms  a consumer that has not committed for so long, and has no live member, is forgotten; 0: never
+        key_memory_bytes_max  memory for the key indexes of all tables; what is beyond moves to disk, bucket by bucket
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints, partitions_max, consumer_expiration_ms)
+        settings = (checkpoints, partitions_max, consumer_expiration_ms, key_memory_bytes_max)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, *settings)
         if maintenance:
             backend.maintenance.start()
         return backend
@@ -156,7 +168,7 @@ class EmbeddedBackend:
         self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
         index = loaded.frames if loaded else FrameIndex()
         snapshots = KeySnapshots(self._disk, self.directory)
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots)
+        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots, self._budget)
         for table_id in self._state.names:
             for bucket_id, _ in index.buckets(table_id):
                 self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
@@ -506,6 +518,9 @@ class EmbeddedBackend:
     def late_rows(self, table: str) -> int:
         with self._readers:
             return self._state.late_rows.get(self._table(table).descriptor.table_id, 0)
+    def key_memory(self) -> KeyMemory:
+        """What the key indexes take of memory, what they may take, and which buckets have moved to disk."""
+        return self._budget.memory
 
     # copies
 
@@ -534,6 +549,7 @@ class EmbeddedBackend:
         """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
         self.maintenance.stop()
         self._checkpointer.stop()
+        self._budget.stop()
         with self._writer, self._changed:
             if self._is_closed:
                 return
@@ -542,6 +558,7 @@ class EmbeddedBackend:
             try:
                 self._checkpointer.write_last()
             finally:
+                self._budget.clear()
                 self._log.close()
                 self._lock.release()
 

@@ -21,7 +21,7 @@ from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.key_snapshots import FOLDER, StoredSnapshot, belongs, file_name, read_snapshot
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
-from storage_engine.kv import KvBucket, KvSnapshot
+from storage_engine.kv import KvBucket, KvSnapshot, items_of, joined
 from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation, is_acknowledged
 from storage_engine.log.disk import Disk
 from storage_engine.log.format_file import FILE_NAME, claim_directory
@@ -326,7 +326,9 @@ def _same_keys(left: KvSnapshot, right: KvSnapshot) -> bool:
 
 def _ordered(keys: KvSnapshot) -> list[np.ndarray]:
     """Arrays that are equal for equal indexes: keys by hash; prefix entries of living keys, each once."""
-    order = np.argsort(keys.hashes, kind="stable")
-    live = np.isin(keys.prefix_keys, keys.hashes)
-    pairs = np.unique(np.stack([keys.prefixes[live], keys.prefix_keys[live]]), axis=1)
-    return [keys.hashes[order], keys.offsets[order], pairs]
+    hashes, offsets = items_of(keys.keys)
+    prefixes, prefix_keys = joined(keys.prefixes)
+    order = np.argsort(hashes, kind="stable")
+    live = np.isin(prefix_keys, hashes)
+    pairs = np.unique(np.stack([prefixes[live], prefix_keys[live]]), axis=1)
+    return [hashes[order], offsets[order], pairs]

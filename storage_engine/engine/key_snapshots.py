@@ -1,9 +1,7 @@
 """Key snapshots: the key index of a bucket in a file, so that a restart replays only the tail of its changelog.
 
-Files DIR/index/<table_id>-<partition_id>-<bucket>.index, each replaced atomically, little endian:
-    0  magic "FLIX0001"   8  crc32c of bytes 12 to the end   12  zero   16 table_id   20 partition_id   24 bucket (i32)   28  zero
-    32 end_offset (i64)   40 position of the frame that ends there (i64)   48 its length (i64)   56 bytes of the body (u64)
-    64 an Arrow IPC stream of one row: hashes, offsets, prefixes, prefix_keys, homeless_keys, homeless_offsets, each a list; keys by slot
+Files DIR/index/<table_id>-<partition_id>-<bucket>.index, each replaced atomically, little endian; docs/store.md describes every byte.
+The body is the index's own arrays, mapped at a start: hashes are used where they are, only offsets, which change, are copied.
 Owner: engine/checkpointer.py writes them, Buckets loads them. State: derived, from the changelog below end_offset.
 Holds: a snapshot is used only where the changelog has that very frame at that very end; otherwise the changelog is replayed whole.
 """
@@ -12,34 +10,24 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import google_crc32c
 import numpy as np
-import pyarrow as pa
 
-from storage_engine.kv import KvSnapshot
-from storage_engine.kv.key_index import slot_order
+from storage_engine.kv import ArrayCopy, KvSnapshot
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import BucketFrames, BucketId
 
 FOLDER: Final = "index"
 _SUFFIX: Final = ".index"
-_MAGIC: Final = b"FLIX0001"
+_MAGIC: Final = b"FLIX0002"
 _HEAD: Final = struct.Struct("<8sI")
-_REST: Final = struct.Struct("<IiiiIqqqQ")
+_REST: Final = struct.Struct("<IiiiIqqqQQQQQ")
 HEADER_BYTES: Final = _HEAD.size + _REST.size
-_SCHEMA: Final = pa.schema(
-    [
-        ("hashes", pa.large_list(pa.uint64())),
-        ("offsets", pa.large_list(pa.int64())),
-        ("prefixes", pa.large_list(pa.uint64())),
-        ("prefix_keys", pa.large_list(pa.uint64())),
-        ("homeless_keys", pa.large_list(pa.large_binary())),
-        ("homeless_offsets", pa.large_list(pa.int64())),
-    ]
-)
 _logger = logging.getLogger(__name__)
 
 
@@ -94,9 +82,26 @@ class KeySnapshots:
         return (stored.keys, stored.covered.end_offset) if stored.covered.end_offset <= end_offset else None
 
     def save(self, bucket: BucketId, covered: Covered, keys: KvSnapshot) -> None:
-        """Replace a bucket's snapshot. The log must be durable up to `covered`. Errors: OSError."""
-        self._disk.make_directory(self.folder)
-        self._disk.replace_file(self.folder / file_name(bucket), encode_snapshot(bucket, covered, keys))
+        """Replace a bucket's snapshot. The log must be durable up to `covered`. Errors: OSError.
+
+        The body is written as it comes, piece by piece, so that an index on disk is never in memory as a whole.
+        """
+        disk = self._disk
+        disk.make_directory(self.folder)
+        path = self.folder / file_name(bucket)
+        temporary = path.with_name(path.name + ".tmp")
+        body = _Body()
+        fd = disk.open_file(temporary)
+        try:
+            disk.truncate(fd, 0)
+            for piece in body.pieces(keys):
+                disk.write(fd, [piece], HEADER_BYTES + body.n_bytes - piece.nbytes)
+            disk.write(fd, [_header(bucket, covered, body)], 0)
+            disk.fdatasync(fd)
+        finally:
+            disk.close(fd)
+        disk.rename(temporary, path)
+        disk.sync_directory(self.folder)
         self._ends[bucket] = covered.end_offset
 
     def keep(self, live: set[BucketId]) -> None:
@@ -132,23 +137,50 @@ def belongs(covered: Covered, frames: BucketFrames) -> bool:
     return at < len(entries) and covered == tuple(int(entries[at][name]) for name in ("end_offset", "position", "length"))
 
 
-def encode_snapshot(bucket: BucketId, covered: Covered, keys: KvSnapshot) -> list[pa.Buffer | bytes]:
-    """The buffers of a snapshot file."""
-    order = slot_order(keys.hashes)
-    columns = [
-        _one_list(pa.array(keys.hashes[order])),
-        _one_list(pa.array(keys.offsets[order])),
-        _one_list(pa.array(keys.prefixes)),
-        _one_list(pa.array(keys.prefix_keys)),
-        _one_list(pa.array(list(keys.homeless), pa.large_binary())),
-        _one_list(pa.array(list(keys.homeless.values()), pa.int64())),
-    ]
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, _SCHEMA) as writer:
-        writer.write_batch(pa.record_batch(columns, schema=_SCHEMA))
-    body = sink.getvalue()
-    rest = _REST.pack(0, *bucket, 0, *covered, body.size)
-    return [_HEAD.pack(_MAGIC, google_crc32c.extend(google_crc32c.value(rest), body)) + rest, body]
+class _Body:
+    """The body of a snapshot file while it is written: checksum, bytes, and the numbers that the header says."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+        self.n_bytes = 0
+        self.counts = [0, 0, 0, 0, 0]
+
+    def pieces(self, keys: KvSnapshot) -> Iterator[np.ndarray]:
+        """Every array of the body in its order, counted."""
+        recent, recent_offsets = keys.keys.recent
+        homeless = list(keys.homeless)
+        self.counts = [
+            self._count((yield from self._write(keys.keys.spread_pieces()))),
+            len(recent),
+            0,
+            len(homeless),
+            sum(map(len, homeless)),
+        ]
+        n_offsets = self._count((yield from self._write(keys.keys.offset_pieces())))
+        assert n_offsets == self.counts[0], f"{self.counts[0]} keys have {n_offsets} offsets"
+        yield from self._write([recent, recent_offsets])
+        self.counts[2] = self._count((yield from self._write(keys.prefixes))) // 2
+        yield from self._write([np.fromiter(keys.homeless.values(), np.int64), np.cumsum([len(key) for key in homeless], dtype=np.int64)])
+        yield from self._write([np.frombuffer(b"".join(homeless), np.uint8)])
+
+    def _write(self, arrays: Iterable[Any]) -> Iterator[np.ndarray]:
+        before = self.n_bytes
+        for array in arrays:
+            piece = np.ascontiguousarray(array)
+            if piece.nbytes:
+                self.crc = google_crc32c.extend(self.crc, piece.view(np.uint8))
+                self.n_bytes += piece.nbytes
+                yield piece
+        return self.n_bytes - before
+
+    @staticmethod
+    def _count(n_bytes: int) -> int:
+        return n_bytes // 8
+
+
+def _header(bucket: BucketId, covered: Covered, body: _Body) -> bytes:
+    rest = _REST.pack(body.crc, *bucket, 0, *covered, *body.counts)
+    return _HEAD.pack(_MAGIC, google_crc32c.value(rest)) + rest
 
 
 def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
@@ -162,16 +194,23 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
     magic, crc = _HEAD.unpack(data.slice(0, _HEAD.size).to_pybytes())
     if magic != _MAGIC:
         return f"has magic {magic!r}, this program reads {_MAGIC!r}"
-    if google_crc32c.value(data.slice(_HEAD.size)) != crc:
+    rest = data.slice(_HEAD.size, _REST.size)
+    body_crc, table_id, partition_id, bucket, _, *numbers = _REST.unpack(rest.to_pybytes())
+    covered, (n_sorted, n_recent, n_prefixes, n_homeless, homeless_bytes) = numbers[:3], numbers[3:]
+    n_words = 2 * (n_sorted + n_recent + n_prefixes + n_homeless)
+    if google_crc32c.value(rest) != crc or data.size != HEADER_BYTES + 8 * n_words + homeless_bytes:
         return "does not match its checksum"
-    _, table_id, partition_id, bucket, _, *covered, _ = _REST.unpack(data.slice(_HEAD.size, _REST.size).to_pybytes())
-    batch = pa.ipc.open_stream(data.slice(HEADER_BYTES)).read_next_batch()
-    hashes, offsets, prefixes, prefix_keys = (batch.column(i).values.to_numpy() for i in range(4))
-    homeless = dict(zip(batch.column(4).values.to_pylist(), batch.column(5).values.to_pylist(), strict=True))
+    if google_crc32c.value(data.slice(HEADER_BYTES)) != body_crc:
+        return "does not match its checksum"
+    words = np.frombuffer(data, np.uint64, n_words, HEADER_BYTES)
+    sizes = (n_sorted, n_sorted, n_recent, n_recent, 2 * n_prefixes, n_homeless, n_homeless)
+    spread, offsets, recent, recent_offsets, pairs, homeless, ends = np.split(words, np.cumsum(sizes)[:-1])
+    text = data.slice(HEADER_BYTES + 8 * n_words).to_pybytes()
+    starts = [0, *ends.tolist()]
+    homeless_keys = [text[start:stop] for start, stop in pairwise(starts)]
+    keys = ArrayCopy((spread,), (offsets.view(np.int64),), (recent, recent_offsets.view(np.int64)))
     return StoredSnapshot(
-        BucketId(table_id, partition_id, bucket), Covered(*covered), KvSnapshot(hashes, offsets, prefixes, prefix_keys, homeless)
+        BucketId(table_id, partition_id, bucket),
+        Covered(*covered),
+        KvSnapshot(keys, (pairs.reshape(-1, 2),), dict(zip(homeless_keys, homeless.view(np.int64).tolist(), strict=True))),
     )
-
-
-def _one_list(values: pa.Array) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)

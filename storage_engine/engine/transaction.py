@@ -173,8 +173,8 @@ class Transaction:
 
     def commit(self) -> None:
         """The log has the frames and the frame indexes know them: indexes follow, staging ends."""
-        for _, kv in self.changed:
-            kv.commit()
+        for bucket, kv in self.changed:
+            self.buckets.commit(bucket, kv)
         for ids in self.counters.values():
             ids.commit()
         for bucket, _ in self.staged:

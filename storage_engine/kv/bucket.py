@@ -19,14 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import ResultTooLarge, SchemaMismatch
-from storage_engine.kv.auto_increment import AutoIncrement
+from storage_engine.kv.auto_increment import Ids
 from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
-from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyIndex, nonzero
+from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
-from storage_engine.kv.prefix_index import PrefixIndex
+from storage_engine.kv.prefix_index import PrefixIndex, joined
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
+from storage_engine.kv.spilled_index import IndexChange, SpilledIndex, SpilledPrefixes
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.integer_keys import integer_hashes
@@ -69,12 +70,14 @@ class KvChange:
 
 @dataclass(frozen=True)
 class KvSnapshot:
-    """All that a bucket derives, as arrays: (n,) hashes with offsets, (p,) prefix entries, and homeless keys with offsets."""
+    """All that a bucket derives, as it was at one moment; it can be read once.
 
-    hashes: Hashes
-    offsets: Int64s
-    prefixes: Hashes
-    prefix_keys: Hashes
+    prefixes  prefix entries in pieces (m, 2): hash of the prefix, hash of the key
+    homeless  encoded keys whose hash belongs to another key, with their offsets
+    """
+
+    keys: KeyCopy
+    prefixes: Iterable[Hashes]
     homeless: dict[bytes, int]
 
 
@@ -110,17 +113,18 @@ class KvBucket:
     """
 
     def __init__(
-        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: AutoIncrement | None = None, hash_keys: HashKeys = hash64
+        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: Ids | None = None, hash_keys: HashKeys = hash64
     ) -> None:
         self.descriptor = descriptor
         self._fetch_rows = fetch_rows
         self._ids = ids
         self._hash_keys = hash_keys
-        self._index = KeyIndex()
+        self._index: KeyIndex | SpilledIndex = KeyIndex()
         self._homeless: dict[bytes, int] = {}
         self._homeless_hashes: Hashes = np.empty(0, np.uint64)
-        self._prefixes = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
+        self._prefixes: PrefixIndex | SpilledPrefixes | None = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
         self._n_gone = 0
+        self._journal: list[IndexChange] | None = None
         self._staged: list[tuple[KvChange, int]] = []
         self._n_staged_indexed = 0
         self._staged_index = KeyIndex()
@@ -134,6 +138,13 @@ class KvBucket:
     def n_bytes(self) -> int:
         """Bytes of memory held by the indexes."""
         return self._index.n_bytes + (self._prefixes.n_bytes if self._prefixes else 0)
+
+    @property
+    def spilled_bytes(self) -> int | None:
+        """Bytes on disk of indexes that have been moved there; None: they are in memory."""
+        if not isinstance(self._index, SpilledIndex):
+            return None
+        return self._index.disk_bytes + (self._prefixes.disk_bytes if isinstance(self._prefixes, SpilledPrefixes) else 0)
 
     def alter(self, descriptor: TableDescriptor) -> None:
         """The table got columns at its end; fetch_rows answers in the new schema from now on."""
@@ -309,9 +320,10 @@ class KvBucket:
         """The transaction failed: forget what was staged."""
         if self._staged:
             self._staged = []
-            self._n_staged_indexed = 0
-            self._staged_index = KeyIndex()
-            self._staged_homeless = {}
+            if self._n_staged_indexed:
+                self._n_staged_indexed = 0
+                self._staged_index = KeyIndex()
+                self._staged_homeless = {}
 
     def apply(self, change: KvChange, base_offset: int) -> None:
         """stage() and commit() of a transaction with one operation on this bucket."""
@@ -331,7 +343,7 @@ class KvBucket:
             if net := net_changes(run.types, hashes, stored, self._homeless_hashes, is_wal=self.descriptor.is_wal):
                 if self._prefixes is not None:
                     self._enter_prefixes(run.rows, net.begun, hashes[net.begun])
-                self._index.put(hashes[net.live], run.offsets[net.live])
+                self._put(hashes[net.live], run.offsets[net.live])
                 self._forget(hashes[net.gone])
                 continue
             for start, stop in run.frames:
@@ -343,16 +355,40 @@ class KvBucket:
     def snapshot(self) -> KvSnapshot:
         """What rebuild() would find from the first frame on, as arrays to store in a checkpoint."""
         assert not self._staged, "a transaction is under way in this bucket"
-        prefixes, prefix_keys = self._prefixes.entries() if self._prefixes else (np.empty(0, np.uint64), np.empty(0, np.uint64))
-        return KvSnapshot(*self._index.items(), prefixes, prefix_keys, dict(self._homeless))
+        return KvSnapshot(self._index.copy(), self._prefixes.pieces() if self._prefixes else (), dict(self._homeless))
 
     def restore(self, snapshot: KvSnapshot) -> None:
         """Stand where snapshot() was taken."""
-        self._index = KeyIndex.from_items(snapshot.hashes, snapshot.offsets)
+        self._index = KeyIndex.from_copy(snapshot.keys)
         self._set_homeless(dict(snapshot.homeless))
         if self._prefixes is not None:
             self._prefixes = PrefixIndex()
-            self._prefixes.add(snapshot.prefixes, snapshot.prefix_keys)
+            self._prefixes.add(*joined(snapshot.prefixes))
+
+    # moving the indexes, while writers go on
+
+    def begin_move(self) -> KvSnapshot:
+        """The indexes as they are; what changes in them from now on is kept for take_changes(). The writer must not write meanwhile."""
+        self._journal = []
+        return self.snapshot()
+
+    def take_changes(self) -> list[IndexChange]:
+        """What has changed since begin_move() or the last call. The writer must not write meanwhile."""
+        changes, self._journal = self._journal or [], []
+        return changes
+
+    def end_move(self, index: SpilledIndex | None, prefixes: SpilledPrefixes | None) -> None:
+        """Use these from now on, which have followed all changes; None: stay with the present ones. The writer must not write meanwhile."""
+        self._journal = None
+        if index is not None:
+            self._index = index
+            self._prefixes = prefixes
+
+    def close(self) -> None:
+        """Give up indexes on disk, and their files."""
+        for index in (self._index, self._prefixes):
+            if isinstance(index, SpilledIndex | SpilledPrefixes):
+                index.close()
 
     # inside
 
@@ -445,7 +481,7 @@ class KvBucket:
                 is_live[row] = is_gone[row] = False
             self._set_homeless(homeless)
         live = np.flatnonzero(is_live)
-        self._index.put(change.hashes[live], base_offset + live)
+        self._put(change.hashes[live], base_offset + live)
         self._forget(change.hashes[is_gone])
 
     def _set_homeless(self, homeless: dict[bytes, int]) -> None:
@@ -459,17 +495,27 @@ class KvBucket:
         assert self._prefixes is not None
         if len(inserted):
             encoded = encode_keys([take(contiguous(rows, name), inserted) for name in self.descriptor.bucket_keys])
-            self._prefixes.add(self._hash(encoded), hashes)
+            prefixes = self._hash(encoded)
+            self._prefixes.add(prefixes, hashes)
+            if self._journal is not None:
+                self._journal.append(IndexChange(prefixes=prefixes, hashes=hashes))
+
+    def _put(self, hashes: Hashes, offsets: Int64s) -> None:
+        self._index.put(hashes, offsets)
+        if self._journal is not None:
+            self._journal.append(IndexChange(hashes=hashes, offsets=offsets))
 
     def _forget(self, hashes: Hashes) -> None:
         """Remove keys. Their prefix entries do no harm; once they are the majority, one pass drops them."""
         if len(hashes) == 0:
             return
         self._index.remove(hashes)
+        if self._journal is not None:
+            self._journal.append(IndexChange(hashes=hashes))
         if self._prefixes is not None:
             self._n_gone += len(hashes)
             if self._n_gone > _GONE_PREFIXES_MIN and 2 * self._n_gone > self._prefixes.n_entries:
-                self._prefixes.keep(self._index.get(self._prefixes.entries()[1]) >= 0)
+                self._prefixes.keep(lambda keys: self._index.get(keys) >= 0)
                 self._n_gone = 0
 
 

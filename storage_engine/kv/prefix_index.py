@@ -8,11 +8,14 @@ Holds: find() answers at least the keys of a prefix. It may also answer keys tha
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
+
+_PIECE_ENTRIES: Final = 1 << 20
 
 
 class _Run(NamedTuple):
@@ -70,9 +73,10 @@ class PrefixIndex:
         is_first[1:] = (key[1:] != key[:-1]) | (position[1:] != position[:-1])
         return position[is_first], key[is_first]
 
-    def keep(self, is_live: Bools) -> None:
-        """Drop entries: `is_live` (n_entries,) is aligned to entries()[1]. One run is left, without repeated pairs."""
+    def keep(self, are_live: Callable[[Hashes], Bools]) -> None:
+        """Drop the entries of keys that are not live. One run is left, without repeated pairs."""
         prefixes, keys = self.entries()
+        is_live = are_live(keys)
         prefixes, keys = prefixes[is_live], keys[is_live]
         order = np.lexsort((keys, prefixes))
         prefixes, keys = prefixes[order], keys[order]
@@ -82,9 +86,25 @@ class PrefixIndex:
 
     def entries(self) -> tuple[Hashes, Hashes]:
         """All entries: prefixes and keys."""
-        if not self._runs:
-            return np.empty(0, np.uint64), np.empty(0, np.uint64)
-        return np.concatenate([run.prefixes for run in self._runs]), np.concatenate([run.keys for run in self._runs])
+        none = np.empty(0, np.uint64)
+        return np.concatenate([none, *(run.prefixes for run in self._runs)]), np.concatenate([none, *(run.keys for run in self._runs)])
+
+    def pieces(self) -> Iterable[Hashes]:
+        """The entries as they are now, as pairs (m, 2) of prefix and key, piece by piece; they can be read once."""
+        return _pairs_of(self._runs)
+
+
+def joined(pieces: Iterable[Hashes]) -> tuple[Hashes, Hashes]:
+    """Prefixes and keys of pairs in pieces."""
+    pairs = np.concatenate([np.empty((0, 2), np.uint64), *pieces])
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+
+
+def _pairs_of(runs: tuple[_Run, ...]) -> Iterator[Hashes]:
+    for run in runs:
+        for start in range(0, len(run.keys), _PIECE_ENTRIES):
+            part = slice(start, start + _PIECE_ENTRIES)
+            yield np.stack([run.prefixes[part], run.keys[part]], axis=1)
 
 
 def _sorted_run(prefixes: Hashes, keys: Hashes) -> _Run:

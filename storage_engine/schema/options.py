@@ -52,11 +52,10 @@ KNOWN_OPTIONS: dict[str, Option] = {
         Option(
             "table.auto-increment.cache-size",
             "int",
-            "100000",
-            "ids taken at once",
+            None,
+            "ids that a bucket takes at once, with gaps after a restart; unset: ids have no gaps",
             low=1,
             high=1_000_000_000,
-            refused="ids are given out in the commit, without gaps",
         ),
         Option(
             "table.merge-engine",

@@ -20,6 +20,7 @@ import pyarrow as pa
 from storage_engine.client.flight import DEFAULT_PORT
 from storage_engine.engine.consumers import EXPIRATION_MS
 from storage_engine.engine.embedded import EmbeddedBackend
+from storage_engine.engine.key_budget import BYTES_MAX
 from storage_engine.engine.partitions import PARTITIONS_MAX
 from storage_engine.errors import FlashlakeError, InvalidConfiguration, StoreUnavailable
 from storage_engine.server.flight_server import FlightServer
@@ -55,6 +56,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--consumer-expiration-hours", type=float, default=EXPIRATION_MS / _HOUR_MS,
         help="a consumer that has not committed for so long, and has no live member, is forgotten; 0: never (default %(default)g)",
     )  # fmt: skip
+    help_text = "memory for key indexes, in MiB; what is beyond moves to disk (default %(default)s)"
+    parser.add_argument("--key-memory-mb", type=int, default=BYTES_MAX >> 20, help=help_text)
     parser.add_argument("--stop-timeout-s", type=float, default=10.0, help="how long to wait for calls in flight when stopping")
     return parser.parse_args(arguments)
 
@@ -69,6 +72,7 @@ def _serve(options: argparse.Namespace) -> int:
         partitions_max=options.partitions_max,
         consumer_expiration_ms=int(options.consumer_expiration_hours * _HOUR_MS),
     )
+    backend = EmbeddedBackend.open(options.dir, sync=options.sync, key_memory_bytes_max=options.key_memory_mb << 20)
     try:
         server = FlightServer(backend, host=options.host, port=options.port)
     except pa.ArrowException as error:

@@ -16,9 +16,18 @@ MAPPING = """
 """
 
 
+SEGMENTS = MAPPING.replace("'2')", "'2', 'table.auto-increment.cache-size' = '50')")
+
+
 @pytest.fixture
 def mapping(store, db):
     store.execute(MAPPING.format(db=db))
+    return store.table(f"{db}.mapping")
+
+
+@pytest.fixture
+def segmented(store, db):
+    store.execute(SEGMENTS.format(db=db))
     return store.table(f"{db}.mapping")
 
 
@@ -52,7 +61,9 @@ def test_a_lookup_that_inserts_returns_the_same_id_ever_after(mapping):
 
 
 @pytest.mark.needs("insert_if_not_exists")
-def test_writers_that_ask_for_the_same_new_keys_at_once_get_the_same_ids(shared, mapping, db):
+@pytest.mark.parametrize("ids_come", ["mapping", "segmented"])
+def test_writers_that_ask_for_the_same_new_keys_at_once_get_the_same_ids(request, shared, ids_come, db):
+    mapping = request.getfixturevalue(ids_come)
     households = [f"h{n}" for n in range(200)]
 
     def ask(turn):
@@ -73,9 +84,19 @@ def test_writers_that_ask_for_the_same_new_keys_at_once_get_the_same_ids(shared,
     assert ids(mapping) == answers[0]
 
 
+def test_ids_in_segments_are_unique_and_each_bucket_fills_its_own_segments(segmented):
+    for n in range(0, 300, 30):
+        segmented.upsert({"household": [f"h{i}" for i in range(n, n + 30)]}, columns=["household"])
+
+    found = sorted(ids(segmented).values())
+    assert len(set(found)) == len(found) == 300
+    assert found[-1] <= 2 * 50 + 300, "two buckets, each with one segment begun"
+
+
 @pytest.mark.needs("insert_if_not_exists")
-def test_ids_are_not_given_twice_after_a_restart(own):
-    own.store.execute(MAPPING.format(db="a"))
+@pytest.mark.parametrize("ddl", [MAPPING, SEGMENTS], ids=["gapless", "segments"])
+def test_ids_are_not_given_twice_after_a_restart(own, ddl):
+    own.store.execute(ddl.format(db="a"))
     before = own.store.table("a.mapping").lookup({"household": ["a", "b", "c"]}, insert_if_not_exists=True)["id"].to_pylist()
 
     own.restart()

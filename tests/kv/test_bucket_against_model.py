@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.kv import AutoIncrement, KvBucket, SpilledIndex, SpilledPrefixes, follow, key_index
 from storage_engine.schema.keys import hash64
 from tests.kv.model import NaiveTable, RowLog, bitmap, bitmap64, changes_of, comparable, money, table
 
@@ -39,6 +41,16 @@ VALUES = {
 WAL = {"table.changelog.image": "wal"}
 
 
+PATHS = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def merges_after_few_keys(monkeypatch):
+    monkeypatch.setattr(key_index, "_TABLE_KEYS_MIN", 3)
+    monkeypatch.setattr(key_index, "_SLICE_KEYS_MIN", 2)
+    monkeypatch.setattr(key_index, "_SLICE_KEYS_PER_PUT", 1)
+
+
 def weak_hash(keys: pa.Array) -> np.ndarray:
     """Two values for all keys, one of them the index's mark for an empty slot."""
     return hash64(keys) & np.uint64(1)
@@ -50,6 +62,7 @@ class BucketMachine(RuleBasedStateMachine):
     engine = "last_row"
     options: dict[str, str] = {}  # noqa: RUF012 - replaced by subclasses
     hash_keys = staticmethod(hash64)
+    folder: Path | None = None
 
     @initialize()
     def create(self):
@@ -60,6 +73,8 @@ class BucketMachine(RuleBasedStateMachine):
         self.ids = AutoIncrement(self.descriptor) if self.descriptor.auto_increment_column else None
         self.bucket = self.fresh_bucket()
         self.committed_end = 0
+        self.moving: tuple[SpilledIndex, SpilledPrefixes] | None = None
+        self.on_disk: list[KvBucket] = []
 
     def fresh_bucket(self) -> KvBucket:
         return KvBucket(self.descriptor, self.log.fetch, ids=self.ids, hash_keys=self.hash_keys)
@@ -152,11 +167,44 @@ class BucketMachine(RuleBasedStateMachine):
         """Recover from a snapshot taken after some frames, and the changelog behind it."""
         self.fail()
         frames = self.log.frames
-        early = self.fresh_bucket()
-        early.rebuild(frames[:replay_from])
+        early = self.bucket if self.bucket.spilled_bytes is not None and replay_from >= len(frames) else self.fresh_bucket()
+        if early is not self.bucket:
+            early.rebuild(frames[:replay_from])
         self.bucket = self.fresh_bucket()
         self.bucket.restore(early.snapshot())
         self.bucket.rebuild(frames[replay_from:])
+        self.give_up_move()
+
+    @precondition(lambda self: self.folder is not None and self.moving is None and self.bucket.spilled_bytes is None)
+    @rule()
+    def begin_to_move_the_indexes_to_disk(self):
+        self.fail()
+        assert self.folder is not None, "the rule's condition"
+        path = self.folder / str(next(PATHS))
+        copy = self.bucket.begin_move()
+        self.moving = SpilledIndex(path / "keys"), SpilledPrefixes(path / "prefixes")
+        self.moving[0].load(copy.keys)
+        for pairs in copy.prefixes:
+            self.moving[1].add(pairs[:, 0], pairs[:, 1])
+
+    @precondition(lambda self: self.moving is not None)
+    @rule()
+    def follow_changes_and_use_the_indexes_on_disk(self):
+        follow(self.bucket.take_changes(), *self.moving)
+        self.bucket.end_move(*self.moving)
+        self.on_disk.append(self.bucket)
+        self.moving = None
+
+    def give_up_move(self):
+        for index in self.moving or ():
+            index.close()
+        self.moving = None
+
+    def teardown(self):
+        if hasattr(self, "bucket"):
+            self.give_up_move()
+            for bucket in self.on_disk:
+                bucket.close()
 
     @invariant()
     def readers_see_what_is_committed(self):
@@ -213,4 +261,14 @@ def test_a_bucket_equals_the_naive_table_after_every_step(engine, options, hash_
     machine = type("Machine", (BucketMachine,), {"engine": engine, "options": options, "hash_keys": staticmethod(hash_keys)})
     run_state_machine_as_test(
         machine, settings=settings(max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+    )
+
+
+@pytest.mark.parametrize("hash_keys", [hash64, weak_hash], ids=["hash64", "colliding"])
+@pytest.mark.parametrize(("engine", "options"), [("last_row", {}), ("last_row", WAL), ("aggregation", {"table.delete.behavior": "allow"})])
+def test_a_bucket_whose_indexes_move_to_disk_on_the_way_equals_the_naive_table(engine, options, hash_keys, tmp_path):
+    attributes = {"engine": engine, "options": options, "hash_keys": staticmethod(hash_keys), "folder": tmp_path}
+    run_state_machine_as_test(
+        type("Machine", (BucketMachine,), attributes),
+        settings=settings(max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)),
     )

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage_engine.kv import KeyIndex, KvBucket
@@ -20,6 +20,7 @@ OPS = st.lists(st.tuples(st.sampled_from(["upsert", "delete"]), ROWS), max_size=
 
 
 @pytest.mark.parametrize("hash_bits", [64, 1], ids=["hash64", "colliding"])
+@settings(deadline=None)
 @given(ops=OPS)
 def test_a_bucket_is_the_same_however_its_changelog_is_cut(ops, hash_bits):
     def hash_keys(keys: pa.Array) -> np.ndarray:

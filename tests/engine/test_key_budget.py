@@ -1,0 +1,163 @@
+"""Key budget: a store whose key indexes are more than memory may hold answers as one that holds them all, and says what has moved."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from storage_engine.client.store import Store
+from storage_engine.connection import wrap
+from storage_engine.engine.checkpointer import CheckpointPolicy
+from storage_engine.engine.embedded import EmbeddedBackend
+from storage_engine.engine.key_budget import FOLDER
+from storage_engine.errors import RetriableError
+from tests.engine.test_key_snapshots import DDL, answers, change, crash
+
+POLICY = CheckpointPolicy(commits=20, rows=200, rows_at_close=1)
+
+
+def opened(directory: Path, bytes_max: int = 1, policy: CheckpointPolicy = POLICY) -> Store:
+    return wrap(EmbeddedBackend.open(directory, checkpoints=policy, key_memory_bytes_max=bytes_max))
+
+
+def backend_of(store: Store) -> EmbeddedBackend:
+    assert isinstance(store.backend, EmbeddedBackend), "an embedded store"
+    return store.backend
+
+
+def await_true(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.005)
+
+
+def n_spilled(store: Store) -> int:
+    return len(backend_of(store).key_memory().spilled)
+
+
+@pytest.fixture
+def twin(tmp_path: Path):
+    """The same table in a store with memory enough."""
+    store = opened(tmp_path / "twin", 1 << 40)
+    store.execute(DDL)
+    yield store
+    store.close()
+
+
+@pytest.mark.parametrize("bytes_max", [1, 12_000])
+def test_a_store_beyond_its_budget_answers_as_one_within_it(tmp_path: Path, twin: Store, bytes_max: int) -> None:
+    store = opened(tmp_path / "s", bytes_max)
+    store.execute(DDL)
+    for seed in range(6):
+        for each in (store, twin):
+            change(each, seed)
+        assert answers(store) == answers(twin)
+    await_true(lambda: n_spilled(store) > 0)
+    memory = backend_of(store).key_memory()
+    assert memory.n_bytes_max == bytes_max
+    assert all(bucket.table_id in (1, 2) for bucket in memory.spilled)
+
+    for seed in range(6, 12):
+        for each in (store, twin):
+            change(each, seed)
+        assert answers(store) == answers(twin)
+
+    store.close()
+    assert not (tmp_path / "s" / FOLDER).exists(), "a closed store leaves no index on disk"
+    with opened(tmp_path / "s", bytes_max) as store:
+        assert answers(store) == answers(twin)
+
+
+def test_after_a_crash_what_had_moved_to_disk_is_cleared_and_rebuilt(tmp_path: Path, twin: Store) -> None:
+    store = opened(tmp_path / "s")
+    store.execute(DDL)
+    for seed in range(4):
+        change(store, seed)
+        change(twin, seed)
+        await_true(lambda: n_spilled(store) > 0)
+    left = {path.name for path in (tmp_path / "s" / FOLDER).iterdir()}
+    assert left
+    crash(store)
+    backend_of(store)._budget.stop()
+
+    again = opened(tmp_path / "s", 1 << 40)
+    assert not (tmp_path / "s" / FOLDER).exists()
+    assert answers(again) == answers(twin)
+    again.close()
+
+
+def test_indexes_of_dropped_tables_and_partitions_leave_the_disk(tmp_path: Path) -> None:
+    with opened(tmp_path / "s") as store:
+        store.execute(DDL)
+        change(store, 1)
+        n_buckets = len(backend_of(store)._buckets.built())
+        await_true(lambda: n_spilled(store) == n_buckets)
+        partition = store.table("k.days").partitions()[0]
+        store.execute(f"ALTER TABLE k.days DROP PARTITION (ds = '{partition}')")
+        assert n_spilled(store) == n_buckets - 1
+        store.execute("DROP TABLE k.days")
+        store.execute("DROP TABLE k.items")
+        memory = backend_of(store).key_memory()
+        assert (memory.n_bytes, memory.spilled) == (0, {})
+        assert list((tmp_path / "s" / FOLDER).iterdir()) == []
+
+
+def test_a_budget_that_is_never_reached_moves_nothing(twin: Store, tmp_path: Path) -> None:
+    change(twin, 1)
+    memory = backend_of(twin).key_memory()
+    assert memory.spilled == {}
+    assert 0 < memory.n_bytes == sum(bucket.kv.n_bytes for bucket in backend_of(twin)._buckets.built() if bucket.kv)
+    assert not (tmp_path / "twin" / FOLDER).exists()
+
+
+def test_an_index_on_disk_that_fails_is_made_anew_from_the_log(tmp_path: Path, twin: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store = opened(tmp_path / "s")
+    store.execute(DDL)
+    change(store, 1)
+    change(twin, 1)
+    buckets = backend_of(store)._buckets
+    await_true(lambda: n_spilled(store) == len(buckets.built()))
+    backend_of(store)._budget.stop()
+
+    with caplog.at_level(logging.WARNING):
+        for bucket in buckets.built():
+            assert bucket.kv is not None, "built"
+            bucket.kv._index._database.db.close()  # pyright: ignore[reportAttributeAccessIssue] - what a disk that fails looks like
+        with pytest.raises(RetriableError, match="rebuilt from the log"):
+            change(store, 2)
+        for partition in ("d0", "d1", "d2"):
+            with suppress(RetriableError):  # those that had no rows have no index
+                store.table("k.days").upsert({"id": [1], "ds": [partition], "n": [1]})
+        for shop in range(20):
+            with suppress(RetriableError):
+                store.table("k.items").lookup({"shop": [shop], "item": ["item1"]}, missing="null")
+    assert "failed and is made anew" in caplog.text
+    for each in (store, twin):
+        each.table("k.days").upsert({"id": [1, 1, 1], "ds": ["d0", "d1", "d2"], "n": [1, 1, 1]})
+        change(each, 2)
+    assert answers(store) == answers(twin)
+    store.close()
+
+
+def test_an_index_that_cannot_be_moved_stays_in_memory(
+    tmp_path: Path, twin: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    store = opened(tmp_path / "s")
+    (tmp_path / "s" / FOLDER).write_text("where a directory should be")
+    with caplog.at_level(logging.WARNING):
+        store.execute(DDL)
+        change(store, 1)
+        change(twin, 1)
+        await_true(lambda: "stays in memory" in caplog.text)
+    assert n_spilled(store) == 0
+    change(store, 2)
+    change(twin, 2)
+    assert answers(store) == answers(twin)
+    store.close()
