@@ -71,8 +71,8 @@ def _serve(options: argparse.Namespace) -> int:
         sync=options.sync,
         partitions_max=options.partitions_max,
         consumer_expiration_ms=int(options.consumer_expiration_hours * _HOUR_MS),
+        key_memory_bytes_max=options.key_memory_mb << 20,
     )
-    backend = EmbeddedBackend.open(options.dir, sync=options.sync, key_memory_bytes_max=options.key_memory_mb << 20)
     try:
         server = FlightServer(backend, host=options.host, port=options.port)
     except pa.ArrowException as error:
