@@ -107,6 +107,10 @@ class StoreLocked(RetriableError):
         self.pid = pid
 
 
+class TableAltered(RetriableError):
+    """The table was altered while this change of it was made; make the change from the present descriptor."""
+
+
 class StoreUnavailable(RetriableError):
     """The server does not answer, is stopping, or a port is taken."""
 

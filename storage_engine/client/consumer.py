@@ -34,20 +34,22 @@ class Consumer:
 
     def poll(self, max_rows: int = 100_000) -> pa.Table | None:
         """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new."""
-        latest = self._table.offsets("latest")
-        earliest = self._table.offsets("earliest")
-        stop: Offsets = {}
-        left = max_rows
-        for bucket, end in latest.items():
-            begin = self._position.get(bucket, earliest.get(bucket, 0))
-            if begin < end and left > 0:
-                stop[bucket] = min(end, begin + left)
-                left -= stop[bucket] - begin
-        if not stop:
-            return None
-        rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
-        self._position.update(stop)
-        return rows
+        while True:
+            latest = self._table.offsets("latest")
+            earliest = self._table.offsets("earliest")
+            stop: Offsets = {}
+            left = max_rows
+            for bucket, end in latest.items():
+                begin = self._position.get(bucket, earliest.get(bucket, 0))
+                if begin < end and left > 0:
+                    stop[bucket] = min(end, begin + left)
+                    left -= stop[bucket] - begin
+            if not stop:
+                return None
+            rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
+            self._position.update(stop)
+            if rows.num_rows:  # else these offsets belong to rows that moved between buckets: nothing happened to them
+                return rows
 
     def commit(self) -> None:
         """Record the position; ProgressConflict if someone else moved this consumer meanwhile."""

@@ -46,7 +46,7 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
 _CALL_TIMEOUT_S = 60.0
-_BACKUP_TIMEOUT_S = 6 * 3600.0
+_LONG_CALL_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -108,7 +108,9 @@ class FlightBackend:
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
         self._require("alter_table")
-        return TableDescriptor.from_json(self._control("alter_table", {"descriptor": descriptor.to_json()}, is_repeatable=False))
+        arguments = {"descriptor": descriptor.to_json()}  # may move rows: it takes as long as it takes
+        altered = self._retried(lambda: self._action("alter_table", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=False)
+        return TableDescriptor.from_json(altered)
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         self._control("drop_table", {"name": name, "if_exists": if_exists}, is_repeatable=if_exists)
@@ -166,9 +168,7 @@ class FlightBackend:
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
         return decode_offsets(self._control("offsets", {"table": table, "which": which, "at_version": at_version}))
 
-    def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
-    ) -> Iterator[FetchedFrame]:
+    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
@@ -207,7 +207,7 @@ class FlightBackend:
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         self._require("backup")
         arguments = {"target": target, "links": links}
-        return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_BACKUP_TIMEOUT_S), is_repeatable=False))
+        return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=False))
 
     def close(self) -> None:
         self._is_closed = True

@@ -1,12 +1,15 @@
 """Table: reads and writes of one table. Arrow in, Arrow out; decoding of fetched frames happens here, on the reader's side.
 
 Holds: a scan with explicit offsets returns exactly [start, stop) of each bucket, in offset order inside a bucket.
+Holds: rows come in the columns that the table had when it was opened. One that was dropped or renamed since is an error that says so;
+       one whose type was widened since comes in the narrower type as long as its values fit.
 Never: caches rows; the descriptor it carries is the one it was opened with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,8 +20,10 @@ from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFram
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.evolve import fitted
 from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
 from storage_engine.schema.rows import as_table, conform_keys
+from storage_engine.schema.types import arrow_type
 
 if TYPE_CHECKING:
     from storage_engine.client.consumer import Consumer
@@ -42,6 +47,7 @@ class Table:
     def __init__(self, backend: Backend, descriptor: TableDescriptor) -> None:
         self.descriptor = descriptor
         self._backend = backend
+        self._answers: dict[tuple[str, ...], pa.Schema] = {}
 
     @property
     def name(self) -> str:
@@ -82,6 +88,11 @@ class Table:
         """
         checked = conform_keys(self.descriptor, keys)
         found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
+        expected = self._answer_schema(columns)
+        if not found.schema.equals(expected):
+            if found.schema.names != expected.names:  # the table has other columns by now
+                found = self._backend.lookup(self.name, checked, expected.names[:-1], insert_if_not_exists=False)
+            found = self._as_known(found)
         if missing == "null":
             return found
         is_found = found.column(found.num_columns - 1)
@@ -90,7 +101,8 @@ class Table:
 
     def prefix_lookup(self, prefixes: Any, columns: Sequence[str] | None = None, limit: int | None = None) -> pa.Table:
         """Rows whose key starts with the bucket key (and partition) given; at most `limit` rows per prefix."""
-        return self._backend.prefix_lookup(self.name, self._as_table(prefixes), columns, limit)
+        wanted = self.descriptor.column_names if columns is None else columns
+        return self._as_known(self._backend.prefix_lookup(self.name, self._as_table(prefixes), wanted, limit))
 
     def read(self, columns: Sequence[str] | None = None, where: str | pc.Expression | None = None, *, at: int | None = None) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time."""
@@ -98,7 +110,7 @@ class Table:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
         needed = self._needed(columns, where)
         partitions = self._partitions_of(where)
-        rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at)
+        rows = self._as_known(self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at))
         return self._filtered(rows, where, columns)
 
     def count(self) -> int:
@@ -170,8 +182,7 @@ class Table:
         return ranges
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
-        stored = pa.schema([self.descriptor.arrow_schema.field(name) for name in frame.columns])
-        batch = pa.ipc.read_record_batch(frame.message, stored)
+        batch = pa.ipc.read_record_batch(frame.message, _stored_schema(frame.columns, frame.types))
         first = max(begin - frame.base_offset, 0)
         last = min(end - frame.base_offset, frame.n_rows)
         batch = batch.slice(first, last - first)
@@ -183,7 +194,8 @@ class Table:
             fields.append(item)
         for name in needed:
             item = self.descriptor.arrow_schema.field(name)
-            arrays.append(batch.column(name) if name in frame.columns else pa.nulls(n, item.type))
+            is_stored = name in frame.columns
+            arrays.append(fitted(batch.column(name), item.type, where=self._column(name)) if is_stored else pa.nulls(n, item.type))
             fields.append(item)
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
@@ -202,6 +214,29 @@ class Table:
         return pa.repeat(pa.scalar(frame.timestamp_ms, pa.timestamp("ms", "UTC")), n)
 
     # columns and filters
+
+    def _answer_schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        """What a lookup answers by this descriptor."""
+        if columns is None:
+            return self.descriptor.answer_schema
+        key = tuple(columns)
+        if key not in self._answers:
+            self._needed(key, None)
+            self._answers[key] = pa.schema([self.descriptor.answer_schema.field(name) for name in (*key, "_found")])
+        return self._answers[key]
+
+    def _as_known(self, rows: pa.Table) -> pa.Table:
+        """Rows in the types that the columns had when the table was opened."""
+        known = self.descriptor.answer_schema
+        for i, item in enumerate(rows.schema):
+            wanted = known.field(item.name).type
+            if item.type != wanted:
+                chunks = [fitted(chunk, wanted, where=self._column(item.name)) for chunk in rows.column(i).chunks]
+                rows = rows.set_column(i, item.with_type(wanted), pa.chunked_array(chunks, wanted))
+        return rows
+
+    def _column(self, name: str) -> str:
+        return f"table {self.name}, column {name}"
 
     def _as_table(self, rows: Any) -> pa.Table:
         """Rows as Arrow; Python values are read in the types of the table's columns."""
@@ -234,3 +269,9 @@ class Table:
         if expression is not None:
             rows = rows.filter(expression)
         return rows if columns is None else rows.select(list(columns))
+
+
+@lru_cache(maxsize=1024)
+def _stored_schema(names: tuple[str, ...], types: tuple[str, ...]) -> pa.Schema:
+    """What a fetched frame's message decodes with."""
+    return pa.schema([pa.field(name, arrow_type(kind)) for name, kind in zip(names, types, strict=True)])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,7 @@ from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.rescale import ResumeRescale, plan_moves
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
@@ -60,6 +62,7 @@ class EmbeddedBackend:
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
+        self.maintenance.add(ResumeRescale(self._rescale_all))
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -148,8 +151,13 @@ class EmbeddedBackend:
         version_end = self._commit(CommitRequest(), changes)
         self._await_durable(version_end[1])
 
-    def _commit(self, request: CommitRequest, changes: list[dict[str, Any]]) -> tuple[int, LogPosition]:
-        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position."""
+    def _commit(
+        self, request: CommitRequest, changes: list[dict[str, Any]], plan: Callable[[Transaction], object] | None = None
+    ) -> tuple[int, LogPosition]:
+        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position.
+
+        plan  what else belongs to the transaction
+        """
         record = CommitRecord(self._state.version + 1, max(self._now_ms(), self._state.timestamp_ms), changes=changes)
         if request.write_id is not None:
             record.write = (request.write_id.writer, request.write_id.sequence)
@@ -159,6 +167,8 @@ class EmbeddedBackend:
                 transaction.add_progress(progress)
             for op in request.ops:
                 transaction.add(op)
+            if plan is not None:
+                plan(transaction)
             transaction.finish()
             if not (transaction.frames or record.progress or record.changes):
                 transaction.void()
@@ -199,11 +209,38 @@ class EmbeddedBackend:
             return created
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        """As Backend says. Another number of buckets is the table's with this commit; the rows of each partition of a primary-key
+        table follow, a commit per partition, between which others write.
+        """
         with self._writer:
             self._require_open()
-            altered = catalog.altered(self._table(descriptor.name).descriptor, descriptor)
-            self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
-            return altered
+            table = self._table(descriptor.name)
+            current = table.descriptor
+            altered = catalog.altered(current, descriptor, table.schemas.next_field_id)
+            if altered != current:
+                self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
+        if altered == current or altered.n_buckets != current.n_buckets:
+            self._rescale(altered)
+        return altered
+
+    def _rescale_all(self) -> None:
+        with self._readers:
+            waiting = [table.descriptor for table in self._state.tables.values() if table.bucket_counts]
+        for descriptor in waiting:
+            self._rescale(descriptor)
+
+    def _rescale(self, of: TableDescriptor) -> None:
+        """Move the rows of every partition that has another number of buckets than its table."""
+        while True:
+            with self._writer:
+                self._require_open()
+                table = self._state.by_id(of.table_id)
+                if table is None or not table.bucket_counts:
+                    return
+                partition = min(table.bucket_counts)
+                change = {"op": "rescale", "table": of.name, "partition": partition}
+                _, end = self._commit(CommitRequest(), [change], partial(plan_moves, table, partition))
+            self._await_durable(end)
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         with self._writer:
@@ -275,13 +312,12 @@ class EmbeddedBackend:
             self._require_version(table, at_version)
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
-    def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
-    ) -> Iterator[FetchedFrame]:
+    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
         with self._readers:
             state = self._table(table)
-            plan = reads.plan_fetch(self._buckets, state, ranges)
-        return reads.fetch(self._log, state, plan, columns)
+            schemas = state.schemas
+            plan = reads.plan_fetch(self._buckets, state, ranges, columns)
+        return reads.fetch(self._log, schemas, plan, columns)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         with self._readers:
@@ -309,9 +345,10 @@ class EmbeddedBackend:
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         with self._readers:
             state = self._table(table)
+            schemas = state.schemas
             self._require_version(table, at_version)
             steps = reads.plan_read(self._buckets, state, partitions, at_version)
-        return reads.read(self._buckets, state, steps, columns)
+        return reads.read(self._buckets, schemas, steps, columns)
 
     def count(self, table: str) -> int:
         with self._readers:
@@ -354,4 +391,3 @@ class EmbeddedBackend:
             finally:
                 self._log.close()
                 self._lock.release()
-

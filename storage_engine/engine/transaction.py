@@ -17,7 +17,7 @@ from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.routing import split
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.errors import InvalidOption, ProgressConflict, UserError, unknown_table
-from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.kv import AutoIncrement, KvBucket, KvChange
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
 from storage_engine.schema.descriptor import TableDescriptor
@@ -62,8 +62,11 @@ class Transaction:
             kind = "primary-key" if descriptor.has_primary_key else "log"
             raise UserError(f"{op.kind} does not fit {op.table}, a {kind} table", where=op.table, next_step=f"Use {verb}.")
         columns = op.columns
+        for column in {*op.rows.column_names, *(columns or ())}.difference(descriptor.column_names):
+            if (gone := table.schemas.gone(column)) is not None:
+                raise gone
         rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
-        for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
+        for name, part, _ in split(descriptor, rows, self.record.version, table.bucket_counts):
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
             bucket = self.buckets.get_or_create(bucket_id, name.partition)
             if op.kind == "append":
@@ -82,7 +85,18 @@ class Transaction:
         self.changed.append((bucket, kv))
         self._stage(table, bucket, pa.Table.from_batches([change.batch]), change.change_types)
 
-    def _stage(self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None) -> None:
+    def stage_move(self, table: TableState, bucket: Bucket, change: KvChange) -> None:
+        """Plan rows that leave or enter a bucket because the table is rescaled: internal frames, unseen by readers of the changelog."""
+        kv = self.buckets.kv_of(bucket)
+        kv.stage(change, bucket.next_offset)
+        self.changed.append((bucket, kv))
+        for begin in range(0, change.n_rows, FRAME_ROWS_MAX):
+            types = change.change_types[begin : begin + FRAME_ROWS_MAX]
+            self._stage(table, bucket, change.rows.slice(begin, FRAME_ROWS_MAX), types, is_internal=True)
+
+    def _stage(
+        self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None, *, is_internal: bool = False
+    ) -> None:
         descriptor = table.descriptor
         batch = one_batch(rows)
         compression, level = compression_of(descriptor)
@@ -97,6 +111,7 @@ class Transaction:
             base_offset=base_offset,
             timestamp_ms=self.record.timestamp_ms,
             change_types=change_types,
+            is_internal=is_internal,
         )
         staged = Staged(base_offset, batch, change_types)
         bucket.staged.append(staged)
@@ -173,5 +188,3 @@ def compression_of(descriptor: TableDescriptor) -> tuple[str, int | None]:
     if name == "none":
         return "none", None
     raise InvalidOption(f"compression {option} is unknown", where=descriptor.name, next_step="Use ZSTD, LZ4_FRAME or NONE.")
-
-

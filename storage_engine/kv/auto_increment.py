@@ -18,14 +18,17 @@ class AutoIncrement:
     """Gives out ids. `last_id` is the last one given, 0 before the first; commit() makes it the recorded one."""
 
     def __init__(self, descriptor: TableDescriptor, last_id: int = 0) -> None:
+        self._recorded = last_id
+        self.last_id = last_id
+        self.alter(descriptor)
+
+    def alter(self, descriptor: TableDescriptor) -> None:
+        """The column was renamed or widened."""
         column = descriptor.auto_increment_column
         assert column is not None, f"{descriptor.name} has no auto-increment column"
-        self.column = column
         self.type: pa.DataType = descriptor.column(column).arrow.type
         self._where = f"table {descriptor.name}, column {column}"
         self._id_max = 2 ** (self.type.bit_width - 1) - 1
-        self._recorded = last_id
-        self.last_id = last_id
 
     def take(self, n: int) -> pa.Array:
         """The next `n` ids, in the column's type. Errors: SchemaMismatch when the type cannot hold them."""

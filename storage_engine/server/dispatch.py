@@ -86,9 +86,7 @@ _HANDLERS: dict[str, Handler] = {
     "create_table": _create_table,
     "alter_table": _alter_table,
     "drop_table": lambda backend, args, _: Reply(backend.drop_table(args["name"], if_exists=args["if_exists"])),
-    "drop_partition": lambda backend, args, _: Reply(
-        backend.drop_partition(args["table"], args["partition"], if_exists=args["if_exists"])
-    ),
+    "drop_partition": lambda backend, args, _: Reply(backend.drop_partition(args["table"], args["partition"], if_exists=args["if_exists"])),
     "tables": lambda backend, _args, _: Reply([descriptor.to_json() for descriptor in backend.tables()]),
     "partitions": lambda backend, args, _: Reply(backend.partitions(args["table"])),
     "put_object": lambda backend, args, _: Reply(backend.put_object(args["kind"], args["name"], args["value"])),

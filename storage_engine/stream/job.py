@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from storage_engine.client.store import Store
 from storage_engine.errors import UnknownTable
+from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dialect import parse_select, text_of
@@ -33,6 +34,7 @@ class JobDescriptor:
     kind       "insert" (INSERT INTO ... SELECT) or "view" (a materialized view; `sink` is its backing table)
     refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
     targets    sink columns the job writes; `kept` those of them that hold its state
+    known      table -> its columns when the job was submitted: what `*` means in the SELECT
     """
 
     name: str
@@ -45,6 +47,7 @@ class JobDescriptor:
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refresh_s: float | None = 0.0
     state: State = "RUNNING"
     last_error: str = ""
@@ -65,6 +68,7 @@ class JobDescriptor:
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
         value["settings"] = dict(self.settings)
+        value["known"] = {table: list(columns) for table, columns in self.known.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
         return value
 
@@ -72,6 +76,7 @@ class JobDescriptor:
     def from_json(cls, value: Mapping[str, Any]) -> JobDescriptor:
         known = dict(value)
         known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
+        known["known"] = {table: tuple(columns) for table, columns in known.get("known", {}).items()}
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
         return cls(**known)
 
@@ -94,10 +99,10 @@ def canonical(select: str) -> str:
     return text_of(tree)
 
 
-def plan_job(store: Store, job: JobDescriptor) -> JobPlan:
-    """The plan of a stored job, against the store's tables as they are."""
-    catalog = StoreCatalog(store, job.views)
-    sink = store.describe(job.sink)
+def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | None = None) -> JobPlan:
+    """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
+    catalog = StoreCatalog(store, job.views, job.known, altered)
+    sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     return plan_insert(
         catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings
     )
