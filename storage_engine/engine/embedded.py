@@ -62,7 +62,6 @@ class EmbeddedBackend:
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
-        self.maintenance.add(ResumeRescale(self._rescale_all))
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -70,6 +69,8 @@ class EmbeddedBackend:
         except BaseException:
             self._lock.release()
             raise
+        if any(table.bucket_counts for table in self._state.tables.values()):
+            self.maintenance.add(ResumeRescale(self._rescale_all))
 
     @classmethod
     def open(

@@ -23,7 +23,7 @@ RESUME_MS: Final = 60_000
 
 
 class ResumeRescale:
-    """The task that completes a rescale which was cut short: by a kill, by a full disk."""
+    """The task of a store that found a rescale cut short when it was opened: it completes it."""
 
     name = "rescale"
     interval_ms = RESUME_MS
