@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict
-from storage_engine.lake.columns import to_lake
 from storage_engine.lake.delta import LakeTable, Target
 from storage_engine.lake.netting import net_changes
 from storage_engine.lake.planning import Limits, n_rows_between, plan_stop
@@ -99,7 +98,8 @@ class Lane:
         latest = table.offsets(at_version=version)
         if n_rows_between(start, latest) == 0:
             return None
-        lake.add_columns(table.descriptor)
+        if lake.add_columns(table.descriptor):
+            record = lake.record
         rows_max = self._limits.round_changes_max if table.descriptor.has_primary_key else self._limits.round_rows_max
         to_version, stop = plan_stop(record.version, start, version, lambda at: table.offsets(at_version=at), rows_max)
         self._announce(start, stop, progress, to_version)
@@ -250,7 +250,8 @@ class Lane:
             schema = lake.write_schema(table.descriptor)
 
             def rows() -> pa.RecordBatchReader:
-                return pa.RecordBatchReader.from_batches(schema, _lake_batches(table.scan(start=start, stop=stop, metadata=True), schema))
+                scan = table.scan(start=start, stop=stop, metadata=True)
+                return pa.RecordBatchReader.from_batches(schema, _lake_batches(scan, lambda batch: lake.to_lake(batch, table.descriptor)))
 
             return lake.append(base, to, rows)
         except OffsetOutOfRange as error:
@@ -271,9 +272,9 @@ class Lane:
             lake.vacuum(self._limits.vacuum_hours)
 
 
-def _lake_batches(scan: pa.RecordBatchReader, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _lake_batches(scan: pa.RecordBatchReader, to_lake: Callable[[pa.RecordBatch], pa.Table]) -> Iterator[pa.RecordBatch]:
     for batch in scan:
-        yield from to_lake(batch, schema).to_batches()
+        yield from to_lake(batch).to_batches()
 
 
 def _without_zeros(offsets: Offsets) -> Offsets:
