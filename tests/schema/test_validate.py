@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as hs
 
 from storage_engine.errors import InvalidOption, SchemaMismatch, StatementRefused
-from storage_engine.schema.ddl import parse_statements
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import KNOWN_OPTIONS, delete_behavior, duration_ms, notices, option_value
 from storage_engine.schema.validate import check_targets, validate
