@@ -23,7 +23,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict
+from storage_engine.errors import LakeChanged, OffsetOutOfRange, ProgressConflict, SchemaMismatch
 from storage_engine.lake.delta import LakeTable, Target
 from storage_engine.lake.netting import net_changes
 from storage_engine.lake.planning import Limits, n_rows_between, plan_stop
@@ -81,11 +81,17 @@ class Lane:
         Errors: LakeChanged, ProgressConflict (another tierer took over), OffsetOutOfRange (the store dropped rows before they
         were tiered), WriteFailed. After any of them the next round starts from what store and lake hold.
         """
-        try:
-            return self._run()
-        except BaseException:
-            self._lake = None
-            raise
+        while True:
+            schema_id = self._store.describe(self.table).schema_id
+            try:
+                return self._run()
+            except SchemaMismatch:  # columns that were renamed or dropped while the round ran: once more, by the present ones
+                self._lake = None
+                if self._store.describe(self.table).schema_id == schema_id:
+                    raise
+            except BaseException:
+                self._lake = None
+                raise
 
     def _run(self) -> Round | None:
         began = time.monotonic()

@@ -145,7 +145,7 @@ def test_a_tiered_column_is_widened_only_where_the_lake_holds_the_wider_values_a
     columns = (Column("k", "INT"), Column("n", "INT"), Column("s", "VARCHAR(3)"), Column("at", "TIMESTAMP(3)"))
     before = created(TableDescriptor("db.t", columns, ("k",), options={"table.datalake.enabled": "true"}), 1)
 
-    with pytest.raises(StatementRefused, match="column n is INT in the lake.*Add a column of type BIGINT"):
+    with pytest.raises(StatementRefused, match=r"column n is INT in the lake.*Add a column of type BIGINT"):
         modify_columns(before, [Column("n", "BIGINT")])
     assert modify_columns(before, [Column("s", "STRING"), Column("at", "TIMESTAMP(6)")]).column("at").type == "TIMESTAMP(6)"
 
