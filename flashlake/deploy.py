@@ -70,7 +70,7 @@ def brought_up_to_date(current: TableDescriptor, wanted: TableDescriptor) -> Tab
         raise AlreadyExists(
             f"the store has {current.name} with other {', '.join(differing)} than its definition",
             where=current.name,
-            next_step="A definition adds columns at the end only; rename, drop, widen and rescale with ALTER TABLE, then write the same here.",
+            next_step="A definition adds columns at the end only; do the rest with ALTER TABLE, then write the same here.",
         )
     changed = add_columns(current, wanted.columns[n:]) if wanted.columns[n:] else current
     options = {key: value for key, value in wanted.options.items() if current.options.get(key) != value}

@@ -23,6 +23,7 @@ from storage_engine.engine import catalog, checkpoint, reads
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.instants import check_instants
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.rescale import ResumeRescale, plan_moves
@@ -218,6 +219,7 @@ class EmbeddedBackend:
             table = self._table(descriptor.name)
             current = table.descriptor
             altered = catalog.altered(current, descriptor, table.schemas.next_field_id)
+            check_instants(self._log, self._buckets, table, altered)
             if altered != current:
                 self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
         if altered == current or altered.n_buckets != current.n_buckets:

@@ -94,7 +94,7 @@ def adapt(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """A batch of an older schema, or with more columns, in the columns of `schema`: those it lacks are null, narrower ones are widened.
 
     Columns are told by name: a frame is decoded with the names that its columns have now (engine/schemas.py).
-    Errors: SchemaMismatch for a value that the wider type cannot hold (an instant in milliseconds beyond the year 294,000).
+    Every value fits: a type that does not hold them all is not taken for a wider one (schema/evolve.py, engine/instants.py).
     """
     if batch.schema.equals(schema):
         return batch

@@ -256,3 +256,15 @@ def test_changed_columns_are_there_after_a_restart(own):
     assert own.store.table("a.t").read().sort_by("k").to_pydict() == {"k": [1, 2], "m": [1, 2**40], "s": [None, 5]}
     own.store.execute("ALTER TABLE a.t DROP s; ALTER TABLE a.t ADD s STRING")
     assert own.store.table("a.t").read(["s"])["s"].to_pylist() == [None, None]
+
+
+def test_an_instant_that_microseconds_cannot_say_keeps_its_column_as_it_is(store, db):
+    store.execute(f"CREATE TABLE {db}.far (at TIMESTAMP(3), x INT)")
+    table = store.table(f"{db}.far")
+    table.append({"at": pa.array([0, None], pa.timestamp("ms")), "x": [1, 2]})
+    table.append({"at": pa.array([-(2**62)], pa.timestamp("ms")), "x": [3]})
+
+    with pytest.raises(StatementRefused, match="column at holds an instant that microseconds cannot say"):
+        store.execute(f"ALTER TABLE {table.name} MODIFY at TIMESTAMP(6)")
+
+    assert table.scan(["at"]).read_all()["at"].cast(pa.int64()).to_pylist() == [0, None, -(2**62)]
