@@ -33,23 +33,38 @@ class Consumer:
         return dict(self._position)
 
     def poll(self, max_rows: int = 100_000) -> pa.Table | None:
-        """The next rows, with metadata columns, at most about `max_rows`; None when there is nothing new."""
+        """The next rows in the order of their commits, with metadata columns, at most about `max_rows`; None when there is nothing new."""
         while True:
             latest = self._table.offsets("latest")
             earliest = self._table.offsets("earliest")
-            stop: Offsets = {}
-            left = max_rows
-            for bucket, end in latest.items():
-                begin = self._position.get(bucket, earliest.get(bucket, 0))
-                if begin < end and left > 0:
-                    stop[bucket] = min(end, begin + left)
-                    left -= stop[bucket] - begin
+            begin = {bucket: self._position.get(bucket, earliest.get(bucket, 0)) for bucket in latest}
+            stop = _ahead(begin, latest if _n_rows(begin, latest) <= max_rows else self._stop(begin, max_rows))
             if not stop:
                 return None
             rows = self._table.scan(start=self._position, stop=stop, metadata=True).read_all()
             self._position.update(stop)
             if rows.num_rows:  # else these offsets belong to rows that moved between buckets: nothing happened to them
                 return rows
+
+    def _stop(self, begin: Offsets, max_rows: int) -> Offsets:
+        """Where at most `max_rows` rows end: at a commit, because after a rescale a key's changes lie in two buckets; inside a commit
+        only when it alone is larger.
+        """
+        low, high = 0, self._backend.version()  # rows at low fit, rows at high do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _n_rows(begin, self._table.offsets(at_version=middle)) <= max_rows:
+                low = middle
+            else:
+                high = middle
+        stop = self._table.offsets(at_version=low)
+        if _ahead(begin, stop):
+            return stop
+        cut: Offsets = {}
+        for bucket, end in _ahead(begin, self._table.offsets(at_version=high)).items():
+            cut[bucket] = min(end, begin.get(bucket, 0) + max_rows)
+            max_rows -= cut[bucket] - begin.get(bucket, 0)
+        return cut
 
     def commit(self) -> None:
         """Record the position; ProgressConflict if someone else moved this consumer meanwhile."""
@@ -62,3 +77,12 @@ class Consumer:
         """Rows in the log after the committed offsets."""
         earliest = self._table.offsets("earliest")
         return sum(end - self._committed.get(bucket, earliest.get(bucket, 0)) for bucket, end in self._table.offsets("latest").items())
+
+
+def _n_rows(begin: Offsets, end: Offsets) -> int:
+    return sum(max(offset - begin.get(bucket, 0), 0) for bucket, offset in end.items())
+
+
+def _ahead(begin: Offsets, end: Offsets) -> Offsets:
+    """The buckets of `end` that have rows after `begin`."""
+    return {bucket: offset for bucket, offset in end.items() if offset > begin.get(bucket, 0)}

@@ -110,6 +110,24 @@ def test_a_consumer_sees_every_change_once_across_the_move(store, items):
     assert {i for i, n in net.items() if n} == {row["id"] for row in current(items)}
 
 
+@pytest.mark.parametrize("max_rows", [7, 1000])
+def test_a_consumer_that_is_behind_sees_the_changes_of_a_moved_key_in_their_order(store, db, max_rows):
+    store.execute(f"CREATE TABLE {db}.t (k BIGINT NOT NULL, v BIGINT, PRIMARY KEY (k) NOT ENFORCED) WITH ('bucket.num' = '5')")
+    table, seen = store.table(f"{db}.t"), {}
+    for v in range(6):
+        if v in (2, 4):
+            store.execute(f"ALTER TABLE {table.name} SET ('bucket.num' = '{7 if v == 2 else 2}')")
+        table.upsert({"k": list(range(20)), "v": [v] * 20})
+    consumer = table.consumer("behind")
+
+    while (polled := consumer.poll(max_rows)) is not None:
+        for row in polled.to_pylist():
+            seen.setdefault(row["k"], []).append((row["_change_type"], row["v"]))
+
+    changes = [("+I", 0), *((kind, v + (kind == "+U")) for v in range(5) for kind in ("-U", "+U"))]
+    assert seen == dict.fromkeys(range(20), changes)
+
+
 def test_a_move_is_no_entry_of_the_journal(store, items):
     version = store.version()
 
