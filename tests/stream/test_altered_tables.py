@@ -12,7 +12,7 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import Tierer, connect_delta, union_read
 from storage_engine.stream import SqlSession, Worker, load_job
-from tests.stream.comparing import sink_rows
+from tests.stream.comparing import differing_jobs, sink_rows
 
 TABLES = """
 CREATE TABLE db.a (id BIGINT, shop BIGINT, qty INT, note STRING) WITH ('bucket.num' = '2');
@@ -182,6 +182,7 @@ def test_a_key_that_changes_before_and_after_it_moved_ends_with_its_last_row_in_
     assert sorted(sink_rows(store, "db.sums")) == [
         (g, -sum(k for k in left if k % 4 == g), sum(k % 4 == g for k in left)) for g in range(4)
     ]
+    assert differing_jobs(store) == []
     session.execute("ALTER TABLE db.mirror SET ('bucket.num' = '5'); ALTER TABLE db.src SET ('bucket.num' = '1')")
     assert worker.run_until_idle() >= 0
     source.upsert({"k": [1], "grp": [9], "v": [9]})
