@@ -12,8 +12,9 @@ from pathlib import Path
 from storage_engine import Store, TableDescriptor
 from storage_engine.errors import AlreadyExists
 from storage_engine.schema.ddl import parse_statements
+from storage_engine.schema.evolve import add_columns, set_options
 from storage_engine.schema.statements import CreateTable, Statement
-from storage_engine.schema.validate import add_columns, set_options, validate
+from storage_engine.schema.validate import validate
 
 FIXED = ("primary_key", "partition_keys", "bucket_keys", "n_buckets")
 
@@ -69,7 +70,7 @@ def brought_up_to_date(current: TableDescriptor, wanted: TableDescriptor) -> Tab
         raise AlreadyExists(
             f"the store has {current.name} with other {', '.join(differing)} than its definition",
             where=current.name,
-            next_step="Add columns at the end only; for anything else make a new table, or drop this one.",
+            next_step="A definition adds columns at the end only; do the rest with ALTER TABLE, then write the same here.",
         )
     changed = add_columns(current, wanted.columns[n:]) if wanted.columns[n:] else current
     options = {key: value for key, value in wanted.options.items() if current.options.get(key) != value}

@@ -100,7 +100,7 @@ class Relations:
             snapshot = find_snapshot(self._store, self._lake_root, descriptor, at)
             if snapshot is None:
                 raise StatementRefused(f"{base} has nothing in the lake yet", where=name, next_step="Tier it: 'table.datalake.enabled'.")
-            con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}" AS SELECT * FROM {snapshot.scan_sql}')
+            con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}" AS {snapshot.select_sql(descriptor)}')
         elif suffix == BINLOG:
             _rows(con, view, table.binlog(columns, stop=table.offsets(at_version=at)).read_all())
         elif suffix == CHANGELOG:

@@ -54,11 +54,16 @@ class EncodedRows:
 
 @dataclass(frozen=True)
 class EncodedAppend:
-    """Rows for a log table, routed and encoded by the caller in the columns of `schema_id`. Checked on arrival, stored as they come."""
+    """Rows for a log table, routed and encoded by the caller in the columns of `schema_id`. Checked on arrival, stored as they come.
+
+    n_buckets   over how many buckets the caller has routed, 0: as many as the table has; rows that the table routes otherwise by now
+                are routed again
+    """
 
     table: str
     schema_id: int
     frames: Sequence[EncodedRows]
+    n_buckets: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,8 @@ class CommitInfo:
 class FetchedFrame:
     """A stored frame, pruned to `columns`: `message` is an Arrow IPC record-batch message without schema.
 
+    columns  names that the columns have now; a column of the table that is not among them is null in these rows
+    types    SQL types that the columns were stored with: what the message decodes with. They may be narrower than those of the table
     Rows carry offsets base_offset .. base_offset + n_rows; `change_types` has one byte per row (see log/frame.py), None: all +A.
     """
 
@@ -142,6 +149,7 @@ class FetchedFrame:
     timestamp_ms: int
     schema_id: int
     columns: tuple[str, ...]
+    types: tuple[str, ...]
     change_types: bytes | None
     message: pa.Buffer
 
@@ -193,7 +201,14 @@ class Backend(Protocol):
 
     # catalog
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor: ...
-    def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor: ...
+    def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        """Make the table what a descriptor says that schema/evolve.py made from its present one; the new descriptor.
+
+        Columns are told by field id. With another number of buckets, rows have moved when it returns; a call that changes nothing
+        completes a rescale that was cut short. Errors: TableAltered when the table has other columns by now.
+        """
+        ...
+
     def drop_table(self, name: str, *, if_exists: bool) -> None: ...
     def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None: ...
     def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None: ...

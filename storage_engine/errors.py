@@ -119,6 +119,10 @@ class PartitionChanged(RetriableError):
     """A partition was dropped, or dropped and created again, while it was read: start again from the offsets of now."""
 
 
+class TableAltered(RetriableError):
+    """The table was altered while this change of it was made; make the change from the present descriptor."""
+
+
 class StoreUnavailable(RetriableError):
     """The server does not answer, is stopping, or a port is taken."""
 

@@ -204,17 +204,16 @@ def _static_metadata(definition: TableDefinition, schemas: Mapping[str, Mapping[
 
 
 def _column_schema(definition: TableDefinition, types: Mapping[str, str]) -> dg.TableSchema:
-    if definition.descriptor is None:
+    """The columns that the table has (`types`, as they are in the store), described by its definition where that still names them."""
+    descriptor = definition.descriptor
+    if descriptor is None:
         return dg.TableSchema([dg.TableColumn(name, type=kind) for name, kind in types.items()])
-    key = definition.descriptor.primary_key
-    return dg.TableSchema(
-        [
-            dg.TableColumn(
-                column.name,
-                type=column.type,
-                description=column.comment or None,
-                constraints=dg.TableColumnConstraints(nullable=column.nullable, unique=key == (column.name,)),
-            )
-            for column in definition.descriptor.columns
-        ]
-    )
+    written = {column.name: column for column in descriptor.columns}
+    columns = []
+    for name, kind in (types or {column.name: column.type for column in descriptor.columns}).items():
+        column = written.get(name)
+        nullable, unique = (True, False) if column is None else (column.nullable, descriptor.primary_key == (name,))
+        constraints = dg.TableColumnConstraints(nullable=nullable, unique=unique)
+        comment = None if column is None else column.comment or None
+        columns.append(dg.TableColumn(name, type=kind, description=comment, constraints=constraints))
+    return dg.TableSchema(columns)

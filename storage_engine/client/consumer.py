@@ -135,29 +135,45 @@ class Consumer:
                 return None
             self._forget_dropped()
             try:
-                return self._rows_until(version, max_rows, columns, where)
+                rows = self._rows_until(version, max_rows, columns, where)
             except PartitionChanged:
                 continue  # the next round finds it dropped, and forgets it
+            if rows is None or rows.num_rows or where is not None:
+                return rows  # else these offsets belong to rows that moved between buckets: nothing happened to them
 
     def _rows_until(self, version: int, max_rows: int, columns: Sequence[str] | None, where: str | None) -> pa.Table | None:
-        latest = {bucket: end for bucket, end in self._table.offsets("latest", at_version=version).items() if self._is_mine(bucket)}
+        latest = self._mine_at(version)
         earliest = self._table.offsets("earliest") if any(bucket not in self._position for bucket in latest) else {}
-        stop: Offsets = {}
-        left = max_rows
-        n_behind = 0
-        for bucket, end in latest.items():
-            begin = self._position.get(bucket, earliest.get(bucket, 0))
-            if begin < end:
-                taken = min(end - begin, left)
-                n_behind += end - begin - taken
-                left -= taken
-                if taken:
-                    stop[bucket] = begin + taken
+        begin = {bucket: self._position.get(bucket, earliest.get(bucket, 0)) for bucket in latest}
+        stop = _ahead(begin, latest if _n_rows(begin, latest) <= max_rows else self._stop(begin, version, max_rows))
         rows = self._table.scan(columns, where, self._position, stop, metadata=True, as_of=version).read_all() if stop else None
         self._position.update(stop)
         self._as_of = self._seen = version
-        self._is_drained = n_behind == 0
+        self._is_drained = not _ahead({**begin, **stop}, latest)
         return rows
+
+    def _mine_at(self, version: int) -> Offsets:
+        return {bucket: end for bucket, end in self._table.offsets("latest", at_version=version).items() if self._is_mine(bucket)}
+
+    def _stop(self, begin: Offsets, version: int, max_rows: int) -> Offsets:
+        """Where at most `max_rows` rows end: at a commit, because after a rescale a key's changes lie in two buckets; inside a commit
+        only when it alone is larger.
+        """
+        low, high = 0, version  # rows at low fit, rows at high do not
+        while high - low > 1:
+            middle = (low + high) // 2
+            if _n_rows(begin, self._mine_at(middle)) <= max_rows:
+                low = middle
+            else:
+                high = middle
+        stop = self._mine_at(low)
+        if _ahead(begin, stop):
+            return stop
+        cut: Offsets = {}
+        for bucket, end in _ahead(begin, self._mine_at(high)).items():
+            cut[bucket] = min(end, begin.get(bucket, 0) + max_rows)
+            max_rows -= cut[bucket] - begin.get(bucket, 0)
+        return cut
 
     def _is_mine(self, bucket: TableBucket) -> bool:
         return self._member is None or groups.member_of(bucket, self._members) == self._member
@@ -221,3 +237,11 @@ class Consumer:
         self._backend.commit(CommitRequest((), (progress,)))
         self._heard_s = time.monotonic() if self._member is None else self._heard_s
         self._committed = dict(self._position)
+
+def _n_rows(begin: Offsets, end: Offsets) -> int:
+    return sum(max(offset - begin.get(bucket, 0), 0) for bucket, offset in end.items())
+
+
+def _ahead(begin: Offsets, end: Offsets) -> Offsets:
+    """The buckets of `end` that have rows after `begin`."""
+    return {bucket: offset for bucket, offset in end.items() if offset > begin.get(bucket, 0)}

@@ -21,12 +21,12 @@ def encode_append(descriptor: TableDescriptor, rows: pa.Table) -> EncodedAppend:
     compression, level = compression_of(descriptor)
     has_choice = not descriptor.bucket_keys and descriptor.n_buckets > 1
     frames = []
-    for name, part, _ in split(descriptor, checked, keyless_bucket=0):
+    for name, part, _ in split(descriptor, checked):
         for begin in range(0, part.num_rows, FRAME_ROWS_MAX):
             batch = one_batch(part.slice(begin, FRAME_ROWS_MAX))
             message = encode_message(batch, compression, level)
             frames.append(EncodedRows(name.partition, -1 if has_choice else name.bucket, batch.num_rows, message))
-    return EncodedAppend(descriptor.name, descriptor.schema_id, frames)
+    return EncodedAppend(descriptor.name, descriptor.schema_id, frames, descriptor.n_buckets)
 
 
 def _is_conformed(descriptor: TableDescriptor, rows: pa.Table) -> bool:

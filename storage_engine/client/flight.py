@@ -61,7 +61,7 @@ from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
 _CALL_TIMEOUT_S = 60.0
-_BACKUP_TIMEOUT_S = 6 * 3600.0
+_LONG_CALL_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _RETRY_FIRST_S = 0.02
 _RETRY_MAX_S = 0.5
@@ -124,7 +124,9 @@ class FlightBackend:
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
         self._require("alter_table")
-        return TableDescriptor.from_json(self._control("alter_table", {"descriptor": descriptor.to_json()}, is_repeatable=False))
+        arguments = {"descriptor": descriptor.to_json()}  # may move rows: it takes as long as it takes
+        altered = self._retried(lambda: self._action("alter_table", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=False)
+        return TableDescriptor.from_json(altered)
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         self._control("drop_table", {"name": name, "if_exists": if_exists}, is_repeatable=if_exists)
@@ -337,7 +339,7 @@ class FlightBackend:
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         self._require("backup")
         arguments = {"target": target, "links": links}
-        return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_BACKUP_TIMEOUT_S), is_repeatable=False))
+        return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=False))
 
     def close(self) -> None:
         self._is_closed = True

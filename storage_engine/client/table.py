@@ -1,6 +1,8 @@
 """Table: reads and writes of one table. Arrow in, Arrow out; decoding of fetched frames happens here, on the reader's side.
 
 Holds: a scan with explicit offsets returns exactly [start, stop) of each bucket, in offset order inside a bucket.
+Holds: rows come in the columns that the table had when it was opened. One that was dropped or renamed since is an error that says so;
+       one whose type was widened since comes in the narrower type as long as its values fit.
 Never: caches rows; the descriptor it carries is the one it was opened with.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,9 +24,11 @@ from storage_engine.client.table_writer import TableWriter
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.evolve import fitted
 from storage_engine.schema.point import LONG_WAY, PointLookup
 from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
 from storage_engine.schema.rows import as_table, conform_keys
+from storage_engine.schema.types import arrow_type
 
 if TYPE_CHECKING:
     from storage_engine.client.consumer import Consumer
@@ -54,6 +59,7 @@ class Table:
         self.descriptor = descriptor
         self._backend = backend
         self._points: dict[tuple[str, ...] | None, PointLookup] = {}
+        self._answers: dict[tuple[str, ...], pa.Schema] = {}
 
     @property
     def name(self) -> str:
@@ -115,12 +121,14 @@ class Table:
         """
         checked = conform_keys(self.descriptor, keys)
         found = self._backend.lookup(self.name, checked, columns, insert_if_not_exists=insert_if_not_exists)
+        found = self._known_answer(found, checked, columns)
         return found if missing == "null" else _found_rows(found)
 
     def lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """lookup() of each of many batches of keys, in order. A remote store has several on their way while one is awaited."""
         checked = (conform_keys(self.descriptor, keys) for keys in batches)
-        return map(_found_rows, self._backend.lookups(self.name, checked, columns))
+        wanted = self.descriptor.column_names if columns is None else columns
+        return (_found_rows(self._as_known(found)) for found in self._backend.lookups(self.name, checked, wanted))
 
     def prefix_lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None, limit: int | None = None) -> Iterator[pa.Table]:
         """prefix_lookup() of each of many batches of prefixes, as lookups()."""
@@ -157,7 +165,8 @@ class Table:
 
         Errors: ResultTooLarge when there are more than `rows_max` rows: said before they are read, not after gigabytes were built.
         """
-        return self._backend.prefix_lookup(self.name, self.as_rows(prefixes), columns, limit, rows_max)
+        wanted = self.descriptor.column_names if columns is None else columns
+        return self._as_known(self._backend.prefix_lookup(self.name, self.as_rows(prefixes), wanted, limit, rows_max))
 
     def read(
         self,
@@ -177,7 +186,7 @@ class Table:
         partitions = self._partitions_of(where)
         pushed = limit if where is None else None
         rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at, pushed)
-        rows = self._filtered(rows, where, columns)
+        rows = self._filtered(self._as_known(rows), where, columns)
         return rows if limit is None else rows.slice(0, limit)
 
     def count(self) -> int:
@@ -282,8 +291,7 @@ class Table:
         return pa.RecordBatchReader.from_batches(schema, binlog_batches(decoded(), ranges, schema))
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
-        stored = pa.schema([self.descriptor.arrow_schema.field(name) for name in frame.columns])
-        batch = pa.ipc.read_record_batch(frame.message, stored)
+        batch = pa.ipc.read_record_batch(frame.message, _stored_schema(frame.columns, frame.types))
         first = max(begin - frame.base_offset, 0)
         last = min(end - frame.base_offset, frame.n_rows)
         batch = batch.slice(first, last - first)
@@ -295,7 +303,8 @@ class Table:
             fields.append(item)
         for name in needed:
             item = self.descriptor.arrow_schema.field(name)
-            arrays.append(batch.column(name) if name in frame.columns else pa.nulls(n, item.type))
+            is_stored = name in frame.columns
+            arrays.append(fitted(batch.column(name), item.type, where=self._column(name)) if is_stored else pa.nulls(n, item.type))
             fields.append(item)
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
@@ -314,6 +323,38 @@ class Table:
         return pa.repeat(pa.scalar(frame.timestamp_ms, pa.timestamp("ms", "UTC")), n)
 
     # columns and filters
+
+    def _known_answer(self, found: pa.Table, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+        """A lookup's answer in the columns and types of this descriptor: the table may have others by now."""
+        expected = self._answer_schema(columns)
+        if found.schema.equals(expected):
+            return found
+        if found.schema.names != expected.names:
+            found = self._backend.lookup(self.name, keys, expected.names[:-1], insert_if_not_exists=False)
+        return self._as_known(found)
+
+    def _answer_schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        """What a lookup answers by this descriptor."""
+        if columns is None:
+            return self.descriptor.answer_schema
+        key = tuple(columns)
+        if key not in self._answers:
+            self._needed(key, None)
+            self._answers[key] = pa.schema([self.descriptor.answer_schema.field(name) for name in (*key, "_found")])
+        return self._answers[key]
+
+    def _as_known(self, rows: pa.Table) -> pa.Table:
+        """Rows in the types that the columns had when the table was opened."""
+        known = self.descriptor.answer_schema
+        for i, item in enumerate(rows.schema):
+            wanted = known.field(item.name).type
+            if item.type != wanted:
+                chunks = [fitted(chunk, wanted, where=self._column(item.name)) for chunk in rows.column(i).chunks]
+                rows = rows.set_column(i, item.with_type(wanted), pa.chunked_array(chunks, wanted))
+        return rows
+
+    def _column(self, name: str) -> str:
+        return f"table {self.name}, column {name}"
 
     def as_rows(self, rows: Any) -> pa.Table:
         """Rows as Arrow; Python values are read in the types of the table's columns."""
@@ -352,3 +393,7 @@ def _change_names(codes: np.ndarray) -> pa.StringArray:
     """The names of change types (n,). Every name has two bytes: their text is one gather of words."""
     offsets = np.arange(0, 2 * len(codes) + 1, 2, dtype=np.int32)
     return pa.StringArray.from_buffers(len(codes), pa.py_buffer(offsets), pa.py_buffer(_NAME_WORDS[codes]))
+@lru_cache(maxsize=1024)
+def _stored_schema(names: tuple[str, ...], types: tuple[str, ...]) -> pa.Schema:
+    """What a fetched frame's message decodes with."""
+    return pa.schema([pa.field(name, arrow_type(kind)) for name, kind in zip(names, types, strict=True)])

@@ -21,6 +21,7 @@ from storage_engine.engine.gather import GATHER_ROWS_MAX, GatherBudget, LoadFram
 from storage_engine.engine.key_budget import KeyBudget
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
+from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.state import TableState
 from storage_engine.errors import RetriableError
 from storage_engine.kv import AutoIncrement, Ids, IdSegments, KvBucket
@@ -28,7 +29,7 @@ from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.frame import decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
 from storage_engine.log.message_template import ColumnBuffers
-from storage_engine.schema.descriptor import TableBucket
+from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 
 _SCATTERED = 4  # a read of less than one row in so many is gathered row by row
 _logger = logging.getLogger(__name__)
@@ -103,13 +104,16 @@ class Buckets:
 
     def of_table(self, table: TableState) -> Iterator[Bucket]:
         """Buckets of the table's live partitions that have ever been written."""
-        table_id = table.descriptor.table_id
-        partition_ids = list(table.partitions.values()) if table.descriptor.partition_keys else [0]
-        for partition_id in partition_ids:
-            for number in range(table.descriptor.n_buckets):
-                bucket = self._all.get(BucketId(table_id, partition_id, number))
-                if bucket is not None:
-                    yield bucket
+        for partition in table.partition_names:
+            yield from self.of_partition(table, partition)
+
+    def of_partition(self, table: TableState, partition: str) -> Iterator[Bucket]:
+        """Buckets of one live partition that have ever been written; among them those that no row is routed to any more."""
+        partition_id = table.partitions[partition] if table.descriptor.partition_keys else 0
+        for number in range(table.n_buckets_max):
+            bucket = self._all.get(BucketId(table.descriptor.table_id, partition_id, number))
+            if bucket is not None:
+                yield bucket
 
     def ids(self) -> set[BucketId]:
         return set(self._all)
@@ -132,36 +136,36 @@ class Buckets:
 
     # rows
 
-    def rows_at(self, bucket: Bucket, offsets: np.ndarray, columns: list[str] | None = None) -> pa.Table:
-        """Rows of a bucket at `offsets` (n,), in that order, in the table's present columns."""
-        table = self._table(bucket)
-        schema = table.descriptor.arrow_schema
+    def rows_at(self, bucket: Bucket, offsets: np.ndarray, columns: list[str] | None = None, schemas: Schemas | None = None) -> pa.Table:
+        """Rows of a bucket at `offsets` (n,), in that order, in the table's present columns, or in those of `schemas`."""
+        schemas = schemas or self._table(bucket).schemas
+        schema = schemas.descriptor.arrow_schema
         if columns is not None:
             schema = pa.schema([schema.field(name) for name in columns])
         staged = list(bucket.staged)
         if not staged:
-            return self._logged_rows(bucket, table, offsets, schema)
+            return self._logged_rows(bucket, schemas, offsets, schema)
         staged_from = staged[0].base_offset if staged else bucket.frames.end_offset
         logged = offsets < staged_from
         if logged.all():
-            return self._logged_rows(bucket, table, offsets, schema)
+            return self._logged_rows(bucket, schemas, offsets, schema)
         sources = [RowSource(s.base_offset, s.batch.num_rows, s.base_offset, _loader(s)) for s in staged]
         starts = np.array([source.base_offset for source in sources], np.int64)
         source_of = np.searchsorted(starts, offsets[~logged], side="right") - 1
         staged_rows = fetch_rows(sources, source_of, offsets[~logged], schema, FrameCache(0))
-        both = pa.concat_tables([self._logged_rows(bucket, table, offsets[logged], schema), staged_rows])
+        both = pa.concat_tables([self._logged_rows(bucket, schemas, offsets[logged], schema), staged_rows])
         position = np.empty(len(offsets), np.int64)
         position[np.flatnonzero(logged)] = np.arange(int(logged.sum()))
         position[np.flatnonzero(~logged)] = np.arange(int(logged.sum()), len(offsets))
         return both.take(pa.array(position)).combine_chunks()
 
-    def _logged_rows(self, bucket: Bucket, table: TableState, offsets: np.ndarray, schema: pa.Schema) -> pa.Table:
+    def _logged_rows(self, bucket: Bucket, schemas: Schemas, offsets: np.ndarray, schema: pa.Schema) -> pa.Table:
         if len(offsets) == 0:
             return schema.empty_table()
         frames = bucket.frames
         located = frames.locate(offsets)
         is_scattered = len(offsets) <= GATHER_ROWS_MAX or len(offsets) * _SCATTERED < frames.end_offset - frames.start_offset
-        if is_scattered and schema is table.descriptor.arrow_schema and (found := self._gather_of(bucket, table)) is not None:
+        if is_scattered and schema is schemas.descriptor.arrow_schema and (found := self._gather_of(bucket, schemas)) is not None:
             gather, load = found
             gathered = gather.rows(frames.entries, located, offsets, load)
             if gathered is not None:
@@ -169,8 +173,7 @@ class Buckets:
         touched, source_of = np.unique(located, return_inverse=True)
         sources = []
         for base_offset, end_offset, position, _, _, length, _ in frames.entries[touched].tolist():
-            location = FrameLocation(position, length)
-            sources.append(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
+            sources.append(self._source(schemas, base_offset, end_offset, FrameLocation(position, length)))
         return fetch_rows(sources, source_of, offsets, schema, self._cache)
 
     def row_at(self, bucket: Bucket, offset: int) -> pa.RecordBatch | None:
@@ -179,59 +182,57 @@ class Buckets:
         if at is None:
             return None
         base_offset, end_offset, location = at
-        table = self._table(bucket)
-        batch = self._cache.get(RowSource(base_offset, end_offset - base_offset, location, self._load(table, location)))
-        return adapt(batch.slice(offset - base_offset, 1), table.descriptor.arrow_schema)
+        schemas = self._table(bucket).schemas
+        batch = self._cache.get(self._source(schemas, base_offset, end_offset, location))
+        return adapt(batch.slice(offset - base_offset, 1), schemas.descriptor.arrow_schema)
 
-    def columns_at(self, bucket: Bucket, table: TableState, offsets: np.ndarray) -> list[ColumnBuffers] | None:
+    def _source(self, schemas: Schemas, base_offset: int, end_offset: int, location: FrameLocation) -> RowSource:
+        """A frame to read rows from. Its decoded batch carries the columns' names of a schema, so the cache keeps one per schema."""
+        key = (location.position, schemas.descriptor.schema_id)
+        return RowSource(base_offset, end_offset - base_offset, key, self._load(schemas, location))
+
+    def columns_at(self, bucket: Bucket, schemas: Schemas, offsets: np.ndarray) -> list[ColumnBuffers] | None:
         """Rows (n,) of the log at `offsets`, all columns, as buffers; None when rows_at() must read them."""
-        if len(offsets) > GATHER_ROWS_MAX or bucket.staged or (found := self._gather_of(bucket, table)) is None:
+        if len(offsets) > GATHER_ROWS_MAX or bucket.staged or (found := self._gather_of(bucket, schemas)) is None:
             return None
         gather, load = found
         frames = bucket.frames
         return gather.columns(frames.entries, frames.locate(offsets), offsets, load)
 
-    def values_at(self, bucket: Bucket, table: TableState, offset: int) -> list[Any] | None:
+    def values_at(self, bucket: Bucket, schemas: Schemas, offset: int) -> list[Any] | None:
         """The stored values of the row of the log at an offset, all columns; None when row_at() must read it."""
-        if (found := self._gather_of(bucket, table)) is None:
+        if (found := self._gather_of(bucket, schemas)) is None:
             return None
         gather, load = found
         return gather.values(bucket.frames.entries, offset, load)
 
-    def _gather_of(self, bucket: Bucket, table: TableState) -> tuple[RowGather, LoadFrame] | None:
+    def _gather_of(self, bucket: Bucket, schemas: Schemas) -> tuple[RowGather, LoadFrame] | None:
         """The bucket's gather and how it loads a frame; None when rows of this table cannot be gathered."""
-        schema = table.descriptor.arrow_schema
+        schema = schemas.descriptor.arrow_schema
         gather = bucket.gather
         if gather is None or gather.schema is not schema:
             if gather is not None:
                 self._gathers.forget(gather)
             gather = bucket.gather = RowGather(schema, self._gathers)
-        if not gather.is_possible or not _is_plain(table):
+        if not gather.is_possible or not _is_plain(schemas.descriptor):
             return None
 
         def load(entry: np.void) -> tuple[pa.RecordBatch, int]:
-            batch, heap_bytes = self._load(table, FrameLocation(int(entry["position"]), int(entry["length"])))()
+            batch, heap_bytes = self._load(schemas, FrameLocation(int(entry["position"]), int(entry["length"])))()
             whole = adapt(batch, schema)
             return whole, heap_bytes + (whole.nbytes if whole is not batch else 0)
 
         return gather, load
 
-    def _load(self, table: TableState, location: FrameLocation) -> Callable[[], tuple[pa.RecordBatch, int]]:
+    def _load(self, schemas: Schemas, location: FrameLocation) -> Callable[[], tuple[pa.RecordBatch, int]]:
         def load() -> tuple[pa.RecordBatch, int]:
             stored = self._log.read(location)
             before = pa.total_allocated_bytes()
-            batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id))
+            batch = decode_batch(stored.message, schemas.arrow_schema(stored.header.schema_id))
             copied = location.length if _root(stored.message).size == location.length else 0  # read beyond the mapping
             return batch, max(pa.total_allocated_bytes() - before, 0) + copied
 
         return load
-
-    @staticmethod
-    def stored_schema(table: TableState, schema_id: int) -> pa.Schema:
-        """The schema that frames of `schema_id` were written with."""
-        schema = table.descriptor.arrow_schema
-        width = table.widths[schema_id]
-        return schema if width == len(schema) else pa.schema([schema.field(i) for i in range(width)])
 
     def _table(self, bucket: Bucket) -> TableState:
         table = self._table_of(bucket.id.table_id)
@@ -284,6 +285,8 @@ class Buckets:
 
     def alter(self, table: TableState) -> None:
         """The table's columns have changed."""
+        if table.descriptor.table_id in self.counters:
+            self.counters[table.descriptor.table_id].alter(table.descriptor)
         for bucket in self.of_table(table):
             if bucket.kv is not None:
                 bucket.kv.alter(table.descriptor)
@@ -295,7 +298,7 @@ class Buckets:
         for entry in bucket.frames.find(start_offset, end_offset):
             stored = self._log.read(entry.location)
             n = min(entry.end_offset, end_offset) - entry.base_offset
-            batch = decode_batch(stored.message, self.stored_schema(table, stored.header.schema_id)).slice(0, n)
+            batch = decode_batch(stored.message, table.schemas.arrow_schema(stored.header.schema_id)).slice(0, n)
             codes = None if stored.change_types is None else np.frombuffer(stored.change_types, np.uint8)[:n]
             yield entry.base_offset, codes, pa.Table.from_batches([batch.select(keys)])
 
@@ -311,6 +314,6 @@ def _root(buffer: pa.Buffer) -> pa.Buffer:
     return buffer
 
 
-def _is_plain(table: TableState) -> bool:
+def _is_plain(descriptor: TableDescriptor) -> bool:
     """True when the table's frames are written uncompressed: decoding one copies nothing."""
-    return table.descriptor.options.get("table.log.arrow.compression.type", "none").lower() == "none"
+    return descriptor.options.get("table.log.arrow.compression.type", "none").lower() == "none"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,11 +36,14 @@ from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.consumers import EXPIRATION_MS, Consumers
 from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
+from storage_engine.engine.instants import check_instants
 from storage_engine.engine.key_budget import KeyBudget, KeyMemory
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
 from storage_engine.engine.point_reads import PointReads
+from storage_engine.engine.rescale import ResumeRescale, plan_moves
+from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.skip_frames import FetchCounts, skip_frames
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.statistics import bucket_statistics
@@ -129,6 +133,8 @@ class EmbeddedBackend:
         except BaseException:
             self._lock.release()
             raise
+        if any(table.bucket_counts for table in self._state.tables.values()):
+            self.maintenance.add(ResumeRescale(self._rescale_all))
 
     @classmethod
     def open(
@@ -233,11 +239,16 @@ class EmbeddedBackend:
         self._await_durable(end)
 
     def _commit(
-        self, request: CommitRequest, changes: list[dict[str, Any]], new_partitions: Sequence[tuple[int, str]] = ()
+        self,
+        request: CommitRequest,
+        changes: list[dict[str, Any]],
+        new_partitions: Sequence[tuple[int, str]] = (),
+        plan: Callable[[Transaction], object] | None = None,
     ) -> tuple[CommitResult, LogPosition]:
         """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position.
 
         new_partitions  (table id, name) of partitions created without rows; only in a commit without operations
+        plan  what else belongs to the transaction
         """
         record = CommitRecord(self._state.version + 1, self._clock_ms(), changes=changes)
         if request.write_id is not None:
@@ -249,6 +260,8 @@ class EmbeddedBackend:
                 transaction.add_progress(progress)
             for op in request.ops:
                 transaction.add(op)
+            if plan is not None:
+                plan(transaction)
             transaction.finish()
             if not (transaction.frames or record.progress or record.changes or record.partitions or record.late_rows):
                 transaction.void()
@@ -285,17 +298,45 @@ class EmbeddedBackend:
                     f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
                 )
             created = catalog.created(descriptor, self._state.next_table_id)
-            plan = partitions.plan_partitions(TableState(created), self._clock_ms(), self._partitions_max)
+            plan = partitions.plan_partitions(TableState(Schemas.of(created)), self._clock_ms(), self._partitions_max)
             names = [(created.table_id, name) for name in plan.create]
             self._change_catalog([{"op": "create_table", "table": created.to_json()}], names)
             return created
 
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
+        """As Backend says. Another number of buckets is the table's with this commit; the rows of each partition of a primary-key
+        table follow, a commit per partition, between which others write.
+        """
         with self._writer:
             self._require_open()
-            altered = catalog.altered(self._table(descriptor.name).descriptor, descriptor)
-            self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
-            return altered
+            table = self._table(descriptor.name)
+            current = table.descriptor
+            altered = catalog.altered(current, descriptor, table.schemas.next_field_id)
+            check_instants(self._log, self._buckets, table, altered)
+            if altered != current:
+                self._change_catalog([{"op": "alter_table", "table": altered.to_json()}])
+        if altered == current or altered.n_buckets != current.n_buckets:
+            self._rescale(altered)
+        return altered
+
+    def _rescale_all(self) -> None:
+        with self._readers:
+            waiting = [table.descriptor for table in self._state.tables.values() if table.bucket_counts]
+        for descriptor in waiting:
+            self._rescale(descriptor)
+
+    def _rescale(self, of: TableDescriptor) -> None:
+        """Move the rows of every partition that has another number of buckets than its table."""
+        while True:
+            with self._writer:
+                self._require_open()
+                table = self._state.by_id(of.table_id)
+                if table is None or not table.bucket_counts:
+                    return
+                partition = min(table.bucket_counts)
+                change = {"op": "rescale", "table": of.name, "partition": partition}
+                _, end = self._commit(CommitRequest(), [change], plan=partial(plan_moves, table, partition))
+            self._await_durable(end)
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         with self._writer:
@@ -431,10 +472,11 @@ class EmbeddedBackend:
             state = self._table(table)
             if as_of is not None:
                 require_as_of(self._state, state, ranges, as_of)
-            plan = reads.plan_fetch(self._buckets, state, ranges)
+            schemas = state.schemas
+            plan = reads.plan_fetch(self._buckets, state, ranges, columns)
         if where is not None:
-            plan = skip_frames(self._log, state, plan, where, self.fetched)
-        return reads.fetch(self._log, state, plan, columns, self.fetched)
+            plan = skip_frames(self._log, schemas, plan, where, self.fetched)
+        return reads.fetch(self._log, schemas, plan, columns, self.fetched)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         points = self._points_of(table, None if columns is None else tuple(columns))
@@ -499,10 +541,11 @@ class EmbeddedBackend:
     ) -> pa.Table:
         with self._readers:
             state = self._table(table)
+            schemas = state.schemas
             self._require_version(table, at_version)
             steps = reads.plan_read(self._buckets, state, partitions, at_version, limit)
         try:
-            return reads.read(self._buckets, state, steps, columns)
+            return reads.read(self._buckets, schemas, steps, columns)
         except OffsetOutOfRange as error:
             raise_if_dropped(self._buckets, table, [bucket for bucket, _ in steps], error)
             raise

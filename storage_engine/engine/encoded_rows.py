@@ -21,8 +21,13 @@ _ALONE: Final = pa.ipc.IpcReadOptions(use_threads=False)
 _THREADED_BYTES_MIN: Final = 1 << 20
 
 
-def checked_batch(descriptor: TableDescriptor, schema: pa.Schema, frame: EncodedRows, rows_max: int) -> pa.RecordBatch:
-    """The rows of a frame written in `schema`, decoded. Errors: MalformedMessage; SchemaMismatch for a null or a foreign bucket's row."""
+def checked_batch(
+    descriptor: TableDescriptor, schema: pa.Schema, frame: EncodedRows, rows_max: int, n_buckets: int | None = None
+) -> pa.RecordBatch:
+    """The rows of a frame written in `schema` and routed over `n_buckets` (None: the descriptor's), decoded.
+
+    Errors: MalformedMessage; SchemaMismatch for a null or a foreign bucket's row.
+    """
     if not 1 <= frame.n_rows <= rows_max:
         _refuse(descriptor, f"a frame has {frame.n_rows} rows, not 1 to {rows_max}")
     try:
@@ -39,8 +44,10 @@ def checked_batch(descriptor: TableDescriptor, schema: pa.Schema, frame: Encoded
         if not field.nullable and column.null_count:
             what = f"column {field.name} is null, and is NOT NULL"
             raise SchemaMismatch(what, where=f"table {descriptor.name}", next_step="Give it a value in every row.")
-    if descriptor.partition_keys or (descriptor.bucket_keys and descriptor.n_buckets > 1):
-        parts = [name for name, _, _ in split(descriptor, pa.Table.from_batches([batch]), keyless_bucket=frame.bucket)]
+    n_buckets = n_buckets or descriptor.n_buckets
+    if descriptor.partition_keys or (descriptor.bucket_keys and n_buckets > 1):
+        counts = {frame.partition: n_buckets}
+        parts = [name for name, _, _ in split(descriptor, pa.Table.from_batches([batch]), max(frame.bucket, 0), counts)]
         if len(parts) != 1 or parts[0].partition != frame.partition or (descriptor.bucket_keys and parts[0].bucket != frame.bucket):
             held = ", ".join(map(str, parts[:3]))
             _refuse(descriptor, f"a frame for partition {frame.partition!r}, bucket {frame.bucket} holds rows of {held}")

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from storage_engine.engine import checkpoint
-from storage_engine.engine.buckets import Buckets
+from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.key_snapshots import FOLDER, StoredSnapshot, belongs, file_name, read_snapshot
+from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
 from storage_engine.kv import KvBucket, KvSnapshot, items_of, joined
@@ -275,7 +276,7 @@ class _Check:
                 bucket = buckets.get_or_create(bucket_id, self.state.partition_names[bucket_id.partition_id])
                 try:
                     kv = buckets.kv_until(bucket, frames.end_offset)
-                    what = _wrong_rows(kv, buckets, bucket)
+                    what = _wrong_rows(kv, buckets, bucket, table.n_buckets_of(bucket.name.partition))
                 except FlashlakeError as error:
                     what = error.what
                     kv = None
@@ -304,8 +305,8 @@ def _plain(state: StoreState) -> Any:
     return json.loads(json.dumps(state.to_json()))
 
 
-def _wrong_rows(kv: KvBucket, buckets: Buckets, bucket: Any) -> str:
-    """What is wrong with the rows that a key index leads to; empty: nothing."""
+def _wrong_rows(kv: KvBucket, buckets: Buckets, bucket: Bucket, n_buckets: int) -> str:
+    """What is wrong with the rows that a key index leads to; empty: nothing. `n_buckets` are those that rows are routed to."""
     names = list(kv.descriptor.physical_primary_key)
     offsets = kv.current_offsets()
     n_distinct = 0
@@ -314,6 +315,9 @@ def _wrong_rows(kv: KvBucket, buckets: Buckets, bucket: Any) -> str:
         rows = buckets.rows_at(bucket, part, names)
         encoded = encode_keys([rows[name].combine_chunks() for name in names])
         n_distinct += len(encoded.unique())
+        astray = np.flatnonzero(bucket_of_rows(kv.descriptor, rows, n_buckets) != bucket.id.bucket)
+        if len(astray):
+            return f"the row at offset {int(part[astray[0]])} is current, and its key belongs to another bucket"
         _, found = kv.get(rows)
         if not found.all():
             return f"the row at offset {int(part[np.argmin(found)])} is current, and its key is not found"

@@ -90,7 +90,8 @@ class PointReads:
         encoded = encode_key(key, plan.key_kinds)
         if encoded is None:
             return LONG_WAY
-        bucket = self._bucket(table, 0 if plan.descriptor.n_buckets == 1 else self._bucket_number(plan, key))
+        n_buckets = table.n_buckets_of("")
+        bucket = self._bucket(table, 0 if n_buckets == 1 else self._bucket_number(plan, key, n_buckets))
         if bucket is None:
             return None
         offset = (bucket.kv or self._buckets.kv_of(bucket)).find_one(encoded)
@@ -98,7 +99,7 @@ class PointReads:
             return LONG_WAY
         if offset < 0:
             return None
-        values = self._buckets.values_at(bucket, table, offset)
+        values = self._buckets.values_at(bucket, table.schemas, offset)
         if values is None or any(values[at] != wanted for at, wanted in zip(plan.key_columns, key, strict=True)):
             return LONG_WAY
         return values if plan.is_whole else [values[i] for i in plan.columns]
@@ -121,7 +122,7 @@ class PointReads:
         """
         with self._lock:
             table, plan = self._planned()
-            if not plan.is_direct or plan.answer is None or plan.descriptor.n_buckets != 1 or len(keys[0]) < _KEYS_MIN:
+            if not plan.is_direct or plan.answer is None or table.n_buckets_of("") != 1 or len(keys[0]) < _KEYS_MIN:
                 return None
             if not schema.equals(plan.descriptor.key_schema) or any(key.null_count for key in keys):
                 return None
@@ -131,7 +132,7 @@ class PointReads:
             offsets = (bucket.kv or self._buckets.kv_of(bucket)).find(keys)
             if offsets is None or int(offsets.min()) < 0:
                 return None
-            columns = self._buckets.columns_at(bucket, table, offsets)
+            columns = self._buckets.columns_at(bucket, table.schemas, offsets)
         if columns is None or not all(_is_column(columns[at], key) for at, key in zip(plan.key_columns, keys, strict=True)):
             return None
         n = len(offsets)
@@ -150,10 +151,10 @@ class PointReads:
     def _bucket(self, table: TableState, number: int) -> Bucket | None:
         return self._buckets.get(BucketId(table.descriptor.table_id, 0, number))
 
-    def _bucket_number(self, plan: _Plan, key: Sequence[Any]) -> int:
+    def _bucket_number(self, plan: _Plan, key: Sequence[Any], n_buckets: int) -> int:
         encoded = encode_key([key[i] for i in plan.bucket_key], [plan.key_kinds[i] for i in plan.bucket_key])
         assert encoded is not None, "the whole key was encoded"
-        return bucket_of_key(encoded, plan.descriptor.n_buckets)
+        return bucket_of_key(encoded, n_buckets)
 
 
 def _is_column(stored: ColumnBuffers, keys: pa.Array) -> bool:

@@ -11,24 +11,27 @@ import pyarrow.compute as pc
 from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
+from storage_engine.engine.schemas import FrameColumns, Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
 
 
-def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]]) -> list[FetchStep]:
+def plan_fetch(
+    buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
+) -> list[FetchStep]:
     """The frames that hold `ranges`, in the order they were committed.
 
-    Errors: OffsetOutOfRange for offsets before the earliest or after the end of a bucket.
+    Errors: OffsetOutOfRange for offsets before the earliest or after the end of a bucket; SchemaMismatch for a column that is not there.
     """
+    _columns(table.schemas, columns)
     steps: list[FetchStep] = []
     by_name = {bucket.name: bucket for bucket in buckets.of_table(table)}
     for name, (start, stop) in ranges.items():
@@ -47,17 +50,22 @@ def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket,
 
 
 def fetch(
-    log: CommitLog, table: TableState, steps: Iterable[FetchStep], columns: Sequence[str] | None, counts: FetchCounts
+    log: CommitLog, schemas: Schemas, steps: Iterable[FetchStep], columns: Sequence[str] | None, counts: FetchCounts
 ) -> Iterator[FetchedFrame]:
-    """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded."""
-    pruners: dict[int, tuple[tuple[str, ...], MessagePruner | None]] = {}
+    """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded.
+
+    Frames that only moved rows between buckets are left out.
+    """
+    answers: dict[int, FrameColumns] = {}
     for step in steps:
         stored = log.read(step.location)
         counts.read(step.location.length)
         header = stored.header
-        if header.schema_id not in pruners:
-            pruners[header.schema_id] = _pruner(table, header.schema_id, columns)
-        names, pruner = pruners[header.schema_id]
+        if header.is_internal:
+            continue
+        if header.schema_id not in answers:
+            answers[header.schema_id] = schemas.frame_columns(header.schema_id, columns)
+        names, types, pruner = answers[header.schema_id]
         message = stored.message if pruner is None else pruner.prune(stored.message)
         yield FetchedFrame(
             bucket=step.bucket,
@@ -66,32 +74,23 @@ def fetch(
             timestamp_ms=header.timestamp_ms,
             schema_id=header.schema_id,
             columns=names,
+            types=types,
             change_types=None if stored.change_types is None else bytes(stored.change_types),
             message=message,
         )
 
 
-def _pruner(table: TableState, schema_id: int, columns: Sequence[str] | None) -> tuple[tuple[str, ...], MessagePruner | None]:
-    """The columns that frames of a schema answer with, and what cuts their messages down to them; None: as stored."""
-    names = table.columns_of(schema_id)
-    wanted = None if columns is None else set(columns)
-    if wanted is None or wanted.issuperset(names):
-        return names, None
-    keep = [i for i, name in enumerate(names) if name in wanted] or [0]
-    return tuple(names[i] for i in keep), pruner_of(Buckets.stored_schema(table, schema_id), tuple(keep))
-
-
 def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:
     """One row per key, in the order of the keys, with `_found`; rows not found are null."""
     descriptor = table.descriptor
-    names = _columns(descriptor, columns)
-    checked = _keys(descriptor, keys, descriptor.primary_key, "lookup")
+    names = _columns(table.schemas, columns)
+    checked = _keys(table.schemas, keys, descriptor.primary_key, "lookup")
     if checked.num_rows == 1 and not descriptor.partition_keys and (one := _lookup_one(buckets, table, checked, names)) is not None:
         return one
     pieces: list[pa.Table] = []
     positions: list[np.ndarray] = []
     found_mask = np.zeros(checked.num_rows, np.bool_)
-    for name, part, at in split(descriptor, checked, 0):
+    for name, part, at in split(descriptor, checked, 0, table.bucket_counts):
         rows_of = np.arange(checked.num_rows) if at is None else at
         bucket = _bucket(buckets, table, name)
         if bucket is None:
@@ -131,9 +130,9 @@ def _lookup_one(buckets: Buckets, table: TableState, keys: pa.Table, names: list
     key = encode_key([scalar.as_py() for scalar in scalars], descriptor.key_schema.types)
     if key is None or descriptor.primary_key != descriptor.physical_primary_key:
         return None
-    number = 0
-    if descriptor.n_buckets > 1:
-        number = int(bucket_of_rows(descriptor, keys, 0)[0])
+    number, n_buckets = 0, table.n_buckets_of("")
+    if n_buckets > 1:
+        number = int(bucket_of_rows(descriptor, keys, n_buckets)[0])
     bucket = _bucket(buckets, table, TableBucket("", number))
     offset = None if bucket is None else buckets.kv_of(bucket).find_one(key)
     if bucket is None or offset is None or offset < 0:
@@ -156,7 +155,7 @@ def _answer_schema(descriptor: TableDescriptor, names: list[str]) -> pa.Schema:
 def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table:
     """The distinct keys that have no row."""
     names = list(table.descriptor.primary_key)
-    checked = _keys(table.descriptor, keys, table.descriptor.primary_key, "lookup")
+    checked = _keys(table.schemas, keys, table.descriptor.primary_key, "lookup")
     missing = checked.filter(pc.invert(found["_found"]))
     return missing.group_by(names, use_threads=False).aggregate([]).select(names)
 
@@ -176,11 +175,11 @@ def prefix_lookup(
             next_step="Use lookup() with the whole key, or create the table with a shorter 'bucket.key'.",
         )
     needed = tuple(name for name in descriptor.primary_key if name in descriptor.partition_keys or name in descriptor.bucket_keys)
-    checked = _keys(descriptor, prefixes, needed, "prefix lookup")
-    names = _columns(descriptor, columns)
+    checked = _keys(table.schemas, prefixes, needed, "prefix lookup")
+    names = _columns(table.schemas, columns)
     pieces: list[pa.Table] = []
     order: list[np.ndarray] = []
-    for name, part, at in split(descriptor, checked, 0):
+    for name, part, at in split(descriptor, checked, 0, table.bucket_counts):
         bucket = _bucket(buckets, table, name)
         if bucket is None:
             continue
@@ -219,12 +218,12 @@ def plan_read(
     return steps
 
 
-def read(buckets: Buckets, table: TableState, steps: list[tuple[Bucket, np.ndarray]], columns: Sequence[str] | None) -> pa.Table:
-    """The rows that plan_read found."""
-    names = _columns(table.descriptor, columns)
-    pieces = [buckets.rows_at(bucket, offsets, names) for bucket, offsets in steps]
+def read(buckets: Buckets, schemas: Schemas, steps: list[tuple[Bucket, np.ndarray]], columns: Sequence[str] | None) -> pa.Table:
+    """The rows that plan_read found, in the columns that the table had when it was planned."""
+    names = _columns(schemas, columns)
+    pieces = [buckets.rows_at(bucket, offsets, names, schemas) for bucket, offsets in steps]
     if not pieces:
-        return pa.schema([table.descriptor.arrow_schema.field(name) for name in names]).empty_table()
+        return pa.schema([schemas.descriptor.arrow_schema.field(name) for name in names]).empty_table()
     return pa.concat_tables(pieces)
 
 
@@ -235,11 +234,16 @@ def count(buckets: Buckets, table: TableState) -> int:
 
 
 def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list[CommitInfo]:
-    """Commits with rows, after a version, oldest first; their offset ranges come from the frame indexes."""
+    """Commits with rows, after a version, oldest first; their offset ranges come from the frame indexes.
+
+    A commit that only moved rows between buckets is none of them.
+    """
     ranges: dict[int, dict[str, dict[TableBucket, tuple[int, int]]]] = {}
     stamps: dict[int, int] = {}
     everything = [(name, bucket, bucket.frames.entries) for name, table in state.tables.items() for bucket in buckets.of_table(table)]
     news = [(name, bucket, entries[np.searchsorted(entries["version"], after, side="right") :]) for name, bucket, entries in everything]
+    moves = {name: table.moves for name, table in state.tables.items() if table.moves and table.moves[-1] > after}
+    news = [(name, bucket, new[~np.isin(new["version"], moves[name])] if name in moves else new) for name, bucket, new in news]
     versions = np.unique(np.concatenate([np.empty(0, np.int64), *(entries["version"] for _, _, entries in news)]))[:limit]
     if len(versions) == 0:
         return []
@@ -247,6 +251,8 @@ def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list
         n = int(np.searchsorted(entries["version"], versions[-1], side="right"))
         if n:
             for entry in bucket.frames.find(int(entries["base_offset"][0]), int(entries["end_offset"][n - 1])):
+                if entry.version in moves.get(name, ()):
+                    continue
                 by_bucket = ranges.setdefault(entry.version, {}).setdefault(name, {})
                 first, last = by_bucket.get(bucket.name, (entry.base_offset, entry.base_offset))
                 by_bucket[bucket.name] = (min(first, entry.base_offset), max(last, entry.end_offset))
@@ -259,18 +265,16 @@ def _bucket(buckets: Buckets, table: TableState, name: TableBucket) -> Bucket | 
     return None if partition_id is None else buckets.get(BucketId(table.descriptor.table_id, partition_id, name.bucket))
 
 
-def _columns(descriptor: TableDescriptor, columns: Sequence[str] | None) -> list[str]:
-    known = descriptor.column_names
+def _columns(schemas: Schemas, columns: Sequence[str] | None) -> list[str]:
+    """Errors: SchemaMismatch for a name that is no column (any more)."""
     if columns is None:
-        return list(known)
-    for name in columns:
-        if name not in known:
-            what = f"{descriptor.name} has no column {name}"
-            raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(known)}.")
+        return list(schemas.descriptor.column_names)
+    schemas.require(columns)
     return list(columns)
 
 
-def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], what: str) -> pa.Table:
+def _keys(schemas: Schemas, keys: pa.Table, needed: tuple[str, ...], what: str) -> pa.Table:
+    descriptor = schemas.descriptor
     if not descriptor.has_primary_key:
         problem = f"{descriptor.name} is a log table and has no {what}"
         raise UserError(problem, where=descriptor.name, next_step="Use scan() to read its log.")
@@ -278,6 +282,9 @@ def _keys(descriptor: TableDescriptor, keys: pa.Table, needed: tuple[str, ...], 
         return keys
     lacking = [name for name in needed if name not in keys.column_names]
     if lacking:
+        for name in keys.column_names:
+            if (gone := schemas.gone(name)) is not None:
+                raise gone
         raise SchemaMismatch(
             f"{what} in {descriptor.name} lacks key column {lacking[0]}", where=descriptor.name, next_step=f"Give {', '.join(needed)}."
         )

@@ -1,12 +1,13 @@
 """Routing: which partition and bucket each row goes to, and the rows cut accordingly.
 
-Pure: takes rows and a descriptor, returns slices. Order inside a bucket is the order of the batch.
-Source: buckets by Fluss's hash of the bucket key (schema/bucketing.py).
+Pure: takes rows and what is known of a table, returns slices. Order inside a bucket is the order of the batch.
+Source: buckets by Fluss's hash of the bucket key (schema/bucketing.py), over as many buckets as the row's partition has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from storage_engine.schema.bucketing import bucket_ids
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.partitions import partition_names
+
+NO_COUNTS: Mapping[str, int] = MappingProxyType({})
 
 
 def column_array(rows: pa.Table, name: str) -> pa.Array:
@@ -30,31 +33,39 @@ def key_arrays(rows: pa.Table, names: tuple[str, ...]) -> list[pa.Array]:
     return [column_array(rows, name) for name in names]
 
 
-def bucket_of_rows(descriptor: TableDescriptor, rows: pa.Table, keyless_bucket: int) -> np.ndarray:
-    """Bucket of each row, int32 (n,). A table without a bucket key puts the whole batch into `keyless_bucket`."""
-    if descriptor.n_buckets == 1 or not descriptor.bucket_keys:
-        return np.full(rows.num_rows, 0 if descriptor.n_buckets == 1 else keyless_bucket, np.int32)
-    return bucket_ids(encode_keys(key_arrays(rows, descriptor.bucket_keys)), descriptor.n_buckets)
+def bucket_of_rows(descriptor: TableDescriptor, rows: pa.Table, n_buckets: int | np.ndarray, turn: int = 0) -> np.ndarray:
+    """Bucket of each row, int32 (n,). A table without a bucket key puts the whole batch into one bucket, the next one each `turn`.
+
+    Shapes: rows (n,); n_buckets is one number, or one per row (n,).
+    """
+    if descriptor.bucket_keys and not (isinstance(n_buckets, int) and n_buckets == 1):
+        return bucket_ids(encode_keys(key_arrays(rows, descriptor.bucket_keys)), n_buckets)
+    return np.broadcast_to(np.asarray(turn % n_buckets, np.int32), rows.num_rows)
 
 
-def split(descriptor: TableDescriptor, rows: pa.Table, keyless_bucket: int) -> Iterator[tuple[TableBucket, pa.Table, np.ndarray | None]]:
+def split(
+    descriptor: TableDescriptor, rows: pa.Table, turn: int = 0, bucket_counts: Mapping[str, int] = NO_COUNTS
+) -> Iterator[tuple[TableBucket, pa.Table, np.ndarray | None]]:
     """Cut rows by (partition, bucket): the bucket, its rows in batch order, and their positions in `rows` (None: all of them).
 
+    bucket_counts  buckets of the partitions that have another number than the descriptor says
     Shapes: rows (n,); the parts' lengths add up to n. Cost: one hash pass, one stable argsort, one take.
     """
     if rows.num_rows == 0:
         return
-    buckets = bucket_of_rows(descriptor, rows, keyless_bucket)
+    stride = n_buckets = bucket_counts.get("", descriptor.n_buckets)
+    names, partition = [""], np.zeros(1, np.int64)
     if descriptor.partition_keys:
         encoded = pc.dictionary_encode(partition_names(column_array(rows, descriptor.partition_keys[0]), table=descriptor.name))
         names = encoded.dictionary.to_pylist()
-        codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64) * descriptor.n_buckets + buckets
-    else:
-        names = [""]
-        codes = buckets.astype(np.int64)
+        partition = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+        counts = [bucket_counts.get(name, descriptor.n_buckets) for name in names]
+        stride = max(counts)
+        n_buckets = stride if min(counts) == stride else np.array(counts, np.int64)[partition]
+    codes = partition * stride + bucket_of_rows(descriptor, rows, n_buckets, turn)
     first = codes[0]
     if (codes == first).all():
-        yield TableBucket(names[int(first) // descriptor.n_buckets], int(first) % descriptor.n_buckets), rows, None
+        yield TableBucket(names[int(first) // stride], int(first) % stride), rows, None
         return
     order = np.argsort(codes, kind="stable")
     ordered = codes[order]
@@ -62,5 +73,4 @@ def split(descriptor: TableDescriptor, rows: pa.Table, keyless_bucket: int) -> I
     taken = rows.take(pa.array(order))
     for begin, end in zip(np.r_[0, bounds], np.r_[bounds, len(order)], strict=True):
         code = int(ordered[begin])
-        name = TableBucket(names[code // descriptor.n_buckets], code % descriptor.n_buckets)
-        yield name, taken.slice(begin, end - begin), order[begin:end]
+        yield TableBucket(names[code // stride], code % stride), taken.slice(begin, end - begin), order[begin:end]

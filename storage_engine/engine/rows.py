@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.schema.evolve import fitted
+
 
 @dataclass(frozen=True)
 class RowSource:
@@ -54,9 +56,7 @@ class FrameCache:
         return batch
 
 
-def fetch_rows(
-    sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.ndarray, schema: pa.Schema, cache: FrameCache
-) -> pa.Table:
+def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.ndarray, schema: pa.Schema, cache: FrameCache) -> pa.Table:
     """Rows at `offsets` (n,), in their order, as one contiguous table.
 
     Shapes: source_of (n,): row i lies in sources[source_of[i]]; sources are in the order of their offsets.
@@ -91,9 +91,19 @@ def fetch_rows(
 
 
 def adapt(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """A batch of an older schema, or with more columns, in the columns of `schema`; columns it lacks are null."""
-    if batch.schema.names == schema.names:
+    """A batch of an older schema, or with more columns, in the columns of `schema`: those it lacks are null, narrower ones are widened.
+
+    Columns are told by name: a frame is decoded with the names that its columns have now (engine/schemas.py).
+    Every value fits: a type that does not hold them all is not taken for a wider one (schema/evolve.py, engine/instants.py).
+    """
+    if batch.schema.equals(schema):
         return batch
-    present = set(batch.schema.names)
-    arrays = [batch.column(item.name) if item.name in present else pa.nulls(batch.num_rows, item.type) for item in schema]
+    at = {name: i for i, name in enumerate(batch.schema.names)}
+    arrays = []
+    for item in schema:
+        i = at.get(item.name)
+        if i is None:
+            arrays.append(pa.nulls(batch.num_rows, item.type))
+        else:
+            arrays.append(fitted(batch.column(i), item.type, where=f"column {item.name}"))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import NamedTuple
 
-from storage_engine.engine.state import TableState
+from storage_engine.engine.schemas import Schemas
 from storage_engine.log.commit_log import CommitLog, FrameLocation
 from storage_engine.log.statistics import decode_statistics
 from storage_engine.schema.descriptor import TableBucket
@@ -46,27 +46,32 @@ class FetchCounts:
             self.n_bytes_skipped += n_bytes
 
 
-def skip_frames(log: CommitLog, table: TableState, steps: Iterable[FetchStep], where: str, counts: FetchCounts) -> Iterator[FetchStep]:
+def skip_frames(log: CommitLog, schemas: Schemas, steps: Iterable[FetchStep], where: str, counts: FetchCounts) -> Iterator[FetchStep]:
     """The steps whose frames may hold a row that meets `where`, in order; each is looked at when its turn comes.
 
     Errors: StatementRefused for a text that is no condition; DamagedFrame.
     """
-    descriptor = table.descriptor
+    descriptor = schemas.descriptor
     wanted = FrameFilter(where, descriptor.arrow_schema)
     fields = {column.field_id: column.name for column in descriptor.columns if column.name in wanted.columns}
-    return _kept(log, table, steps, wanted, fields, counts)
+    return _kept(log, schemas, steps, wanted, fields, counts)
 
 
 def _kept(
-    log: CommitLog, table: TableState, steps: Iterable[FetchStep], wanted: FrameFilter, fields: dict[int, str], counts: FetchCounts
+    log: CommitLog, schemas: Schemas, steps: Iterable[FetchStep], wanted: FrameFilter, fields: dict[int, str], counts: FetchCounts
 ) -> Iterator[FetchStep]:
     lacking: dict[int, list[str]] = {}
+    widened: dict[int, list[str]] = {}
+    present = {column.field_id: column.type for column in schemas.descriptor.columns}
     for step in steps:
         header, block = log.read_statistics(step.location)
         ranges = decode_statistics(block, header.n_rows, fields) if block is not None else {}
         if header.schema_id not in lacking:
-            held = table.columns_of(header.schema_id)
-            lacking[header.schema_id] = [name for name in fields.values() if name not in held]
+            held = {column.field_id: column.type for column in schemas.stored[header.schema_id]}
+            lacking[header.schema_id] = [name for field_id, name in fields.items() if field_id not in held]
+            widened[header.schema_id] = [name for field_id, name in fields.items() if held.get(field_id) not in (None, present[field_id])]
+        for name in widened[header.schema_id]:  # bounds in another unit or type say nothing
+            ranges.pop(name, None)
         for name in lacking[header.schema_id]:  # a column added after the frame was written reads as null
             ranges[name] = ColumnRange(header.n_rows, header.n_rows, "none", None, None)
         if wanted.may_match(ranges):

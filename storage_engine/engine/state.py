@@ -9,11 +9,12 @@ Never: touches a file, a clock or a row.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from storage_engine.api import CONSUMER_PREFIX, Progress
+from storage_engine.engine.schemas import Schemas
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
@@ -93,19 +94,45 @@ def decode_progress(value: Mapping[str, Any]) -> Progress:
 
 @dataclass
 class TableState:
-    """A live table: its descriptor, its partitions by name, the last auto-increment id given out, and its older schemas.
+    """A live table: its schemas, its partitions by name, the last auto-increment id given out, and how many buckets there are.
 
-    widths: schema_id -> number of leading columns that frames of that schema hold (columns are only added at the end).
+    bucket_counts  buckets of the partitions that have another number than the descriptor says: they wait to be rescaled
+    n_buckets_max  the largest number of buckets the table has had: history stays in buckets that no row goes to any more
+    moves          versions whose commits only moved rows between buckets
     """
 
-    descriptor: TableDescriptor
+    schemas: Schemas
     partitions: dict[str, int] = field(default_factory=dict)
     last_id: int = 0
-    widths: dict[int, int] = field(default_factory=dict)
+    bucket_counts: dict[str, int] = field(default_factory=dict)
+    n_buckets_max: int = 1
+    moves: list[int] = field(default_factory=list)
 
-    def columns_of(self, schema_id: int) -> tuple[str, ...]:
-        """Names of the columns that a frame written under `schema_id` holds."""
-        return self.descriptor.column_names[: self.widths[schema_id]]
+    @property
+    def descriptor(self) -> TableDescriptor:
+        return self.schemas.descriptor
+
+    @property
+    def partition_names(self) -> list[str]:
+        """Live partitions; the one without a name of a table that has none."""
+        return list(self.partitions) if self.descriptor.partition_keys else [""]
+
+    def n_buckets_of(self, partition: str) -> int:
+        """Buckets that rows of a partition are routed to; of a partition that is not there yet: those it will have."""
+        return self.bucket_counts.get(partition, self.descriptor.n_buckets)
+
+    def to_json(self) -> list[Any]:
+        buckets = {"counts": self.bucket_counts, "max": self.n_buckets_max, "moves": self.moves}
+        return [self.descriptor.to_json(), self.partitions, self.last_id, self.schemas.to_json(), buckets]
+
+    @classmethod
+    def from_json(cls, value: Sequence[Any]) -> TableState:
+        """The inverse of to_json; from before tables could be rescaled, `buckets` is missing."""
+        table, partitions, last_id, schemas, *rest = value
+        descriptor = TableDescriptor.from_json(table)
+        buckets = rest[0] if rest else {"counts": {}, "max": descriptor.n_buckets, "moves": []}
+        counts, n_buckets_max, moves = dict(buckets["counts"]), buckets["max"], list(buckets["moves"])
+        return cls(Schemas.from_json(descriptor, schemas), dict(partitions), last_id, counts, n_buckets_max, moves)
 
 
 @dataclass
@@ -164,7 +191,7 @@ class StoreState:
 
     def _create_table(self, change: dict[str, Any]) -> None:
         descriptor = TableDescriptor.from_json(change["table"])
-        self.tables[descriptor.name] = TableState(descriptor, widths={descriptor.schema_id: len(descriptor.columns)})
+        self.tables[descriptor.name] = TableState(Schemas.of(descriptor), n_buckets_max=descriptor.n_buckets)
         self.names[descriptor.table_id] = descriptor.name
         self.born_tables[descriptor.table_id] = self.version + 1
         self.next_table_id = max(self.next_table_id, descriptor.table_id + 1)
@@ -172,8 +199,17 @@ class StoreState:
     def _alter_table(self, change: dict[str, Any]) -> None:
         descriptor = TableDescriptor.from_json(change["table"])
         table = self.tables[descriptor.name]
-        table.descriptor = descriptor
-        table.widths[descriptor.schema_id] = len(descriptor.columns)
+        if table.descriptor.has_primary_key and descriptor.n_buckets != table.descriptor.n_buckets:
+            counts = {name: table.n_buckets_of(name) for name in table.partition_names}
+            table.bucket_counts = {name: n for name, n in counts.items() if n != descriptor.n_buckets}
+        table.n_buckets_max = max(table.n_buckets_max, descriptor.n_buckets)
+        table.schemas = table.schemas.after(descriptor)
+
+    def _rescale(self, change: dict[str, Any]) -> None:
+        """The rows of a partition have moved: from now on they are routed over as many buckets as the descriptor says."""
+        table = self.tables[change["table"]]
+        table.bucket_counts.pop(change["partition"], None)
+        table.moves.append(self.version + 1)
 
     def _drop_table(self, change: dict[str, Any]) -> None:
         table = self.tables.pop(change["name"])
@@ -188,7 +224,9 @@ class StoreState:
             del self.progress[owner]  # a consumer is of one table
 
     def _drop_partition(self, change: dict[str, Any]) -> None:
-        self.tables[change["table"]].partitions.pop(change["partition"])
+        table = self.tables[change["table"]]
+        table.partitions.pop(change["partition"])
+        table.bucket_counts.pop(change["partition"], None)
         self.partition_names.pop(change["partition_id"], None)
         self.born_partitions.pop(change["partition_id"], None)
         self._forget_progress(change["table"], change["partition"])
@@ -219,7 +257,7 @@ class StoreState:
         return {
             "version": self.version,
             "timestamp_ms": self.timestamp_ms,
-            "tables": [[t.descriptor.to_json(), t.partitions, t.last_id, list(t.widths.items())] for t in self.tables.values()],
+            "tables": [table.to_json() for table in self.tables.values()],
             "objects": self.objects,
             "progress": [encode_progress(item) for item in self.progress.values()],
             "writers": {writer: list(last) for writer, last in self.writers.items()},
@@ -244,17 +282,18 @@ class StoreState:
             born_partitions={int(i): int(v) for i, v in value.get("born_partitions", [])},
             late_rows={int(i): int(n) for i, n in value.get("late_rows", [])},
         )
-        for table_json, partitions, last_id, widths in value["tables"]:
-            descriptor = TableDescriptor.from_json(table_json)
-            state.tables[descriptor.name] = TableState(descriptor, dict(partitions), last_id, {int(s): int(n) for s, n in widths})
-            state.names[descriptor.table_id] = descriptor.name
-            state.partition_names.update({partition_id: name for name, partition_id in partitions.items()})
+        for of_table in value["tables"]:
+            table = TableState.from_json(of_table)
+            state.tables[table.descriptor.name] = table
+            state.names[table.descriptor.table_id] = table.descriptor.name
+            state.partition_names.update({partition_id: name for name, partition_id in table.partitions.items()})
         return state
 
 
 _CHANGES = {
     "create_table": StoreState._create_table,
     "alter_table": StoreState._alter_table,
+    "rescale": StoreState._rescale,
     "drop_table": StoreState._drop_table,
     "drop_partition": StoreState._drop_partition,
     "put_object": StoreState._put_object,

@@ -17,9 +17,10 @@ from storage_engine.engine import partitions, progress
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.encoded_rows import checked_batch
 from storage_engine.engine.routing import split
+from storage_engine.engine.rows import adapt
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.errors import InvalidOption, SchemaMismatch, UserError, unknown_table
-from storage_engine.kv import AutoIncrement, KvBucket
+from storage_engine.kv import AutoIncrement, KvBucket, KvChange
 from storage_engine.log.frame import EncodedFrame, encode_message, frame_of_message
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.statistics import encode_statistics
@@ -62,9 +63,12 @@ class Transaction:
             kind = "primary-key" if descriptor.has_primary_key else "log"
             raise UserError(f"{op.kind} does not fit {op.table}, a {kind} table", where=op.table, next_step=f"Use {verb}.")
         columns = op.columns
+        for column in {*op.rows.column_names, *(columns or ())}.difference(descriptor.column_names):
+            if (gone := table.schemas.gone(column)) is not None:
+                raise gone
         rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
         rule = rule_of(descriptor)
-        for name, part, _ in split(descriptor, rows, keyless_bucket=self.record.version % descriptor.n_buckets):
+        for name, part, _ in split(descriptor, rows, self.record.version, table.bucket_counts):
             if self._is_left_out(table, rule, op.kind, name.partition, part.num_rows):
                 continue
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
@@ -81,19 +85,26 @@ class Transaction:
         if descriptor.has_primary_key:
             what = f"append does not fit {op.table}, a primary-key table"
             raise UserError(what, where=op.table, next_step="Use upsert or delete.")
-        if op.schema_id not in table.widths:
+        if op.schema_id not in table.schemas.stored:
             what = f"{op.table} never had a schema {op.schema_id}"
             raise SchemaMismatch(what, where=op.table, next_step="Open the table again.")
-        schema = self.buckets.stored_schema(table, op.schema_id)
+        schema = table.schemas.arrow_schema(op.schema_id)
         rule = rule_of(descriptor)
         for frame in op.frames:
-            if not -1 <= frame.bucket < descriptor.n_buckets:
+            n_buckets = table.n_buckets_of(frame.partition)
+            if not -1 <= frame.bucket < (op.n_buckets or n_buckets):
                 what = f"{op.table} has no bucket {frame.bucket}"
                 raise SchemaMismatch(what, where=op.table, next_step="Open the table again.")
-            batch = checked_batch(descriptor, schema, frame, FRAME_ROWS_MAX)
+            batch = checked_batch(descriptor, schema, frame, FRAME_ROWS_MAX, op.n_buckets or n_buckets)
             if self._is_left_out(table, rule, "append", frame.partition, batch.num_rows):
                 continue
-            number = self.record.version % descriptor.n_buckets if frame.bucket < 0 else frame.bucket
+            if frame.bucket >= 0 and op.n_buckets not in (0, n_buckets):  # the table was rescaled since the caller looked
+                rows = pa.Table.from_batches([adapt(batch, descriptor.arrow_schema)])
+                for name, part, _ in split(descriptor, rows, self.record.version, table.bucket_counts):
+                    bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
+                    self._stage(table, self.buckets.get_or_create(bucket_id, name.partition), part, None)
+                continue
+            number = self.record.version % n_buckets if frame.bucket < 0 else frame.bucket
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, frame.partition), number)
             bucket = self.buckets.get_or_create(bucket_id, frame.partition)
             self._stage_message(table, bucket, batch, frame.message, None, op.schema_id)
@@ -114,13 +125,32 @@ class Transaction:
         self.changed.append((bucket, kv))
         self._stage(table, bucket, pa.Table.from_batches([change.batch]), change.change_types)
 
-    def _stage(self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None) -> None:
+    def stage_move(self, table: TableState, bucket: Bucket, change: KvChange) -> None:
+        """Plan rows that leave or enter a bucket because the table is rescaled: internal frames, unseen by readers of the changelog."""
+        kv = self.buckets.kv_of(bucket)
+        kv.stage(change, bucket.next_offset)
+        self.changed.append((bucket, kv))
+        for begin in range(0, change.n_rows, FRAME_ROWS_MAX):
+            types = change.change_types[begin : begin + FRAME_ROWS_MAX]
+            self._stage(table, bucket, change.rows.slice(begin, FRAME_ROWS_MAX), types, is_internal=True)
+
+    def _stage(
+        self, table: TableState, bucket: Bucket, rows: pa.Table, change_types: np.ndarray | None, *, is_internal: bool = False
+    ) -> None:
         batch = one_batch(rows)
         message = encode_message(batch, *compression_of(table.descriptor))
-        self._stage_message(table, bucket, batch, message, change_types, table.descriptor.schema_id)
+        self._stage_message(table, bucket, batch, message, change_types, table.descriptor.schema_id, is_internal=is_internal)
 
     def _stage_message(
-        self, table: TableState, bucket: Bucket, batch: pa.RecordBatch, message: pa.Buffer, change_types: np.ndarray | None, schema_id: int
+        self,
+        table: TableState,
+        bucket: Bucket,
+        batch: pa.RecordBatch,
+        message: pa.Buffer,
+        change_types: np.ndarray | None,
+        schema_id: int,
+        *,
+        is_internal: bool = False,
     ) -> None:
         base_offset = bucket.next_offset
         counted = [name for name in table.descriptor.statistics_columns if name in batch.schema.names]
@@ -135,6 +165,7 @@ class Transaction:
             timestamp_ms=self.record.timestamp_ms,
             change_types=change_types,
             statistics=encode_statistics(batch, counted) if counted else None,
+            is_internal=is_internal,
         )
         staged = Staged(base_offset, batch, change_types)
         bucket.staged.append(staged)

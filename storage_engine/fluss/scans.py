@@ -133,7 +133,9 @@ class BucketReader:
             [batch.column(item.name).cast(item.type) for item in self._fields], names=[item.name for item in self._fields]
         )
         names = tuple(cast.schema.names)
-        return FetchedFrame(bucket, base, cast.num_rows, stamp, self._table.descriptor.schema_id, names, types, cast.serialize())
+        descriptor = self._table.descriptor
+        stored = tuple(descriptor.column(name).type for name in names)
+        return FetchedFrame(bucket, base, cast.num_rows, stamp, descriptor.schema_id, names, stored, types, cast.serialize())
 
 
 class _Clock:

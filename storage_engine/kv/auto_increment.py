@@ -32,18 +32,21 @@ class AutoIncrement:
     """
 
     def __init__(self, descriptor: TableDescriptor, last_id: int = 0) -> None:
+        self._recorded = last_id
+        self.last_id = last_id
+        self._touched: list[IdSegments] = []
+        self.alter(descriptor)
+
+    def alter(self, descriptor: TableDescriptor) -> None:
+        """The column was renamed or widened."""
         column = descriptor.auto_increment_column
         assert column is not None, f"{descriptor.name} has no auto-increment column"
-        self.column = column
         self.type: pa.DataType = descriptor.column(column).arrow.type
         self.segment_ids: int | None = None
         if SEGMENT_OPTION in descriptor.options:
             self.segment_ids = option_value(descriptor.options, SEGMENT_OPTION)
         self._where = f"table {descriptor.name}, column {column}"
         self._id_max = 2 ** (self.type.bit_width - 1) - 1
-        self._recorded = last_id
-        self.last_id = last_id
-        self._touched: list[IdSegments] = []
 
     def take(self, n: int) -> pa.Array:
         """The next `n` ids, in the column's type. Errors: SchemaMismatch when the type cannot hold them."""

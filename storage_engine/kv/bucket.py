@@ -147,7 +147,7 @@ class KvBucket:
         return self._index.disk_bytes + (self._prefixes.disk_bytes if isinstance(self._prefixes, SpilledPrefixes) else 0)
 
     def alter(self, descriptor: TableDescriptor) -> None:
-        """The table got columns at its end; fetch_rows answers in the new schema from now on."""
+        """The table's columns have changed; fetch_rows answers in the new schema from now on."""
         self.descriptor = descriptor
 
     # reads
@@ -290,6 +290,39 @@ class KvBucket:
         hashes = self._hash(encoded)
         located = self._locate(keys, encoded, hashes, is_writer=True)
         return self._change(plan_delete(self.descriptor, located.current, located.found, columns), encoded, hashes, located)
+
+    # moves between buckets
+
+    def leaving(self, rows: pa.Table) -> KvChange:
+        """Current rows of this bucket go to another one: -D for each, with its key alone.
+
+        Shapes: rows (n,) in the table's schema.
+        """
+        names = self.descriptor.physical_primary_key
+        encoded = encode_keys(key_columns(rows, names))
+        homeless: dict[int, bytes] = {}
+        hashes = self._hash(encoded)
+        for row in np.flatnonzero(np.isin(hashes, self._homeless_hashes)):
+            if (key := encoded[int(row)].as_py()) in self._homeless:
+                homeless[int(row)] = key
+        schema = self.descriptor.arrow_schema
+        kept = set(self.descriptor.primary_key)
+        columns = [contiguous(rows, item.name) if item.name in kept else pa.nulls(rows.num_rows, item.type) for item in schema]
+        return KvChange(pa.Table.from_arrays(columns, schema=schema), np.full(rows.num_rows, DELETE, np.uint8), hashes, homeless)
+
+    def arriving(self, rows: pa.Table) -> KvChange:
+        """Rows of another bucket come here: +I for each. Their keys are not here, though their hashes may be.
+
+        Shapes: rows (n,) in the table's schema, each key once.
+        """
+        encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
+        hashes = self._hash(encoded)
+        pending = self._staged_index.get(hashes)
+        taken = np.where(pending == MISSING, self._index.get(hashes) >= 0, pending != _REMOVED)
+        homeless = taken.copy()
+        _mark_twins(hashes, taken, homeless)
+        lost = {int(row): encoded[int(row)].as_py() for row in np.flatnonzero(homeless)}
+        return KvChange(rows, np.full(rows.num_rows, INSERT, np.uint8), hashes, lost)
 
     def stage(self, change: KvChange, base_offset: int) -> None:
         """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""

@@ -12,6 +12,7 @@ delta-rs table that has both timestamp_ntz and a NOT NULL column, hence "all nul
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -68,15 +69,19 @@ def check_partition_type(table: str, name: str, arrow: pa.DataType) -> None:
         )
 
 
-def to_lake(rows: pa.Table | pa.RecordBatch, schema: pa.Schema) -> pa.Table:
+def to_lake(rows: pa.Table | pa.RecordBatch, schema: pa.Schema, sources: Mapping[str, str | None] = MappingProxyType({})) -> pa.Table:
     """Rows of a scan with metadata as rows of the lake.
 
     Shapes: rows (n,) with the store's columns and `_bucket`, `_log_offset`, `_commit_timestamp` -> (n,) with `schema`.
+    sources lake column -> column of the rows, where the names differ; None: the column is null.
     Errors: SchemaMismatch when a column of the lake is not in the rows.
     """
     arrays = []
     for item in schema:
-        name = _SCAN_NAMES.get(item.name, item.name)
+        name = sources.get(item.name, _SCAN_NAMES.get(item.name, item.name))
+        if name is None:
+            arrays.append(pa.nulls(rows.num_rows, item.type))
+            continue
         if rows.schema.get_field_index(name) < 0:
             raise SchemaMismatch(f"rows lack column {name}", where="tiering", next_step="Tier the table with its current columns.")
         arrays.append(_cast(rows.column(name), item.type))

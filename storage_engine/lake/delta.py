@@ -18,11 +18,12 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, WriterProperties, write_deltalake
+from deltalake import DeltaTable, Schema, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from storage_engine.errors import LakeChanged, ProgressConflict, WriteFailed
 from storage_engine.lake.columns import lake_schema, quoted, to_lake
+from storage_engine.lake.mapping import first_columns, in_lake, sources, with_new_columns
 from storage_engine.lake.netting import NetChanges
 from storage_engine.lake.record import LAKE_ID, LakeRecord, LogEntry, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -72,7 +73,7 @@ class LakeTable:
     @classmethod
     def create(cls, path: Path, descriptor: TableDescriptor, lake_id: str, epoch: int) -> LakeTable:
         """Make an empty table with the descriptor's columns, recording that it covers nothing."""
-        record = LakeRecord(lake_id, 0, {}, epoch, "create", len(descriptor.columns))
+        record = LakeRecord(lake_id, 0, {}, epoch, "create", first_columns(descriptor))
         path.parent.mkdir(parents=True, exist_ok=True)
         table = DeltaTable.create(
             str(path),
@@ -170,15 +171,17 @@ class LakeTable:
         schema = self.write_schema(descriptor)
         net = net.doubting_inserts(to.detached)
         if net.updates.num_rows + net.deletes.num_rows == 0:
-            inserts = to_lake(net.inserts, schema)
+            inserts = self.to_lake(net.inserts, descriptor)
             return self.append(base, to, inserts.to_reader)
+        upserts, deletes = self.to_lake(net.upserts, descriptor), self.to_lake(net.deletes, descriptor)
         source = pa.concat_tables(
             [
-                to_lake(net.upserts, schema).append_column(_OP, pa.repeat(pa.scalar(_OP_UPSERT, pa.int8()), net.upserts.num_rows)),
-                to_lake(net.deletes, schema).append_column(_OP, pa.repeat(pa.scalar(_OP_DELETE, pa.int8()), net.deletes.num_rows)),
+                upserts.append_column(_OP, pa.repeat(pa.scalar(_OP_UPSERT, pa.int8()), upserts.num_rows)),
+                deletes.append_column(_OP, pa.repeat(pa.scalar(_OP_DELETE, pa.int8()), deletes.num_rows)),
             ]
         )
-        predicate = merge_predicate(descriptor, to_lake(pa.concat_tables([net.updates, net.deletes]), schema))
+        existing = self.to_lake(pa.concat_tables([net.updates, net.deletes]), descriptor)
+        predicate = merge_predicate(in_lake(descriptor, self._record.columns), existing)
         assignments = {quoted(name): f"s.{quoted(name)}" for name in schema.names}
 
         def write(record: LakeRecord) -> None:
@@ -211,18 +214,29 @@ class LakeTable:
         return self._commit(base, to.record(base, "note"), write)
 
     def add_columns(self, descriptor: TableDescriptor) -> bool:
-        """Add the columns that the descriptor has and the table lacks (as nullable); True when there were any."""
-        from deltalake import Field, Schema
+        """Add the columns that the descriptor has and the table lacks (as nullable); True when there were any.
 
-        missing = [item for item in lake_schema(descriptor) if item.name not in self.column_names]
+        Errors: LakeChanged when a column has another type than the lake holds: it was widened while the table was not tiered.
+        """
+        held = self._record.columns
+        columns = with_new_columns(descriptor, held, self.column_names)
+        wanted = lake_schema(in_lake(descriptor, columns))
+        fields = {item.name: item for item in Schema.from_arrow(wanted).fields}
+        for item in self._table.schema().fields:
+            if item.name in fields and fields[item.name].type != item.type:
+                raise LakeChanged(
+                    f"column {item.name} is {item.type} in the lake, and its type was changed while the table was not tiered",
+                    where=str(self.path),
+                    next_step="Move it away, then `python -m storage_engine.lake --forget TABLE`: the table is tiered afresh.",
+                )
+        missing = [fields[name] for field_id, name in columns.items() if field_id not in held]
         if not missing:
             return False
-        fields: list[Field] = list(Schema.from_arrow(pa.schema(missing)).fields)
 
         def write(record: LakeRecord) -> None:
-            self._table.alter.add_columns(fields, commit_properties=record.commit_properties())
+            self._table.alter.add_columns(missing, commit_properties=record.commit_properties())
 
-        self._commit(self._record, replace(self._record, kind="columns", n_columns=len(descriptor.columns)), write)
+        self._commit(self._record, replace(self._record, kind="columns", columns=columns), write)
         return True
 
     def compact(self, target_bytes: int) -> CompactionResult:
@@ -299,8 +313,14 @@ class LakeTable:
 
     def write_schema(self, descriptor: TableDescriptor) -> pa.Schema:
         """The Arrow schema that append() expects of its rows, in the table's own order: columns added later come last."""
-        wanted = lake_schema(descriptor)
-        return pa.schema([wanted.field(name).remove_metadata() for name in self.column_names])
+        wanted = lake_schema(in_lake(descriptor, self._record.columns))
+        held = pa.schema(self._table.schema().to_arrow())
+        fields = [wanted.field(name) if name in wanted.names else held.field(name) for name in self.column_names]
+        return pa.schema([item.remove_metadata() for item in fields])
+
+    def to_lake(self, rows: pa.Table | pa.RecordBatch, descriptor: TableDescriptor) -> pa.Table:
+        """Rows of a scan with metadata, as append() expects them."""
+        return to_lake(rows, self.write_schema(descriptor), sources(descriptor, self._record.columns))
 
 
 def last_record(path: Path, delta_version: int) -> LakeRecord:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ import pyarrow as pa
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
-from storage_engine.errors import FlashlakeError, LakeChanged, OffsetOutOfRange, PartitionChanged, ProgressConflict
-from storage_engine.lake.columns import to_lake
+from storage_engine.errors import FlashlakeError, LakeChanged, OffsetOutOfRange, PartitionChanged, ProgressConflict, SchemaMismatch
 from storage_engine.lake.delta import LakeTable, Target
 from storage_engine.lake.netting import net_changes
 from storage_engine.lake.planning import Limits, n_rows_between, plan_stop
@@ -85,11 +84,13 @@ class Lane:
         were tiered), WriteFailed. After any of them the next round starts from what store and lake hold.
         """
         for attempt in range(ATTEMPTS):
+            schema_id = self._store.describe(self.table).schema_id
             try:
                 return self._run()
-            except PartitionChanged:
+            except (PartitionChanged, SchemaMismatch) as error:  # columns renamed or dropped while the round ran: by the present ones
                 self._lake = None
-                if attempt == ATTEMPTS - 1:
+                is_same = isinstance(error, SchemaMismatch) and self._store.describe(self.table).schema_id == schema_id
+                if is_same or attempt == ATTEMPTS - 1:
                     raise
             except BaseException:
                 self._lake = None
@@ -107,7 +108,8 @@ class Lane:
         latest = table.offsets(at_version=version)
         if n_rows_between(start, latest) == 0:
             return None
-        lake.add_columns(table.descriptor)
+        if lake.add_columns(table.descriptor):
+            record = lake.record
         rows_max = self._limits.round_changes_max if table.descriptor.has_primary_key else self._limits.round_rows_max
         to_version, stop = plan_stop(record.version, start, version, lambda at: table.offsets(at_version=at), rows_max)
         self._announce(start, stop, progress, to_version, version)
@@ -274,8 +276,9 @@ class Lane:
             failures: list[FlashlakeError] = []
 
             def rows() -> pa.RecordBatchReader:
-                scanned = table.scan(start=start, stop=stop, metadata=True, as_of=as_of)
-                return pa.RecordBatchReader.from_batches(schema, _lake_batches(scanned, schema, failures))
+                scan = table.scan(start=start, stop=stop, metadata=True, as_of=as_of)
+                mapped = _lake_batches(scan, lambda batch: lake.to_lake(batch, table.descriptor), failures)
+                return pa.RecordBatchReader.from_batches(schema, mapped)
 
             try:
                 return lake.append(base, to, rows)
@@ -299,11 +302,13 @@ class Lane:
             lake.vacuum(self._limits.vacuum_hours)
 
 
-def _lake_batches(scan: pa.RecordBatchReader, schema: pa.Schema, failures: list[FlashlakeError]) -> Iterator[pa.RecordBatch]:
+def _lake_batches(
+    scan: pa.RecordBatchReader, to_lake: Callable[[pa.RecordBatch], pa.Table], failures: list[FlashlakeError]
+) -> Iterator[pa.RecordBatch]:
     """The scan in the lake's columns. What it raises is kept in `failures`: the Delta writer makes another error of it."""
     try:
         for batch in scan:
-            yield from to_lake(batch, schema).to_batches()
+            yield from to_lake(batch).to_batches()
     except FlashlakeError as error:
         failures.append(error)
         raise

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deltalake import CommitProperties, Transaction
+from deltalake import CommitProperties, DeltaTable, Transaction
 
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
@@ -34,7 +34,7 @@ class LakeRecord:
 
     version  store version that the table's content equals
     offsets  next offset per bucket: everything below is in the table
-    n_columns  columns of the store's table that the lake has: the first n, columns are only added at the end
+    columns  field id of a column of the store -> its column in the lake (mapping.py)
     epoch    of the tierer that wrote it; an older epoch may not write any more
     kind     create, append, merge, note, compact, columns, vacuum or restore
     detached partitions that the store dropped after they were tiered: the lake keeps those rows, no changelog describes them
@@ -46,7 +46,7 @@ class LakeRecord:
     offsets: Offsets
     epoch: int
     kind: str
-    n_columns: int
+    columns: Mapping[int, str]
     delta_version: int = -1
     detached: tuple[str, ...] = ()
 
@@ -62,7 +62,7 @@ class LakeRecord:
             _EPOCH: str(self.epoch),
             _OFFSETS: encode_offsets(self.offsets),
             _KIND: self.kind,
-            _COLUMNS: str(self.n_columns),
+            _COLUMNS: json.dumps(self.columns),
         }
         if self.detached:
             metadata[_DETACHED] = json.dumps(self.detached)
@@ -101,6 +101,18 @@ def decode_offsets(text: str) -> Offsets:
     return {TableBucket.parse(bucket): int(offset) for bucket, offset in json.loads(text).items()}
 
 
+def _decode_columns(text: str, table_path: Path, delta_version: int) -> dict[int, str]:
+    """The mapping of a record. A bare number is from before columns could be renamed or dropped: the ids of the first n columns
+    were 0 to n - 1, in the order of the lake's schema, system columns aside.
+    """
+    value = json.loads(text)
+    if isinstance(value, int):
+        fields = DeltaTable(str(table_path), version=delta_version).schema().fields
+        names = [item.name for item in fields if not item.name.startswith("__")]
+        return dict(enumerate(names[:value]))
+    return {int(field_id): name for field_id, name in value.items()}
+
+
 def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
     """The commit of that number, None when its file is not there (not yet written, or cleaned up)."""
     try:
@@ -130,7 +142,7 @@ def read_entry(table_path: Path, delta_version: int) -> LogEntry | None:
             offsets=decode_offsets(info[_OFFSETS]),
             epoch=int(info[_EPOCH]),
             kind=info[_KIND],
-            n_columns=int(info[_COLUMNS]),
+            columns=_decode_columns(info[_COLUMNS], table_path, delta_version),
             delta_version=delta_version,
             detached=tuple(json.loads(info.get(_DETACHED, "[]"))),
         )

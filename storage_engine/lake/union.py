@@ -20,9 +20,10 @@ from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import PartitionChanged, SchemaMismatch, StatementRefused, UserError
-from storage_engine.lake.columns import from_lake, lake_type, quoted, quoted_list
+from storage_engine.lake.columns import SYSTEM_FIELDS, from_lake, lake_type, quoted, quoted_list
 from storage_engine.lake.duck import load_delta
 from storage_engine.lake.lane import OWNER_PREFIX, table_path
+from storage_engine.lake.mapping import LakeColumns, select_list
 from storage_engine.lake.netting import net_changes
 from storage_engine.lake.record import LakeRecord, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
@@ -42,7 +43,7 @@ class LakeSnapshot:
     version   store version that the Delta version equals
     offsets   next offset per bucket: the tail begins there
     detached  partitions whose rows in the lake the changelog no longer describes (dropped in the store)
-    n_columns columns of the store's table that the lake has at that version
+    columns   field id of a column of the store -> its column in the lake at that version
     """
 
     path: Path
@@ -50,12 +51,17 @@ class LakeSnapshot:
     version: int
     offsets: Offsets
     detached: tuple[str, ...]
-    n_columns: int
+    columns: LakeColumns
 
     @property
     def scan_sql(self) -> str:
         """A DuckDB table function call that reads exactly this version."""
         return "delta_scan('" + str(self.path).replace("'", "''") + f"', version={self.delta_version})"
+
+    def select_sql(self, descriptor: TableDescriptor) -> str:
+        """A query for the lake's side alone: the store's columns under their present names, then the system columns."""
+        system = quoted_list([item.name for item in SYSTEM_FIELDS], "l.")
+        return f"SELECT {select_list(descriptor, self.columns, 'l.')}, {system} FROM {self.scan_sql} AS l"
 
 
 @dataclass(frozen=True)
@@ -79,21 +85,22 @@ class Union:
         """The query over the lake and two registered Arrow tables; filters of an outer query are pushed into both sides."""
         if self.snapshot is None:
             return f"SELECT {quoted_list(self.columns)} FROM {quoted(tail)}"
-        in_lake = self.descriptor.column_names[: self.snapshot.n_columns]
-        lake = ", ".join(self._lake_column(name) for name in self.columns if name in in_lake) or "NULL AS __none"
+        held = self.snapshot.columns
+        in_lake = {column.name: held[column.field_id] for column in self.descriptor.columns if column.field_id in held}
+        lake = ", ".join(self._lake_column(name, in_lake[name]) for name in self.columns if name in in_lake) or "NULL AS __none"
         query = f"SELECT {lake} FROM {self.snapshot.scan_sql} AS l"
         if self.hidden is not None:
-            same = " AND ".join(f"h.{quoted(key)} = l.{quoted(key)}" for key in self.descriptor.primary_key)
+            same = " AND ".join(f"h.{quoted(key)} = l.{quoted(in_lake[key])}" for key in self.descriptor.primary_key)
             query += f" ANTI JOIN {quoted(hidden)} AS h ON ({same})"
         if self.tail.num_rows == 0 and all(name in in_lake for name in self.columns):
             return query
         both = f"{query} UNION ALL BY NAME SELECT {quoted_list(self.columns)} FROM {quoted(tail)}"
         return f"SELECT {quoted_list(self.columns)} FROM ({both})"
 
-    def _lake_column(self, name: str) -> str:
+    def _lake_column(self, name: str, held_as: str) -> str:
         if pa.types.is_time(self.descriptor.arrow_schema.field(name).type):
-            return f"CAST(TIME '00:00:00' + to_milliseconds(l.{quoted(name)}) AS TIME) AS {quoted(name)}"
-        return f"l.{quoted(name)}"
+            return f"CAST(TIME '00:00:00' + to_milliseconds(l.{quoted(held_as)}) AS TIME) AS {quoted(name)}"
+        return f"l.{quoted(held_as)} AS {quoted(name)}"
 
     def register(self, con: duckdb.DuckDBPyConnection, name: str) -> None:
         """Make the answer a temporary view `name` of a connection that has the Delta extension."""
@@ -152,12 +159,13 @@ def lake_read(
     snapshot = find_snapshot(store, lake_root, descriptor, at)
     if snapshot is None:
         raise UserError(f"{table} has nothing in the lake yet", where=table, next_step="Tier it: 'table.datalake.enabled'.")
-    names = list(columns) if columns is not None else list(descriptor.column_names[: snapshot.n_columns])
-    unknown = [name for name in names if name not in descriptor.column_names[: snapshot.n_columns]]
+    held = tuple(column.name for column in descriptor.columns if column.field_id in snapshot.columns)
+    names = list(columns) if columns is not None else list(held)
+    unknown = [name for name in names if name not in held]
     if unknown:
         raise SchemaMismatch(f"{table} has no column {unknown[0]} in the lake", where="columns", next_step="Leave it out, or tier.")
     tail = descriptor.arrow_schema.empty_table()
-    whole = Union(descriptor, snapshot.version, descriptor.column_names[: snapshot.n_columns], snapshot, tail, None)
+    whole = Union(descriptor, snapshot.version, held, snapshot, tail, None)
     load_delta(con)
     condition = f" WHERE {where}" if where else ""
     rows = con.execute(f"SELECT {quoted_list(names)} FROM ({whole.sql('', '')}){condition}").to_arrow_table()
@@ -241,7 +249,7 @@ def find_snapshot(store: Store, lake_root: str | Path, descriptor: TableDescript
     live = {bucket.partition for bucket in (_progress(store, descriptor) or progress).offsets.get(descriptor.name, {})}
     offsets = {bucket: offset for bucket, offset in record.offsets.items() if bucket.partition in live}
     gone = {bucket.partition for bucket in record.offsets} - live
-    return LakeSnapshot(path, record.delta_version, record.version, offsets, tuple(sorted({*record.detached, *gone})), record.n_columns)
+    return LakeSnapshot(path, record.delta_version, record.version, offsets, tuple(sorted({*record.detached, *gone})), record.columns)
 
 
 def _record_at(path: Path, delta_version: int, lake_id: str, at: int | None) -> LakeRecord | None:

@@ -6,6 +6,7 @@
 
 DATA    n_rows change-type bytes (if flagged) padded to 8, a statistics block (if flagged, log/statistics.py), then one Arrow IPC
         record-batch message without schema.
+        INTERNAL (flag 2): rows that changed their bucket. They move the key index and are no part of the changelog.
 COMMIT  the record's bytes; n_rows counts the data frames before it, base_offset is the durable position then known.
 SEAL    no payload; base_offset is the durable position. Written by a clean close.
 A frame names its own position, so bytes that belong elsewhere are never taken for it. Frames start at multiples of 64: messages
@@ -37,6 +38,7 @@ CHANGE_TYPE_NAMES: Final = ("+A", "+I", "-U", "+U", "-D")
 APPEND, INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(5)
 
 FLAG_CHANGE_TYPES: Final = 1
+FLAG_INTERNAL: Final = 2
 FLAG_STATISTICS: Final = 8
 COMPRESSED_BYTES_MIN: Final = 4096
 _THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
@@ -78,6 +80,11 @@ class FrameHeader(NamedTuple):
     @property
     def has_change_types(self) -> bool:
         return bool(self.flags & FLAG_CHANGE_TYPES)
+
+    @property
+    def is_internal(self) -> bool:
+        """True for rows that no reader of the changelog sees: they say where keys live, not what became of them."""
+        return bool(self.flags & FLAG_INTERNAL)
 
     @property
     def end_offset(self) -> int:
@@ -180,16 +187,17 @@ def frame_of_message(
     timestamp_ms: int,
     change_types: npt.NDArray[np.uint8] | None = None,
     statistics: bytes | None = None,
+    is_internal: bool = False,
 ) -> EncodedFrame:
     """A data frame around a message that is already encoded (by `encode_message`, here or at a client).
 
     statistics  the block of log/statistics.py, a multiple of 8 bytes
     """
     buffers: list[Any] = []
-    flags = 0
+    flags = FLAG_INTERNAL if is_internal else 0
     if change_types is not None:
         assert len(change_types) == n_rows, f"{len(change_types)} change types for {n_rows} rows"
-        flags = FLAG_CHANGE_TYPES
+        flags |= FLAG_CHANGE_TYPES
         codes = np.zeros((n_rows + 7) & ~7, np.uint8)
         codes[:n_rows] = change_types
         buffers.append(codes)

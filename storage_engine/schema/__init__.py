@@ -7,6 +7,7 @@ Pure: no file, clock or network anywhere in this room.
 from storage_engine.schema.bucketing import bucket_ids
 from storage_engine.schema.ddl import parse_statements, render_create_table
 from storage_engine.schema.descriptor import Column, Offsets, TableBucket, TableDescriptor
+from storage_engine.schema.evolve import add_columns, drop_columns, modify_columns, rename_column, set_options
 from storage_engine.schema.keys import encode_keys, has_exact_hash, hash64, hash64_of
 from storage_engine.schema.options import KNOWN_OPTIONS, check_effective, check_options, delete_behavior, duration_ms, option_value
 from storage_engine.schema.partitions import check_partition_name, encode_partitions, partition_names, partition_values_of
@@ -14,7 +15,7 @@ from storage_engine.schema.predicate import matching_partitions, parse_predicate
 from storage_engine.schema.reader import parse_options_hint
 from storage_engine.schema.rows import as_table, conform, conform_keys
 from storage_engine.schema.types import arrow_type
-from storage_engine.schema.validate import add_columns, aggregate_fits, canonical_type, check_targets, set_options, validate
+from storage_engine.schema.validate import aggregate_fits, canonical_type, check_targets, validate
 
 __all__ = [
     "KNOWN_OPTIONS",
@@ -35,6 +36,7 @@ __all__ = [
     "conform",
     "conform_keys",
     "delete_behavior",
+    "drop_columns",
     "duration_ms",
     "encode_keys",
     "encode_partitions",
@@ -42,6 +44,7 @@ __all__ = [
     "hash64",
     "hash64_of",
     "matching_partitions",
+    "modify_columns",
     "option_value",
     "parse_options_hint",
     "parse_predicate",
@@ -50,6 +53,7 @@ __all__ = [
     "partition_values",
     "partition_values_of",
     "predicate_columns",
+    "rename_column",
     "render_create_table",
     "set_options",
     "validate",

@@ -20,17 +20,17 @@ _U32 = 0xFFFFFFFF
 _C1, _C2, _C3 = np.uint32(0xCC9E2D51), np.uint32(0x1B873593), np.uint32(0xE6546B64)
 
 
-def bucket_ids(keys: pa.BinaryArray | pa.LargeBinaryArray, n_buckets: int) -> npt.NDArray[np.int32]:
+def bucket_ids(keys: pa.BinaryArray | pa.LargeBinaryArray, n_buckets: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
     r"""The bucket of each encoded bucket key (keys.encode_keys).
 
-    Shapes: keys (n,), no nulls -> (n,) in [0, n_buckets).
+    Shapes: keys (n,), no nulls -> (n,) in [0, n_buckets); n_buckets is one number, or one per key (n,).
     Cost:   one pass per 4 bytes of the longest key, over the rows that are that long.
 
     >>> bucket_ids(pa.array([b"\x00\x0a", b"\x00\x0a\x0a\x0a"]), 7).tolist()
     [1, 2]
     """
-    assert n_buckets >= 1, f"n_buckets is {n_buckets}"
-    if n_buckets == 1:
+    assert np.min(n_buckets, initial=1) >= 1, f"n_buckets is {n_buckets}"
+    if isinstance(n_buckets, int) and n_buckets == 1:
         return np.zeros(len(keys), np.int32)
     hashes = _finish(_mix(np.zeros(len(keys), np.uint32), murmur(keys)), np.uint32(4)).view(np.int32).astype(np.int64)
     np.abs(hashes, out=hashes)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from storage_engine.schema import consumer_ddl
 from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
+from storage_engine.schema.descriptor import Column
 from storage_engine.schema.reader import Reader
 from storage_engine.schema.scanner import split_statements
 from storage_engine.schema.statements import Statement
@@ -173,39 +174,70 @@ def _alter_table(reader: Reader) -> Statement:
         if if_not_exists:
             raise reader.refusal("ADD IF NOT EXISTS needs PARTITION", "Write ADD IF NOT EXISTS PARTITION (column = 'value').")
         reader.take_words("COLUMN")
-        return st.AlterTableAddColumn(name, _added_columns(reader), **reader.place)
+        return st.AlterTableAddColumn(name, _columns(reader, "ADD"), **reader.place)
+    if reader.take_words("MODIFY"):
+        reader.take_words("COLUMN")
+        return st.AlterTableModifyColumns(name, _columns(reader, "MODIFY"), **reader.place)
+    if reader.take_words("RENAME"):
+        return _rename(reader, name)
     if reader.take_words("SET"):
         return st.AlterTableSet(name, reader.options("SET"), **reader.place)
     if reader.take_words("DROP", "PARTITION"):
         return st.DropPartition(name, reader.options("PARTITION", names_are_words=True), **reader.place)
     if reader.take_words("DROP", "IF", "EXISTS", "PARTITION"):
         return st.DropPartition(name, reader.options("PARTITION", names_are_words=True), if_exists=True, **reader.place)
+    if reader.take_words("DROP"):
+        return st.AlterTableDropColumns(name, _dropped(reader), **reader.place)
     raise reader.refusal(
         f"ALTER TABLE ... {reader.peek()} is not supported",
-        "Supported: ADD column, ADD PARTITION (column = 'value'), SET ('key' = 'value'), DROP PARTITION (column = 'value').",
+        "Supported: ADD, MODIFY, RENAME and DROP of columns, ADD PARTITION (column = 'value'), SET ('key' = 'value'), "
+        "DROP PARTITION (column = 'value').",
     )
 
 
-def _added_columns(reader: Reader) -> tuple:
+def _columns(reader: Reader, clause: str) -> tuple[Column, ...]:
+    """One column definition, or several in brackets."""
     if not reader.at("("):
-        columns = [_added_column(reader)]
-    else:
+        return (_column(reader, clause),)
+    reader.take()
+    columns = [_column(reader, clause)]
+    while reader.at(","):
         reader.take()
-        columns = [_added_column(reader)]
-        while reader.at(","):
-            reader.take()
-            columns.append(_added_column(reader))
-        reader.expect(")", "ADD (...)")
+        columns.append(_column(reader, clause))
+    reader.expect(")", f"{clause} (...)")
     return tuple(columns)
 
 
-def _added_column(reader: Reader):
+def _column(reader: Reader, clause: str) -> Column:
+    if reader.peek().upper in ("PRIMARY", "CONSTRAINT", "WATERMARK") and reader.peek(1).upper in ("KEY", "FOR"):
+        raise reader.refusal(f"{clause} {reader.peek()} is not supported", "A table's key is fixed: create a new table and copy.")
     column, is_key = parse_column(reader)
     if is_key:
         raise reader.refusal(f"column {column.name}: a primary key cannot be added", "Create a new table.")
     if reader.peek().upper in ("FIRST", "AFTER"):
-        raise reader.refusal(f"ADD ... {reader.peek()} is not supported", "A column is added at the end: leave the position out.")
+        remedy = "A column is added at the end: leave the position out." if clause == "ADD" else "Columns keep their places: leave it out."
+        raise reader.refusal(f"{clause} ... {reader.peek()} is not supported", remedy)
     return column
+
+
+def _rename(reader: Reader, name: str) -> Statement:
+    if reader.peek().upper == "TO":
+        raise reader.refusal("ALTER TABLE ... RENAME TO is not supported", "A table keeps its name; RENAME a TO b renames a column.")
+    if reader.peek().upper == "COLUMN" and reader.peek(1).upper != "TO":
+        reader.take()
+    old = reader.plain_name("the column's name")
+    reader.expect_word("TO", "ALTER TABLE t RENAME a TO b")
+    return st.AlterTableRenameColumn(name, old, reader.plain_name("the column's new name"), **reader.place)
+
+
+def _dropped(reader: Reader) -> tuple[str, ...]:
+    if (reader.peek().upper, reader.peek(1).upper) in (("PRIMARY", "KEY"), ("IF", "EXISTS")) or (
+        reader.peek().upper in ("CONSTRAINT", "WATERMARK") and reader.peek(1).kind != "end"
+    ):
+        raise reader.refusal(f"DROP {reader.peek()} is not supported", "DROP takes columns, or PARTITION (column = 'value').")
+    if reader.peek().upper == "COLUMN" and reader.peek(1).kind != "end":
+        reader.take()
+    return reader.name_list("the columns to drop") if reader.at("(") else (reader.plain_name("the column's name"),)
 
 
 def _insert_into(reader: Reader) -> Statement:

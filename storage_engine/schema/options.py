@@ -44,7 +44,7 @@ _ARROW_ROWS = "the bundled store keeps rows as Arrow, in the changelog"
 KNOWN_OPTIONS: dict[str, Option] = {
     option.name: option
     for option in (
-        Option("bucket.num", "int", "1", "buckets per partition; fixed at creation", low=1, high=4096),
+        Option("bucket.num", "int", "1", "buckets per partition; changing it moves rows", low=1, high=4096, alterable=True),
         Option(
             "bucket.key", "columns", None, "columns that route a row to a bucket; default: the primary key without the partition column"
         ),
@@ -147,6 +147,8 @@ _NOT_IMPLEMENTED_VALUES = {
     "table.log.format": ("indexed", "compacted"),
     "table.datalake.format": ("paimon", "iceberg", "lance", "hudi"),
 }
+SINGLE_COLUMN_OPTIONS = ("table.merge-engine.versioned.ver-column", "table.kv.ttl.time-column")
+"""Options whose value is the name of one column; those of kind "columns" hold lists."""
 AGGREGATE_FUNCTIONS = (
     "sum", "product", "count", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls",
     "listagg", "bool_and", "bool_or", "rbm32", "rbm64",

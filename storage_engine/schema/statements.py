@@ -47,8 +47,33 @@ class AlterTableAddColumn(Statement):
 
 
 @dataclass(frozen=True)
+class AlterTableRenameColumn(Statement):
+    """ALTER TABLE t RENAME [COLUMN] a TO b."""
+
+    name: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class AlterTableDropColumns(Statement):
+    """ALTER TABLE t DROP [COLUMN] c, ALTER TABLE t DROP (a, b)."""
+
+    name: str
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AlterTableModifyColumns(Statement):
+    """ALTER TABLE t MODIFY [COLUMN] c TYPE [NOT NULL] [COMMENT '...'], ALTER TABLE t MODIFY (a TYPE, b TYPE)."""
+
+    name: str
+    columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
 class AlterTableSet(Statement):
-    """ALTER TABLE t SET ('key' = 'value', ...)."""
+    """ALTER TABLE t SET ('key' = 'value', ...); 'bucket.num' rescales the table."""
 
     name: str
     options: Mapping[str, str]

@@ -16,7 +16,7 @@ import pyarrow as pa
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.auto_partition import check_auto_partition
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, check_options, parse_int, split_columns
+from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_options, parse_int, split_columns
 from storage_engine.schema.types import arrow_type, has_order
 
 N_BUCKETS_MAX = 4096
@@ -29,7 +29,9 @@ _NAME_CHARS_MAX = 200
 
 
 def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDescriptor:
-    """The descriptor in normal form: options checked, keys resolved, key columns NOT NULL, field ids assigned.
+    """The descriptor in normal form: options checked, keys resolved, key columns NOT NULL.
+
+    Field ids are given where no column has one; in a table that exists, those of new columns are the catalog's to give.
 
     Errors: StatementRefused for a table that cannot be, InvalidOption for an option that cannot be; both name the table (and `line`).
     """
@@ -44,12 +46,13 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
         del options["table.merge-engine"]
     options.pop("bucket.key", None)
     options.pop("bucket.num", None)
+    is_new = all(column.field_id < 0 for column in descriptor.columns)
     columns = tuple(
         replace(
             column,
             type=canonical_type(column.type),
             nullable=column.nullable and column.name not in descriptor.primary_key,
-            field_id=index if column.field_id < 0 else column.field_id,
+            field_id=index if is_new else column.field_id,
         )
         for index, column in enumerate(descriptor.columns)
     )
@@ -60,34 +63,6 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     check_auto_partition(result, where)
     _check_statistics(result, where)
     return result
-
-
-def add_columns(descriptor: TableDescriptor, columns: Sequence[Column], *, line: int | None = None) -> TableDescriptor:
-    """The descriptor with nullable columns added at its end, and the next schema id.
-
-    Errors: StatementRefused for a name that exists, a column that is NOT NULL, or a type a table cannot have.
-    """
-    where = f"table {descriptor.name}" + (f", line {line}" if line is not None else "")
-    for column in columns:
-        if not column.nullable:
-            raise StatementRefused(
-                f"new column {column.name} must be nullable",
-                where=where,
-                next_step="Rows stored before it have no value: leave out NOT NULL.",
-            )
-    next_id = max((column.field_id for column in descriptor.columns), default=-1) + 1
-    added = tuple(replace(column, field_id=next_id + index) for index, column in enumerate(columns))
-    return validate(replace(descriptor, columns=descriptor.columns + added, schema_id=descriptor.schema_id + 1), line=line)
-
-
-def set_options(descriptor: TableDescriptor, changes: dict[str, str], *, line: int | None = None) -> TableDescriptor:
-    """The descriptor with options changed by ALTER TABLE ... SET.
-
-    Errors: InvalidOption for an option that is unknown, out of range, or fixed at creation.
-    """
-    where = f"table {descriptor.name}" + (f", line {line}" if line is not None else "")
-    checked = check_alterable(changes, where=where, column_names=descriptor.column_names)
-    return validate(replace(descriptor, options={**descriptor.options, **checked}), line=line)
 
 
 def check_targets(descriptor: TableDescriptor, columns: Sequence[str]) -> tuple[str, ...]:

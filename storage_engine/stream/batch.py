@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from storage_engine.client.store import Store
@@ -107,11 +108,12 @@ def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, sta
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")
         return
     columns = list(dict.fromkeys([*scan.columns, *scan.table.primary_key]))
-    con.register(f"{name}_log", table.scan(columns, stop=stop, metadata=True).read_all())
+    changes = table.scan(columns, stop=stop).read_all()  # in the order of the commits; a rescaled key has changes in two buckets
+    con.register(f"{name}_log", changes.append_column("_number", pa.array(np.arange(changes.num_rows))))
     keys = ", ".join(quoted(column) for column in scan.table.primary_key)
     con.execute(
         f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed} FROM (SELECT * FROM {name}_log "
-        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY _log_offset DESC) = 1) WHERE _change_type IN ('+I', '+U')"
+        f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY _number DESC) = 1) WHERE _change_type IN ('+I', '+U')"
     )
 
 

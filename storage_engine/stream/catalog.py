@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import TableDescriptor
@@ -10,10 +11,25 @@ from storage_engine.stream.bind import ViewDefinition
 
 
 class StoreCatalog:
-    """A snapshot: made for one planning, then thrown away. Views of the session or job come before those of the store."""
+    """A snapshot: made for one planning, then thrown away. Views of the session or job come before those of the store.
 
-    def __init__(self, store: Store, views: Mapping[str, ViewDefinition] | None = None) -> None:
+    known    table -> the columns it had when a job was submitted: those added since are not there for the job, also not for its `*`
+    altered  a table as it would be after an ALTER TABLE
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        views: Mapping[str, ViewDefinition] | None = None,
+        known: Mapping[str, Collection[str]] | None = None,
+        altered: TableDescriptor | None = None,
+    ) -> None:
         self._tables = {descriptor.name: descriptor for descriptor in store.backend.tables()}
+        if altered is not None:
+            self._tables[altered.name] = altered
+        for name, columns in (known or {}).items():
+            if name in self._tables:
+                self._tables[name] = _restricted(self._tables[name], columns)
         self._views = {name: view_from_json(value) for name, value in store.objects("view").items()}
         self._views.update(views or {})
 
@@ -25,6 +41,11 @@ class StoreCatalog:
 
     def names(self) -> list[str]:
         return [*self._tables, *self._views]
+
+
+def _restricted(table: TableDescriptor, columns: Collection[str]) -> TableDescriptor:
+    kept = tuple(column for column in table.columns if column.name in columns or column.name in (*table.primary_key, *table.partition_keys))
+    return table if len(kept) == len(table.columns) or not kept else replace(table, columns=kept)
 
 
 def view_to_json(view: ViewDefinition) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from storage_engine.client.store import Store
 from storage_engine.errors import UnknownTable
-from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dialect import parse_select, text_of
@@ -35,6 +35,7 @@ class JobDescriptor:
     refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
     targets    sink columns the job writes; `kept` those of them that hold its state
     starts     where sources begin that are not read from their beginning, as of the submission
+    known      table -> its columns when the job was submitted: what `*` means in the SELECT
     """
 
     name: str
@@ -47,6 +48,7 @@ class JobDescriptor:
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
+    known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     refresh_s: float | None = 0.0
     starts: Mapping[str, Offsets] = field(default_factory=dict)
     state: State = "RUNNING"
@@ -69,6 +71,7 @@ class JobDescriptor:
         value = asdict(replace(self, starts={}))
         value["settings"] = dict(self.settings)
         value["starts"] = {table: {str(bucket): n for bucket, n in offsets.items()} for table, offsets in self.starts.items()}
+        value["known"] = {table: list(columns) for table, columns in self.known.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
         return value
 
@@ -78,6 +81,7 @@ class JobDescriptor:
         written = known.get("starts", {})
         known["starts"] = {table: {TableBucket.parse(text): n for text, n in offsets.items()} for table, offsets in written.items()}
         known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
+        known["known"] = {table: tuple(columns) for table, columns in known.get("known", {}).items()}
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
         return cls(**known)
 
@@ -100,10 +104,10 @@ def canonical(select: str) -> str:
     return text_of(tree)
 
 
-def plan_job(store: Store, job: JobDescriptor) -> JobPlan:
-    """The plan of a stored job, against the store's tables as they are."""
-    catalog = StoreCatalog(store, job.views)
-    sink = store.describe(job.sink)
+def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | None = None) -> JobPlan:
+    """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
+    catalog = StoreCatalog(store, job.views, job.known, altered)
+    sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     plan = plan_insert(
         catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings
     )

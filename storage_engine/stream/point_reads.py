@@ -68,22 +68,21 @@ class StoreReader:
 
 
 def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
-    """`rows` with every key in `changes` as it was before its first change."""
+    """`rows` with every key in `changes` (in the order of their commits) as it was before its first change."""
     if changes.num_rows == 0:
         return rows
-    ordered = changes.sort_by([("_commit_timestamp", "ascending"), ("_log_offset", "ascending")])
-    first = _numbered(ordered, key).group_by(list(key), use_threads=False).aggregate([(_NUMBER, "min")])
-    earliest = ordered.take(first[f"{_NUMBER}_min"])
+    first = _numbered(changes, key).group_by(list(key), use_threads=False).aggregate([(_NUMBER, "min")])
+    earliest = changes.take(first[f"{_NUMBER}_min"])
     before = earliest.filter(pc.is_in(earliest["_change_type"], TAKEN_BACK)).select(rows.column_names)
     return pa.concat_tables([_matching(rows, first, key, "left anti"), before.cast(rows.schema)])
 
 
 def _matching(rows: pa.Table, keys: pa.Table, names: Sequence[str], how: Literal["left semi", "left anti"]) -> pa.Table:
-    """The rows whose `names` are (not) in `keys`. Only keys are joined: Arrow joins no nested columns."""
+    """The rows whose `names` are (not) in `keys`, in their order. Only keys are joined: Arrow joins no nested columns."""
     if rows.num_rows == 0:
         return rows
     found = _numbered(rows, names).join(keys.select(list(names)), list(names), join_type=how, use_threads=False)
-    return rows.take(found[_NUMBER])
+    return rows.take(pa.array(np.sort(found[_NUMBER].to_numpy())))
 
 
 def _numbered(rows: pa.Table, names: Sequence[str]) -> pa.Table:

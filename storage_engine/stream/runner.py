@@ -58,7 +58,8 @@ class JobRunner:
             return 0
         inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
         outcome = self._executor.run(inputs, StoreReader(self._store, work))
-        detail = self._advanced_detail(work, outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
+        read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
+        detail = self._advanced_detail(work, sum(read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:
             self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
@@ -106,14 +107,14 @@ class JobRunner:
         self._detail: dict[str, Any] = dict(recorded.detail) if recorded else {}
         self._version = int(self._detail.get("version", 0))
 
-    def _advanced_detail(self, work: InputRange, n_rows_out: int, n_dropped: int, seconds: float) -> dict[str, Any]:
+    def _advanced_detail(self, work: InputRange, n_rows_in: int, n_rows_out: int, n_dropped: int, seconds: float) -> dict[str, Any]:
         before = self._detail
         return {
             "version": work.version or self._version,
-            "n_rows_in": int(before.get("n_rows_in", 0)) + work.n_rows,
+            "n_rows_in": int(before.get("n_rows_in", 0)) + n_rows_in,
             "n_rows_out": int(before.get("n_rows_out", 0)) + n_rows_out,
             "n_dropped_nulls": int(before.get("n_dropped_nulls", 0)) + n_dropped,
             "n_batches": int(before.get("n_batches", 0)) + 1,
-            "rows_per_s": round(work.n_rows / seconds, 1) if seconds > 0 else 0.0,
+            "rows_per_s": round(n_rows_in / seconds, 1) if seconds > 0 else 0.0,
             "finished_ms": time.time_ns() // 1_000_000,
         }

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from storage_engine.client import groups
-from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, UnknownTable
+from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, TableAltered, UnknownTable
+from storage_engine.schema import evolve
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.validate import add_columns, partition_of, set_options
+from storage_engine.schema.validate import partition_of
 from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.dependents import check_dependents
 from storage_engine.stream.job import load_job, set_state
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
@@ -54,6 +56,9 @@ INERT_SETTINGS = (
     "state.",
 )
 """Settings of a Flink cluster that are accepted, with a notice that they do nothing here."""
+
+AlterTable = st.AlterTableAddColumn | st.AlterTableRenameColumn | st.AlterTableDropColumns | st.AlterTableModifyColumns | st.AlterTableSet
+_ALTER_ATTEMPTS = 10
 
 
 @dataclass(frozen=True)
@@ -108,11 +113,32 @@ class SqlSession:
         return Result(f"dropped {statement.name}")
 
     def _add_columns(self, statement: st.AlterTableAddColumn) -> Result:
-        self._store.backend.alter_table(add_columns(self._store.describe(statement.name), statement.columns))
-        return Result(f"altered {statement.name}")
+        return self._alter(statement, lambda table: evolve.add_columns(table, statement.columns))
+
+    def _rename_column(self, statement: st.AlterTableRenameColumn) -> Result:
+        return self._alter(statement, lambda table: evolve.rename_column(table, statement.old, statement.new))
+
+    def _drop_columns(self, statement: st.AlterTableDropColumns) -> Result:
+        return self._alter(statement, lambda table: evolve.drop_columns(table, statement.columns))
+
+    def _modify_columns(self, statement: st.AlterTableModifyColumns) -> Result:
+        return self._alter(statement, lambda table: evolve.modify_columns(table, statement.columns))
 
     def _set_table_options(self, statement: st.AlterTableSet) -> Result:
-        self._store.backend.alter_table(set_options(self._store.describe(statement.name), dict(statement.options)))
+        return self._alter(statement, lambda table: evolve.set_options(table, statement.options))
+
+    def _alter(self, statement: AlterTable, change: Callable[[TableDescriptor], TableDescriptor]) -> Result:
+        """Change a table by its present descriptor; when somebody else was faster, by the one that is present then."""
+        for attempt in range(_ALTER_ATTEMPTS):
+            current = self._store.describe(statement.name)
+            wanted = change(current)
+            check_dependents(self._store, current, wanted)
+            try:
+                self._store.backend.alter_table(wanted)
+                break
+            except TableAltered:
+                if attempt + 1 == _ALTER_ATTEMPTS:
+                    raise
         return Result(f"altered {statement.name}")
 
     def _add_partition(self, statement: st.AddPartition) -> Result:
@@ -357,6 +383,9 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.CreateTable: _S._create_table,
     st.DropTable: _S._drop_table,
     st.AlterTableAddColumn: _S._add_columns,
+    st.AlterTableRenameColumn: _S._rename_column,
+    st.AlterTableDropColumns: _S._drop_columns,
+    st.AlterTableModifyColumns: _S._modify_columns,
     st.AlterTableSet: _S._set_table_options,
     st.AddPartition: _S._add_partition,
     st.DropPartition: _S._drop_partition,

@@ -43,8 +43,10 @@ def submit(
     existing = load_jobs(store)
     if columns is None and name in existing and existing[name].sink == sink:
         columns = existing[name].targets  # the table may have grown since; the job writes what it wrote
+    known = existing[name].known if name in existing else {}
+    catalog = StoreCatalog(store, views, known)
     plan = plan_insert(
-        StoreCatalog(store, views),
+        catalog,
         store.describe(sink),
         columns,
         select,
@@ -64,6 +66,7 @@ def submit(
         views=plan.views,
         targets=plan.targets,
         kept=plan.kept_columns,
+        known=known or _columns_read(catalog, plan),
         refresh_s=refresh_s,
         starts={} if name in existing else starts_of(store, plan.startups, f"job {name}"),
         submitted_ms=time.time_ns() // 1_000_000,
@@ -79,6 +82,12 @@ def submit(
         store.commit((), [Progress(job.owner, job.starts)])
     save_job(store, job)
     return job, "; ".join([f"job {name} runs", *plan.notices])
+
+
+def _columns_read(catalog: StoreCatalog, plan: JobPlan) -> dict[str, tuple[str, ...]]:
+    """The columns of the tables that a job reads, as they are now."""
+    tables = [table for name in (*plan.source_tables, *plan.lookup_tables) if (table := catalog.table(name)) is not None]
+    return {table.name: table.column_names for table in tables}
 
 
 def _again(store: Store, known: JobDescriptor, job: JobDescriptor) -> tuple[JobDescriptor, str]:

@@ -125,8 +125,13 @@ class Worker:
             _log.warning("job %s: %s; trying again in %.1f s", name, error, slot.retry_s)
             return 0
         except (FlashlakeError, duckdb.Error, pa.ArrowException) as error:
-            self._slots.pop(name).runner.close()
-            self._fail(name, error)
+            runner = self._slots.pop(name).runner
+            runner.close()
+            if runner.is_stale():  # its tables were altered under it: it is planned again before it is judged
+                _log.info("job %s is planned again, its tables were altered: %s", name, error)
+                self._start(name, runner.job)
+            else:
+                self._fail(name, error)
             return 0
         slot.retry_s = 0.0
         if slot.runner.job.refresh_s:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flashlake.orchestration import read_file, read_project
+from flashlake.orchestration.factory import _column_schema
 from flashlake.orchestration.lineage import column_sources, tables_read
 from storage_engine.errors import StatementRefused
 
@@ -85,3 +86,16 @@ def test_lineage_follows_expressions_subqueries_and_lookups_and_leaves_filters_o
     assert [(source.table, source.column) for source in sources["twice"]] == [("ods.t", "a"), ("ods.t", "b")]
     assert [(source.table, source.column) for source in sources["name"]] == [("ods.p", "name")]
     assert sources["n"] == []
+
+
+def test_the_column_schema_of_a_materialization_is_what_the_store_has(tmp_path: Path) -> None:
+    text = "CREATE TABLE a.t (k BIGINT NOT NULL COMMENT 'key', n INT COMMENT 'pieces', s STRING, PRIMARY KEY (k) NOT ENFORCED)"
+    definition = read_file(write(tmp_path, "a/t", text))
+
+    schema = _column_schema(definition, {"k": "BIGINT", "n": "BIGINT", "later": "STRING"})
+
+    assert [(column.name, column.type, column.description) for column in schema.columns] == [
+        ("k", "BIGINT", "key"), ("n", "BIGINT", "pieces"), ("later", "STRING", None),
+    ]  # fmt: skip
+    assert schema.columns[0].constraints.unique
+    assert [column.name for column in _column_schema(definition, {}).columns] == ["k", "n", "s"]

@@ -16,6 +16,7 @@ from storage_engine.lake.columns import lake_schema, to_lake
 from storage_engine.lake.delta import LakeTable, Target, last_record
 from storage_engine.lake.netting import net_changes
 from storage_engine.schema.descriptor import Column, TableBucket, TableDescriptor
+from storage_engine.schema.validate import validate
 
 ORDERS = TableDescriptor(
     name="shop.orders",
@@ -31,7 +32,8 @@ ORDERS = TableDescriptor(
     bucket_keys=("order_id",),
     comment="Orders",
 )
-EVENTS = TableDescriptor(name="shop.events", columns=(Column("user_id", "INT"), Column("note", "STRING")))
+ORDERS = validate(ORDERS)
+EVENTS = validate(TableDescriptor(name="shop.events", columns=(Column("user_id", "INT"), Column("note", "STRING"))))
 BUCKET = TableBucket("", 0)
 
 
@@ -132,6 +134,7 @@ def test_a_merge_finds_its_rows_under_every_partition_type(tmp_path, changelog, 
         primary_key=("k", "p"),
         partition_keys=("p",),
     )
+    descriptor = validate(descriptor)
     table = LakeTable.create(tmp_path / "t", descriptor, "lake-1", epoch=1)
     schema = descriptor.arrow_schema
     first = net_changes(changelog(schema, [("+I", {"k": "a", "p": value, "v": 1})]), ["k", "p"])
@@ -153,7 +156,7 @@ def test_a_partition_column_that_is_a_timestamp_is_refused():
 def test_duckdb_and_delta_rs_read_the_same_values_of_every_type(tmp_path, changelog, duck):
     names = "BOOLEAN|TINYINT|SMALLINT|INT|BIGINT|FLOAT|DOUBLE|STRING|BYTES|DATE|TIME(3)|DECIMAL(38,9)".split("|")
     names += ["TIMESTAMP(3)", "TIMESTAMP(6)", "TIMESTAMP_LTZ(3)"]
-    descriptor = TableDescriptor(name="a.types", columns=tuple(Column(f"c{i}", name) for i, name in enumerate(names)))
+    descriptor = validate(TableDescriptor(name="a.types", columns=tuple(Column(f"c{i}", name) for i, name in enumerate(names))))
     at = dt.datetime.fromisoformat("1969-12-31T23:59:59.999")
     values = [
         True, -8, -300, 2**31 - 1, -(2**63), 0.5, 1e300, "ü", b"\x00\xff", dt.date(1, 1, 1), dt.time(23, 59, 59, 999000),
@@ -290,7 +293,7 @@ def test_vacuum_removes_files_of_killed_writers_and_keeps_every_row(tmp_path, ch
 def test_a_column_added_to_the_table_is_null_in_older_rows(tmp_path, changelog, lake_rows):
     table = LakeTable.create(tmp_path / "events", EVENTS, "lake-1", epoch=1)
     append_events(table, changelog, [1], version=1)
-    wider = TableDescriptor(name=EVENTS.name, columns=(*EVENTS.columns, Column("place", "STRING")))
+    wider = TableDescriptor(name=EVENTS.name, columns=(*EVENTS.columns, Column("place", "STRING", field_id=2)))
 
     assert table.add_columns(wider)
     assert not table.add_columns(wider)

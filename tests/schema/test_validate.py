@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as hs
 
 from storage_engine.errors import InvalidOption, SchemaMismatch, StatementRefused
-from storage_engine.schema.ddl import parse_statements
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import KNOWN_OPTIONS, check_effective, delete_behavior, duration_ms, option_value
-from storage_engine.schema.validate import add_columns, check_targets, set_options, validate
+from storage_engine.schema.validate import check_targets, validate
 
 
 def table(options: dict[str, str] | None = None, **changes) -> TableDescriptor:
@@ -184,35 +183,6 @@ def test_a_duration_is_its_number_of_units(number, unit):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(InvalidOption, match="is not a duration"):
         duration_ms(text)
-
-
-# changes
-
-
-def test_added_columns_come_last_with_new_ids_and_a_new_schema_id():
-    (alter,) = parse_statements("ALTER TABLE db.t ADD (x BIGINT COMMENT 'new', y STRING)")
-
-    changed = add_columns(table(), alter.columns)
-
-    assert changed.column_names == ("k", "n", "s", "b", "ds", "x", "y")
-    assert [column.field_id for column in changed.columns[5:]] == [5, 6]
-    assert changed.schema_id == table().schema_id + 1
-
-
-@pytest.mark.parametrize(
-    ("column", "what"), [(Column("n", "INT"), "declared twice"), (Column("x", "INT", nullable=False), "must be nullable")]
-)
-def test_a_column_that_cannot_be_added_is_refused(column, what):
-    with pytest.raises(StatementRefused, match=what):
-        add_columns(table(), [column])
-
-
-def test_only_alterable_options_change():
-    assert set_options(table(), {"table.datalake.freshness": "5s", "asset.owner": "x"}).options["table.datalake.freshness"] == "5s"
-    with pytest.raises(InvalidOption, match=r"table.merge-engine is fixed.*Options that may change: table.log.ttl"):
-        set_options(table(), {"table.merge-engine": "aggregation"})
-    with pytest.raises(InvalidOption, match=r"bucket\.num is fixed"):
-        set_options(table(), {"bucket.num": "2"})
 
 
 def test_target_columns_hold_the_key_and_leave_only_nullable_columns_out():

@@ -1,6 +1,6 @@
 """Stored frames on the wire: a FetchedFrame's message passes as a binary cell; nobody on the way looks into it.
 
-Shapes: one row per frame. The lists of columns, which repeat from frame to frame, stand once in the batch's JSON header.
+Shapes: one row per frame. The lists of columns and types, which repeat from frame to frame, stand once in the batch's JSON header.
 Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy.
 """
 
@@ -34,8 +34,8 @@ _ALIGNMENT = 64
 
 def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Buffer]:
     """At least one frame -> one batch of FRAME_SCHEMA and its header."""
-    references: dict[tuple[str, ...], int] = {}
-    columns_ref = [references.setdefault(frame.columns, len(references)) for frame in frames]
+    references: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    columns_ref = [references.setdefault((frame.columns, frame.types), len(references)) for frame in frames]
     arrays = [
         pa.array([frame.bucket.partition for frame in frames], pa.string()),
         pa.array([frame.bucket.bucket for frame in frames], pa.int32()),
@@ -48,13 +48,14 @@ def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Bu
         pa.array([frame.change_types for frame in frames], pa.large_binary()),
         _message_cells([frame.message for frame in frames]),
     ]
-    header = json.dumps({"columns": [list(columns) for columns in references]}).encode()
+    header = json.dumps({"columns": [columns for columns, _ in references], "types": [types for _, types in references]}).encode()
     return pa.RecordBatch.from_arrays(arrays, schema=FRAME_SCHEMA), pa.py_buffer(header)
 
 
 def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedFrame]:
     """The inverse of encode_frames."""
-    columns = [tuple(names) for names in json.loads(header.to_pybytes())["columns"]]
+    lists = json.loads(header.to_pybytes())
+    columns, types = ([tuple(names) for names in lists[key]] for key in ("columns", "types"))
     values = [batch.column(index).to_pylist() for index in range(len(FRAME_SCHEMA) - 1)]
     messages = batch.column(len(FRAME_SCHEMA) - 1)
     _, offsets_buffer, data = messages.buffers()
@@ -71,6 +72,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
             timestamp_ms=timestamp_ms,
             schema_id=schema_id,
             columns=columns[ref],
+            types=types[ref],
             change_types=change_types,
             message=data.slice(start, n_bytes),
         )

@@ -112,7 +112,7 @@ def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table], blob
 def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
     if isinstance(op, EncodedAppend):
         frames = [[frame.partition, frame.bucket, frame.n_rows] for frame in op.frames]
-        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id, "frames": frames}
+        return {"table": op.table, "kind": "encoded", "schema_id": op.schema_id, "frames": frames, "n_buckets": op.n_buckets}
     return {"table": op.table, "kind": op.kind, "columns": None if op.columns is None else list(op.columns)}
 
 
@@ -121,7 +121,7 @@ def _decode_op(op: Mapping[str, Any], tables: Iterator[pa.Table], blobs: Iterato
         frames = [EncodedRows(partition, bucket, n_rows, next(blobs)) for partition, bucket, n_rows in op["frames"]]
         if not all(type(f.partition) is str and type(f.bucket) is int and type(f.n_rows) is int for f in frames):
             raise TypeError("a frame's partition, bucket and rows")
-        return EncodedAppend(op["table"], op["schema_id"], frames)
+        return EncodedAppend(op["table"], op["schema_id"], frames, op["n_buckets"])
     return WriteOp(op["table"], op["kind"], next(tables), None if op["columns"] is None else tuple(op["columns"]))
 
 
