@@ -1,6 +1,6 @@
 """Checkpoint: a copy of the derived state at one position of the log, so that opening replays only what came after.
 
-File DIR/CHECKPOINT, replaced atomically: magic "FLCP0001", crc32c (u32, of all that follows), position (u64),
+File DIR/CHECKPOINT, replaced atomically: magic "FLCP0002", crc32c (u32, of all that follows), position (u64),
 bytes of state (u64), state as JSON, then the frame index as one Arrow IPC stream. Everything little endian.
 State: derived. A checkpoint that is missing, of another version or damaged is not used: the whole log is replayed instead.
 """
@@ -21,7 +21,8 @@ from storage_engine.log.commit_log import LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import FrameIndex
 
-_MAGIC = b"FLCP0001"
+_MAGIC = b"FLCP0002"
+_OLDER = b"FLCP0001"  # says too little: no versions in which tables and partitions were made
 _HEAD = struct.Struct("<8sI")
 _BODY = struct.Struct("<QQ")
 _logger = logging.getLogger(__name__)
@@ -65,6 +66,11 @@ def load(disk: Disk, directory: Path) -> Checkpoint | None:
     state = StoreState.from_json(json.loads(body[_BODY.size : _BODY.size + n_state]))
     table = pa.ipc.open_stream(pa.py_buffer(body[_BODY.size + n_state :])).read_all()
     return Checkpoint(state, FrameIndex.from_table(table), LogPosition(position))
+
+
+def is_older(disk: Disk, directory: Path) -> bool:
+    """True for a checkpoint of an earlier version, which is not used."""
+    return (disk.read_file(_path(directory)) or b"").startswith(_OLDER)
 
 
 def _path(directory: Path) -> Path:

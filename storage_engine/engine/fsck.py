@@ -230,7 +230,9 @@ class _Check:
     def _load_checkpoint(self) -> checkpoint.Checkpoint | None:
         path = self.directory / "CHECKPOINT"
         stored = checkpoint.load(self.disk, self.directory)
-        if stored is None and self.disk.read_file(path) is not None:
+        if checkpoint.is_older(self.disk, self.directory):
+            self.report.add("note", path, 0, "the checkpoint is of an earlier version and is not used", _DERIVED)
+        elif stored is None and self.disk.read_file(path) is not None:
             self.report.add("damage", path, 0, "the checkpoint does not match its checksum or version", _DERIVED)
         return stored
 

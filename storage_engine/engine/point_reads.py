@@ -17,13 +17,13 @@ import pyarrow as pa
 
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.gather import GATHER_ROWS_MAX
+from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.state import StoreState, TableState
-from storage_engine.errors import SchemaMismatch, unknown_table
+from storage_engine.errors import unknown_table
 from storage_engine.kv.single import encode_key
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.message_template import ColumnBuffers, MessageTemplate
 from storage_engine.schema.bucketing import bucket_of_key
-from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.point import LONG_WAY, LongWay, RowShape
 
 _KEYS_MIN = 4  # of fewer, reads.lookup() finds each by itself in less time
@@ -32,14 +32,11 @@ _KEYS_MIN = 4  # of fewer, reads.lookup() finds each by itself in less time
 class _Plan:
     """What follows from a descriptor: where key and answer columns stand, how rows are packed."""
 
-    def __init__(self, descriptor: TableDescriptor, columns: Sequence[str] | None) -> None:
-        self.descriptor = descriptor
+    def __init__(self, schemas: Schemas, columns: Sequence[str] | None) -> None:
+        descriptor = self.descriptor = schemas.descriptor
         schema = descriptor.arrow_schema
         names = list(descriptor.column_names) if columns is None else list(columns)
-        for name in names:
-            if name not in schema.names:
-                what = f"{descriptor.name} has no column {name}"
-                raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(schema.names)}.")
+        schemas.require(names)
         self.names = tuple(names)
         self.columns = [schema.names.index(name) for name in names]
         self.is_whole = self.columns == list(range(len(schema)))
@@ -145,7 +142,7 @@ class PointReads:
             raise unknown_table(self._name, self._state.tables)
         plan = self._plan
         if plan is None or plan.descriptor is not table.descriptor:
-            plan = self._plan = _Plan(table.descriptor, self._columns)
+            plan = self._plan = _Plan(table.schemas, self._columns)
         return table, plan
 
     def _bucket(self, table: TableState, number: int) -> Bucket | None:

@@ -123,7 +123,7 @@ def test_a_partition_past_keeping_takes_no_row_even_before_it_is_dropped(store, 
 def test_late_rows_are_dropped_and_counted_once_where_the_table_says_so(tmp_path, clock):
     store = opened(tmp_path / "s", clock)
     log_table(store, AUTO + ", 'table.auto-partition.late-rows' = 'drop'")
-    rows = store.table("a.t")._as_table({"x": [1, 2, 3], "ds": ["20240227", "20240101", "20240101"]})
+    rows = store.table("a.t").as_rows({"x": [1, 2, 3], "ds": ["20240227", "20240101", "20240101"]})
     request = CommitRequest((WriteOp("a.t", "append", rows),), (), WriteId("w", 1))
 
     first, again = store.backend.commit(request), store.backend.commit(request)

@@ -15,7 +15,8 @@ from hypothesis import strategies as hs
 from storage_engine.errors import InvalidOption, InvalidPartition
 from storage_engine.schema.auto_partition import AutoPartition, rule_of
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from storage_engine.schema.validate import set_options, validate
+from storage_engine.schema.evolve import set_options
+from storage_engine.schema.validate import validate
 
 UNITS = ["hour", "day", "month", "quarter", "year"]
 FORMATS = {
