@@ -89,6 +89,7 @@ class FetchedFrame:
     """A stored frame, pruned to `columns`: `message` is an Arrow IPC record-batch message without schema.
 
     Rows carry offsets base_offset .. base_offset + n_rows; `change_types` has one byte per row (see log/frame.py), None: all +A.
+    timestamps  of a frame that holds several commits: (row after its last, milliseconds) of each; None: all rows have `timestamp_ms`.
     """
 
     bucket: TableBucket
@@ -99,6 +100,7 @@ class FetchedFrame:
     columns: tuple[str, ...]
     change_types: bytes | None
     message: pa.Buffer
+    timestamps: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

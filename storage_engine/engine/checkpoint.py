@@ -1,6 +1,6 @@
 """Checkpoint: a copy of the derived state at one position of the log, so that opening replays only what came after.
 
-File DIR/CHECKPOINT, replaced atomically: magic "FLCP0001", crc32c (u32, of all that follows), position (u64),
+File DIR/CHECKPOINT, replaced atomically: magic "FLCP0002", crc32c (u32, of all that follows), position (u64),
 bytes of state (u64), state as JSON, then the frame index as one Arrow IPC stream. Everything little endian.
 State: derived. A checkpoint that is missing, of another version or damaged is not used: the whole log is replayed instead.
 """
@@ -17,11 +17,12 @@ import google_crc32c
 import pyarrow as pa
 
 from storage_engine.engine.state import StoreState
+from storage_engine.engine.upkeep import apply_log_starts
 from storage_engine.log.commit_log import LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import FrameIndex
 
-_MAGIC = b"FLCP0001"
+_MAGIC = b"FLCP0002"
 _HEAD = struct.Struct("<8sI")
 _BODY = struct.Struct("<QQ")
 _logger = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def load(disk: Disk, directory: Path) -> Checkpoint | None:
     position, n_state = _BODY.unpack_from(body)
     state = StoreState.from_json(json.loads(body[_BODY.size : _BODY.size + n_state]))
     table = pa.ipc.open_stream(pa.py_buffer(body[_BODY.size + n_state :])).read_all()
-    return Checkpoint(state, FrameIndex.from_table(table), LogPosition(position))
+    index = FrameIndex.from_table(table)
+    apply_log_starts(state, index)
+    return Checkpoint(state, index, LogPosition(position))
 
 
 def _path(directory: Path) -> Path:

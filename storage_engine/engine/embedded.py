@@ -8,6 +8,7 @@ Threads: `_writer` is held while a commit is planned, written and published; `_r
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,24 +19,30 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import CAPABILITIES, BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
-from storage_engine.engine import catalog, checkpoint, reads
+from storage_engine.engine import catalog, checkpoint, reads, upkeep
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
-from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy, file_entries
+from storage_engine.engine.cleaner import Cleaner, CleaningPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
-from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
+from storage_engine.errors import AlreadyExists, DamagedFrame, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader
 from storage_engine.log.frame_index import BucketId, FrameIndex
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
+READ_ATTEMPTS = 3
 CHECKPOINTS = CheckpointPolicy()
+CLEANING = CleaningPolicy()
+_logger = logging.getLogger(__name__)
 
 
 def _now_ms() -> int:
@@ -48,7 +55,13 @@ class EmbeddedBackend:
     capabilities = CAPABILITIES
 
     def __init__(
-        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
+        self,
+        directory: Path,
+        disk: Disk,
+        sync: SyncMode,
+        now_ms: Callable[[], int],
+        checkpoints: CheckpointPolicy = CHECKPOINTS,
+        cleaning: CleaningPolicy = CLEANING,
     ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
@@ -63,7 +76,7 @@ class EmbeddedBackend:
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
-            self._recover(checkpoints)
+            self._recover(checkpoints, cleaning)
         except BaseException:
             self._lock.release()
             raise
@@ -77,39 +90,96 @@ class EmbeddedBackend:
         disk: Disk | None = None,
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
+        cleaning: CleaningPolicy = CLEANING,
         maintenance: bool = True,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
+        cleaning     when and in which pieces space is given back
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints, cleaning)
         if maintenance:
             backend.maintenance.start()
         return backend
 
     # recovery
 
-    def _recover(self, policy: CheckpointPolicy) -> None:
+    def _recover(self, policy: CheckpointPolicy, cleaning: CleaningPolicy) -> None:
         loaded = checkpoint.load(self._disk, self.directory)
-        self._state = loaded.state if loaded else StoreState()
-        self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
-        index = loaded.frames if loaded else FrameIndex()
+        start = loaded.position if loaded else None
+        self._log = CommitLog.open(self._disk, self.directory, start=start, begin_file=self._whole_state)
         snapshots = KeySnapshots(self._disk, self.directory)
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots)
-        for table_id in self._state.names:
-            for bucket_id, _ in index.buckets(table_id):
-                self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
+        self._adopt(loaded.state if loaded else StoreState(), loaded.frames if loaded else FrameIndex(), snapshots)
         version, position = (self._state.version, int(loaded.position)) if loaded else (0, 0)
+        is_first = loaded is None
         for commit in self._log.recover():
-            self._publish(CommitRecord.decode(commit.record), commit.frames)
+            record = upkeep.decode(commit.record)
+            if isinstance(record, CommitRecord):
+                self._publish(record, commit.frames)
+            elif not isinstance(record, upkeep.WholeState):
+                self._follow(record)
+            elif is_first:
+                self._adopt(record.state(), record.index(), snapshots)
+            else:
+                self._require_version_of(record, commit.end)
+                self._state.files = record.files
+            is_first = False
+        if self._state.files is not None:
+            self._log.require_files(self._state.files)
+            known = {entry.start for entry in self._state.files}
+            try:
+                self._log.unlink(self._log.release({file.start for file in self._log.files if file.start not in known}))
+            except OSError as error:
+                _logger.warning("log files that were given up could not be removed: %s", error)
         self._checkpointer = Checkpointer(
             self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, policy,
             version=version, position=position,
         )  # fmt: skip
+        self._cleaner = Cleaner(
+            Mover(
+                self._log, self._state, self._buckets, snapshots, self._checkpointer, self._writer, self._changed, CleaningStats(),
+                cleaning.chunk_bytes,
+            ),
+            cleaning,
+        )  # fmt: skip
+        self.maintenance.add(self._cleaner)
+
+    def _adopt(self, state: StoreState, index: FrameIndex, snapshots: KeySnapshots) -> None:
+        """Begin with what a checkpoint, or the beginning of a log file, says."""
+        self._state = state
+        self._buckets = Buckets(
+            self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots, lambda: self._state.log_starts
+        )
+        for bucket_id, _ in index.all():
+            if state.holds(bucket_id):
+                self._buckets.get_or_create(bucket_id, state.partition_names[bucket_id.partition_id])
+
+    def _whole_state(self) -> bytes:
+        """What a new log file begins with."""
+        self._state.files = file_entries(self._log, with_last=True)
+        return upkeep.encode_state(self._state, self._buckets.index)
+
+    def _require_version_of(self, record: upkeep.WholeState, end: LogPosition) -> None:
+        if record.version != self._state.version:
+            raise DamagedFrame(
+                f"the log says version {record.version} before position {end}, its commits end at version {self._state.version}",
+                where=str(self.directory / "log"),
+                next_step="Restore the missing log files from a copy.",
+                file=str(self.directory / "log"),
+                offset=int(end),
+            )
+
+    def _follow(self, record: upkeep.Prepared | upkeep.Moved | upkeep.Expired | upkeep.Removed) -> None:
+        upkeep.follow(record, self._state, self._buckets.index)
+        if isinstance(record, upkeep.Moved | upkeep.Expired):
+            touched = [move.bucket for move in record.moves] if isinstance(record, upkeep.Moved) else [item[0] for item in record.starts]
+            for bucket_id in touched:
+                if self._state.holds(bucket_id):
+                    self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
 
     def _publish(self, record: CommitRecord, frames: Sequence[tuple[FrameHeader, FrameLocation]]) -> None:
         """Make a written commit visible: state, then frames. Key indexes follow separately."""
@@ -281,7 +351,12 @@ class EmbeddedBackend:
         with self._readers:
             state = self._table(table)
             plan = reads.plan_fetch(self._buckets, state, ranges)
-        return reads.fetch(self._log, state, plan, columns)
+
+        def replan(step: reads.FetchStep) -> list[reads.FetchStep]:
+            with self._readers:
+                return reads.plan_fetch(self._buckets, self._table(table), {step.bucket: (step.base_offset, step.end_offset)})
+
+        return reads.fetch(self._log, state, plan, columns, replan)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         with self._readers:
@@ -307,15 +382,38 @@ class EmbeddedBackend:
             return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit)
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
+        for _ in range(READ_ATTEMPTS):
+            with self._readers:
+                state = self._table(table)
+                self._require_version(table, at_version)
+                steps = reads.plan_read(self._buckets, state, partitions, at_version)
+            try:
+                return reads.read(self._buckets, state, steps, columns)
+            except FrameMoved:  # cleaning came in between: plan again, at the end with cleaning held off
+                continue
         with self._readers:
             state = self._table(table)
-            self._require_version(table, at_version)
-            steps = reads.plan_read(self._buckets, state, partitions, at_version)
-        return reads.read(self._buckets, state, steps, columns)
+            return reads.read(self._buckets, state, reads.plan_read(self._buckets, state, partitions, at_version), columns)
 
     def count(self, table: str) -> int:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
+
+    # space
+
+    def clean(self, table: str | None = None) -> CleaningStats:
+        """Give space back now: one round of cleaning, of all tables or one; what has been done since the store was opened.
+
+        Errors: UnknownTable; WriteFailed.
+        """
+        self._require_open()
+        if table is not None:
+            self._table(table)
+        return self._cleaner.clean(self._now_ms(), table)
+
+    def cleaning(self) -> CleaningStats:
+        """What cleaning has done since the store was opened."""
+        return self._cleaner.stats
 
     # copies
 
@@ -325,12 +423,18 @@ class EmbeddedBackend:
         links   hard links for finished log files where possible; False: copies of everything
         Errors: AlreadyExists; UserError; WriteFailed.
         """
-        with self._writer:
-            self._require_open()
-            version, end = self._state.version, self._log.end
-            encoded = checkpoint.encode(self._state, self._buckets.index, end)
-        self._log.sync(end)
-        return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded), links=links)
+        release = self._cleaner.keep_files()
+        try:
+            with self._writer:
+                self._require_open()
+                version, end = self._state.version, self._log.end
+                self._state.files = file_entries(self._log)
+                encoded = checkpoint.encode(self._state, self._buckets.index, end)
+                files = file_entries(self._log, with_last=True)
+            self._log.sync(end)
+            return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded, files), links=links)
+        finally:
+            release()
 
     def _require_version(self, table: str, at_version: int | None) -> None:
         if at_version is not None and at_version > self._state.version:

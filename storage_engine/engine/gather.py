@@ -1,7 +1,8 @@
 """Gather: rows of many frames read in one pass, by the addresses at which their values lie in memory.
 
 Owner: engine/buckets.py, one RowGather per bucket and schema, all under one GatherBudget.
-State: per frame the addresses of its columns' buffers (24 B per column), and the batch that keeps them alive. Derived, dropped at any time.
+State: per frame the addresses of its columns' buffers (24 B per column), of a sparse one also of its offsets, and the batch that keeps
+       them alive. Derived, dropped at any time.
 Holds: an address is used only while the batch it belongs to is referenced, and only for rows that the batch has; batches come from
        frames that matched their checksums and whose buffers Arrow has validated against the body.
 Never: holds a copy of a row. A batch that lies on the heap (decompressed, or read beyond the mapping) counts against the budget.
@@ -20,8 +21,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import types
 
+from storage_engine.log.log_file import FrameMoved
+
 Int64s = npt.NDArray[np.int64]
-LoadFrame = Callable[[Any], tuple[pa.RecordBatch, int]]
+LoadFrame = Callable[[Any], tuple[pa.RecordBatch, int, Int64s | None]]
+"""Of an entry of the frame index: its rows, their bytes on the heap, and the offsets of a sparse frame's rows."""
 
 GATHER_ROWS_MAX: Final = 2048
 """Larger reads take whole runs from each frame: cheaper per row."""
@@ -59,13 +63,16 @@ class GatherBudget:
 
 
 class _Known:
-    """Frames whose addresses are known. `positions` (s,) of the frames in the log, `words` (s, 3 * columns), `batches` that hold them."""
+    """Frames whose addresses are known. `positions` (s,) of the frames in the log, `words` (s, 3 * columns + 1), `batches` that hold them.
+
+    The last word is that of a sparse frame's offsets; 0: the frame is dense.
+    """
 
     def __init__(self, n_columns: int) -> None:
         self.slot_of_frame = np.full(64, -1, np.int64)
         self.positions = np.full(16, -1, np.int64)
-        self.words = np.zeros((16, _WORDS * n_columns), np.int64)
-        self.batches: list[pa.RecordBatch] = []
+        self.words = np.zeros((16, _WORDS * n_columns + 1), np.int64)
+        self.batches: list[tuple[pa.RecordBatch, Int64s | None]] = []
         self.heap_bytes = 0
 
     @property
@@ -100,6 +107,9 @@ class RowGather:
         if words is None:
             return None
         local = offsets - entries["base_offset"][frames]
+        sparse = np.flatnonzero(words[:, -1])
+        if len(sparse):
+            local[sparse] = _rows_of(words[sparse, -1], entries["n_rows"][frames[sparse]].astype(np.int64), offsets[sparse])
         arrays: list[pa.Array | None] = [None] * len(self.schema)
         for width, columns in self._by_width:
             values = _MEMORY[width].take(words[:, _WORDS * columns + 1].T // width + local)
@@ -162,7 +172,7 @@ class RowGather:
         return slots
 
     def _learn(self, known: _Known, frame: int, entry: Any, load: LoadFrame) -> bool:
-        batch, heap_bytes = load(entry)
+        batch, heap_bytes, offsets = load(entry)
         words: list[int] = []
         for field, column in zip(self.schema, batch.columns, strict=True):
             buffers = column.buffers()
@@ -173,16 +183,33 @@ class RowGather:
             validity = 0 if column.null_count == 0 or buffers[0] is None else buffers[0].address
             data = buffers[2].address if width == 0 and buffers[2] is not None else _PAGE
             words += [validity, buffers[1].address - _PAGE, data - _PAGE]
+        if offsets is not None:
+            offsets = np.require(offsets, np.int64, ["A", "C"])
+        words.append(0 if offsets is None or len(offsets) == 0 else (offsets.ctypes.data - _PAGE) // 8)
         slot = len(known.batches)
         if slot == len(known.positions):
             known.positions = np.r_[known.positions, np.full(slot, -1, np.int64)]
             known.words = np.r_[known.words, np.zeros_like(known.words)]
-        known.batches.append(batch)
+        known.batches.append((batch, offsets))
         known.words[slot] = words
         known.positions[slot] = entry["position"]
         known.slot_of_frame[frame] = slot
         known.heap_bytes += heap_bytes
         return True
+
+
+def _rows_of(at: Int64s, n_rows: Int64s, offsets: Int64s) -> Int64s:
+    """Where `offsets` (n,) stand among the n_rows (n,) ascending ones at word `at` (n,) of the memory: one binary search for all."""
+    low, high = np.zeros(len(offsets), np.int64), n_rows.copy()
+    while (going := low < high).any():
+        middle = np.minimum((low + high) >> 1, n_rows - 1)
+        is_less = going & (_MEMORY[8].take(at + middle).view(np.int64) < offsets)
+        low = np.where(is_less, middle + 1, low)
+        high = np.where(going & ~is_less, middle, high)
+    found = _MEMORY[8].take(at + np.minimum(low, n_rows - 1)).view(np.int64)
+    if not np.array_equal(found, offsets):
+        raise FrameMoved("rows of a sparse frame are gone")
+    return low
 
 
 def _width(kind: pa.DataType) -> int | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,11 +14,13 @@ import pyarrow.compute as pc
 from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
-from storage_engine.engine.state import StoreState, TableState
+from storage_engine.engine.state import LogStart, StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
-from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.commit_log import CommitLog, FrameLocation, StoredFrame
+from storage_engine.log.frame import FLAG_ORIGINS, decode_batch
 from storage_engine.log.frame_index import BucketId
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.pruning import MessagePruner
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.keys import encode_keys
@@ -26,10 +30,17 @@ _ONE_FOUND = pa.array([True])
 
 
 class FetchStep(NamedTuple):
-    """One frame to fetch."""
+    """One frame to fetch: it answers for [base_offset, end_offset) of a bucket. `version`: of its last commit."""
 
     bucket: TableBucket
     location: FrameLocation
+    base_offset: int
+    end_offset: int
+    version: int
+
+
+Replan = Callable[[FetchStep], "list[FetchStep]"]
+"""The frames that answer now for the offsets of a step whose frame was moved."""
 
 
 def offsets(buckets: Buckets, table: TableState, which: Literal["earliest", "latest"], at_version: int | None) -> Offsets:
@@ -40,8 +51,20 @@ def offsets(buckets: Buckets, table: TableState, which: Literal["earliest", "lat
         elif at_version is None:
             found[bucket.name] = bucket.frames.end_offset
         else:
-            found[bucket.name] = bucket.frames.offset_at_version(at_version)
+            found[bucket.name] = _offset_at(buckets, table, bucket, at_version)
     return found
+
+
+def _offset_at(buckets: Buckets, table: TableState, bucket: Bucket, version: int) -> int:
+    """The bucket's end offset at a version. Errors: OffsetOutOfRange naming the oldest version that can be read."""
+    start = buckets.log_start(bucket)
+    if start is not None and version < start.version:
+        raise OffsetOutOfRange(
+            f"version {version} is asked for, the log of bucket {bucket.name} has expired up to version {start.version}",
+            where=table.descriptor.name,
+            next_step=f"The oldest version that can be read is {start.version}; 'table.log.ttl' says how long the log is kept.",
+        )
+    return bucket.frames.offset_at_version(version)
 
 
 def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]]) -> list[FetchStep]:
@@ -55,22 +78,45 @@ def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket,
         bucket = by_name.get(name)
         low, high = (bucket.frames.start_offset, bucket.frames.end_offset) if bucket else (0, 0)
         if start < low or stop > high:
+            since = buckets.log_start(bucket) if bucket and start < low else None
+            what = f"offsets {start} to {stop} are asked for, the log holds {low} to {high}"
             raise OffsetOutOfRange(
-                f"offsets {start} to {stop} are asked for, the log holds {low} to {high}",
+                what if since is None else what + _expired(start, since),
                 where=f"{table.descriptor.name}, bucket {name}",
                 next_step="Start at the earliest offset, or read older rows from the lake.",
             )
         if bucket is not None:
-            steps.extend(FetchStep(name, entry.location) for entry in bucket.frames.find(start, stop))
-    steps.sort(key=lambda step: step.location.position)
+            steps.extend(
+                FetchStep(name, entry.location, entry.base_offset, entry.end_offset, entry.version)
+                for entry in bucket.frames.find(start, stop)
+            )
+    steps.sort(key=lambda step: step.version)  # stable: the frames of a bucket stay in the order of their offsets
     return steps
 
 
-def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
-    """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded."""
+def _expired(start: int, since: LogStart) -> str:
+    when = datetime.fromtimestamp(since.expired_ms / 1000, UTC).isoformat(timespec="seconds")
+    return f": {since.offset - start:,} of these rows have expired, the last of them at {when}"
+
+
+def fetch(
+    log: CommitLog, table: TableState, steps: list[FetchStep], columns: Sequence[str] | None, replan: Replan
+) -> Iterator[FetchedFrame]:
+    """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded.
+
+    A frame that cleaning has moved meanwhile is read where its rows are now, cut to what it answered for.
+    """
     pruners: dict[int, tuple[tuple[str, ...], MessagePruner | None]] = {}
-    for step in steps:
-        stored = log.read(step.location)
+    waiting = deque((step, step.base_offset, step.end_offset) for step in steps)
+    while waiting:
+        step, start, stop = waiting.popleft()
+        try:
+            stored = log.read(step.location)
+        except FrameMoved:
+            waiting.extendleft((new, max(start, new.base_offset), min(stop, new.end_offset)) for new in reversed(replan(step)))
+            continue
+        if (start, stop) != (step.base_offset, step.end_offset):
+            stored = _cut(table, stored, start - step.base_offset, stop - step.base_offset)
         header = stored.header
         if header.schema_id not in pruners:
             pruners[header.schema_id] = _pruner(table, header.schema_id, columns)
@@ -85,7 +131,22 @@ def fetch(log: CommitLog, table: TableState, steps: list[FetchStep], columns: Se
             columns=names,
             change_types=None if stored.change_types is None else bytes(stored.change_types),
             message=message,
+            timestamps=None if stored.origins is None else tuple(map(tuple, stored.origins[["row_end", "timestamp_ms"]].tolist())),
         )
+
+
+def _cut(table: TableState, stored: StoredFrame, first: int, last: int) -> StoredFrame:
+    """Rows [first, last) of a dense frame, as a frame. The only place where a fetch decodes: its frame was re-packed under the reader."""
+    header = stored.header
+    batch = decode_batch(stored.message, Buckets.stored_schema(table, header.schema_id)).slice(first, last - first)
+    origins = stored.origins
+    if origins is not None:
+        origins = origins[np.searchsorted(origins["row_end"], first, side="right") :].copy()
+        origins["row_end"] = np.minimum(origins["row_end"] - first, last - first)
+        origins = origins[: int(np.searchsorted(origins["row_end"], last - first)) + 1]
+    types = None if stored.change_types is None else stored.change_types[first:last]
+    moved = header._replace(base_offset=header.base_offset + first, n_rows=last - first)
+    return StoredFrame(moved, types, batch.serialize(), None, origins)
 
 
 def _pruner(table: TableState, schema_id: int, columns: Sequence[str] | None) -> tuple[tuple[str, ...], MessagePruner | None]:
@@ -215,7 +276,7 @@ def plan_read(
         if wanted is not None and bucket.name.partition not in wanted:
             continue
         end = bucket.frames.end_offset
-        bound = end if at_version is None else bucket.frames.offset_at_version(at_version)
+        bound = end if at_version is None else _offset_at(buckets, table, bucket, at_version)
         kv = buckets.kv_of(bucket) if bound == end else buckets.kv_until(bucket, bound)
         steps.append((bucket, kv.current_offsets()))
     return steps
@@ -241,19 +302,42 @@ def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list
     ranges: dict[int, dict[str, dict[TableBucket, tuple[int, int]]]] = {}
     stamps: dict[int, int] = {}
     everything = [(name, bucket, bucket.frames.entries) for name, table in state.tables.items() for bucket in buckets.of_table(table)]
-    news = [(name, bucket, entries[np.searchsorted(entries["version"], after, side="right") :]) for name, bucket, entries in everything]
-    versions = np.unique(np.concatenate([np.empty(0, np.int64), *(entries["version"] for _, _, entries in news)]))[:limit]
+    news = []
+    for name, bucket, entries in everything:
+        is_new = (entries["version"] > after) & (entries["base_offset"] >= bucket.frames.start_offset)
+        news.append((name, bucket, _as_committed(bucket, entries[is_new], after, limit)))
+    versions = np.unique(np.concatenate([np.empty(0, np.int64), *(parts["version"] for _, _, parts in news)]))[:limit]
     if len(versions) == 0:
         return []
-    for name, bucket, entries in news:
-        n = int(np.searchsorted(entries["version"], versions[-1], side="right"))
-        if n:
-            for entry in bucket.frames.find(int(entries["base_offset"][0]), int(entries["end_offset"][n - 1])):
-                by_bucket = ranges.setdefault(entry.version, {}).setdefault(name, {})
-                first, last = by_bucket.get(bucket.name, (entry.base_offset, entry.base_offset))
-                by_bucket[bucket.name] = (min(first, entry.base_offset), max(last, entry.end_offset))
-                stamps[entry.version] = entry.timestamp_ms
+    for name, bucket, parts in news:
+        for base_offset, end_offset, version, timestamp_ms in parts[parts["version"] <= versions[-1]].tolist():
+            by_bucket = ranges.setdefault(version, {}).setdefault(name, {})
+            first, last = by_bucket.get(bucket.name, (base_offset, base_offset))
+            by_bucket[bucket.name] = (min(first, base_offset), max(last, end_offset))
+            stamps[version] = timestamp_ms
     return [CommitInfo(version, stamps[version], ranges[version]) for version in sorted(ranges)]
+
+
+_COMMITTED = np.dtype([("base_offset", np.int64), ("end_offset", np.int64), ("version", np.int64), ("timestamp_ms", np.int64)])
+
+
+def _as_committed(bucket: Bucket, entries: np.ndarray, after: int, limit: int) -> np.ndarray:
+    """The offset ranges of the first `limit` commits after a version, also of those that were re-packed into one frame."""
+    if not (entries["flags"] & FLAG_ORIGINS).any():
+        return entries[list(_COMMITTED.names or ())]
+    parts = [np.empty(0, _COMMITTED)]
+    n_versions = 0
+    for entry in entries:
+        origins = bucket.frames.origins(entry)
+        part = np.empty(len(origins), _COMMITTED)
+        part["end_offset"] = entry["base_offset"] + origins["row_end"]
+        part["base_offset"] = np.r_[entry["base_offset"], part["end_offset"][:-1]]
+        part["version"], part["timestamp_ms"] = origins["version"], origins["timestamp_ms"]
+        parts.append(part[part["version"] > after])
+        n_versions += len(np.unique(parts[-1]["version"]))
+        if n_versions > limit:
+            break
+    return np.concatenate(parts)
 
 
 def _bucket(buckets: Buckets, table: TableState, name: TableBucket) -> Bucket | None:

@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage_engine.api import Progress
+from storage_engine.log.file_set import FileEntry
+from storage_engine.log.frame_index import BucketId
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
@@ -103,9 +105,24 @@ class TableState:
         return self.descriptor.column_names[: self.widths[schema_id]]
 
 
+class LogStart(NamedTuple):
+    """Where the log of a bucket begins for its readers, since retention moved it.
+
+    version     the newest commit of which rows have expired: offsets at a version before it are not known any more
+    n_expired   rows that have expired so far; n_unread of them before every job and consumer had read them
+    expired_ms  when the last of them did
+    """
+
+    offset: int
+    version: int
+    n_expired: int
+    n_unread: int
+    expired_ms: int
+
+
 @dataclass
 class StoreState:
-    """All derived state of the store except rows and their indexes."""
+    """All derived state of the store except rows and their indexes. `files`: finished log files; None: version 1 did not say."""
 
     version: int = 0
     timestamp_ms: int = 0
@@ -117,6 +134,12 @@ class StoreState:
     writers: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     next_table_id: int = 1
     next_partition_id: int = 1
+    log_starts: dict[BucketId, LogStart] = field(default_factory=dict)
+    files: list[FileEntry] | None = None
+
+    def holds(self, bucket: BucketId) -> bool:
+        """Whether the bucket's table and partition exist."""
+        return bucket.table_id in self.names and bucket.partition_id in self.partition_names
 
     def by_id(self, table_id: int) -> TableState | None:
         name = self.names.get(table_id)
@@ -161,12 +184,15 @@ class StoreState:
 
     def _drop_table(self, change: dict[str, Any]) -> None:
         table = self.tables.pop(change["name"])
-        self.names.pop(table.descriptor.table_id)
+        table_id = table.descriptor.table_id
+        self.names.pop(table_id)
+        self.log_starts = {bucket: start for bucket, start in self.log_starts.items() if bucket.table_id != table_id}
         self._forget_progress(change["name"], None)
 
     def _drop_partition(self, change: dict[str, Any]) -> None:
         self.tables[change["table"]].partitions.pop(change["partition"])
         self.partition_names.pop(change["partition_id"], None)
+        self.log_starts = {bucket: start for bucket, start in self.log_starts.items() if bucket.partition_id != change["partition_id"]}
         self._forget_progress(change["table"], change["partition"])
 
     def _forget_progress(self, table: str, partition: str | None) -> None:
@@ -198,6 +224,8 @@ class StoreState:
             "writers": {writer: list(last) for writer, last in self.writers.items()},
             "next_table_id": self.next_table_id,
             "next_partition_id": self.next_partition_id,
+            "log_starts": [[*bucket, *start] for bucket, start in self.log_starts.items()],
+            "files": self.files,
         }
 
     @classmethod
@@ -210,6 +238,8 @@ class StoreState:
             writers={writer: (last[0], last[1], last[2]) for writer, last in value["writers"].items()},
             next_table_id=value["next_table_id"],
             next_partition_id=value["next_partition_id"],
+            log_starts={BucketId(*item[:3]): LogStart(*item[3:]) for item in value["log_starts"]},
+            files=None if value["files"] is None else [FileEntry(*pair) for pair in value["files"]],
         )
         for table_json, partitions, last_id, widths in value["tables"]:
             descriptor = TableDescriptor.from_json(table_json)

@@ -16,6 +16,7 @@ import pyarrow as pa
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_alterable, check_options, parse_int, split_columns
+from storage_engine.schema.row_ttl import check_row_ttl
 from storage_engine.schema.types import arrow_type
 
 N_BUCKETS_MAX = 4096
@@ -56,6 +57,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_engine(result, where)
     _check_auto_increment(result, where)
     _check_auto_partition(result, where)
+    check_row_ttl(result, where)
     return result
 
 

@@ -1,6 +1,7 @@
 """Stored frames on the wire: a FetchedFrame's message passes as a binary cell; nobody on the way looks into it.
 
-Shapes: one row per frame. The lists of columns, which repeat from frame to frame, stand once in the batch's JSON header.
+Shapes: one row per frame. The lists of columns, which repeat from frame to frame, stand once in the batch's JSON header; so do the
+        timestamps of frames that hold several commits, by row.
 Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy.
 """
 
@@ -48,13 +49,19 @@ def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Bu
         pa.array([frame.change_types for frame in frames], pa.large_binary()),
         _message_cells([frame.message for frame in frames]),
     ]
-    header = json.dumps({"columns": [list(columns) for columns in references]}).encode()
+    values: dict[str, object] = {"columns": [list(columns) for columns in references]}
+    timestamps = {str(row): frame.timestamps for row, frame in enumerate(frames) if frame.timestamps is not None}
+    if timestamps:
+        values["timestamps"] = timestamps
+    header = json.dumps(values).encode()
     return pa.RecordBatch.from_arrays(arrays, schema=FRAME_SCHEMA), pa.py_buffer(header)
 
 
 def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedFrame]:
     """The inverse of encode_frames."""
-    columns = [tuple(names) for names in json.loads(header.to_pybytes())["columns"]]
+    said = json.loads(header.to_pybytes())
+    columns = [tuple(names) for names in said["columns"]]
+    timestamps = {int(row): tuple((int(end), int(ms)) for end, ms in pairs) for row, pairs in said.get("timestamps", {}).items()}
     values = [batch.column(index).to_pylist() for index in range(len(FRAME_SCHEMA) - 1)]
     messages = batch.column(len(FRAME_SCHEMA) - 1)
     _, offsets_buffer, data = messages.buffers()
@@ -62,7 +69,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
     assert data is not None, "a frame has a message"
     starts = np.frombuffer(offsets_buffer, np.int64)[messages.offset : messages.offset + len(messages)].tolist()
     data = _aligned(data)
-    for row in zip(*values, starts, strict=True):
+    for number, row in enumerate(zip(*values, starts, strict=True)):
         partition, bucket, base_offset, n_rows, timestamp_ms, schema_id, ref, n_bytes, change_types, start = row
         yield FetchedFrame(
             bucket=TableBucket(partition, bucket),
@@ -73,6 +80,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
             columns=columns[ref],
             change_types=change_types,
             message=data.slice(start, n_bytes),
+            timestamps=timestamps.get(number),
         )
 
 
