@@ -8,7 +8,6 @@ Never: writes the log, decides what a row becomes (kv/merge does).
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
@@ -195,7 +194,9 @@ class Buckets:
         batch = self._cache.get(RowSource(at.base_offset, at.n_rows, at.location, self._load(table, at.location)))
         row = offset - at.base_offset
         if at.flags & FLAG_SPARSE:
-            row = bisect_left(self._log.read(at.location).offsets, offset)
+            offsets = self._log.read(at.location).offsets
+            assert offsets is not None, "the index says that the frame is sparse"
+            row = int(np.searchsorted(offsets, offset))
         return adapt(batch.slice(row, 1), table.descriptor.arrow_schema)
 
     def _gathered_rows(

@@ -23,6 +23,7 @@ from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import FrameIndex
 
 _MAGIC = b"FLCP0002"
+_MAGICS = (b"FLCP0001", _MAGIC)  # the first had no log starts, and n_rows and flags of dense frames need no words
 _HEAD = struct.Struct("<8sI")
 _BODY = struct.Struct("<QQ")
 _logger = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def load(disk: Disk, directory: Path) -> Checkpoint | None:
     if data is None:
         return None
     body = data[_HEAD.size :]
-    if len(data) < _HEAD.size + _BODY.size or _HEAD.unpack_from(data) != (_MAGIC, google_crc32c.value(body)):
+    crc = google_crc32c.value(body)
+    if len(data) < _HEAD.size + _BODY.size or _HEAD.unpack_from(data) not in [(magic, crc) for magic in _MAGICS]:
         _logger.warning("%s does not match its checksum or version; the whole log is replayed", _path(directory))
         return None
     position, n_state = _BODY.unpack_from(body)

@@ -18,7 +18,7 @@ import numpy as np
 
 from storage_engine.engine import file_cleaning, upkeep
 from storage_engine.engine.buckets import Bucket
-from storage_engine.engine.compaction import Pass, compact, is_due
+from storage_engine.engine.compaction import Pass, compact, is_due, n_outlived
 from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.repacking import repack
 from storage_engine.engine.retention import log_ttl_ms, plan_log_start, readers_of
@@ -28,6 +28,8 @@ from storage_engine.log.file_set import begins_with_state
 from storage_engine.log.frame_index import BucketId
 from storage_engine.schema.row_ttl import row_ttl_ms
 
+OUTLIVED_PART = 16
+"""Rows are written again when more than one in so many has outlived `table.kv.ttl`."""
 _logger = logging.getLogger(__name__)
 
 
@@ -39,7 +41,7 @@ class CleaningPolicy:
     settled_ms      frames younger than this are not joined: they are the ones that are read and cached
     chunk_bytes     written at once: what a writer may have to wait for
     bytes_min       dead bytes below which nothing is worth a move
-    ttl_checks      rounds of `table.kv.ttl` per time to live
+    ttl_checks      times per `table.kv.ttl` that rows are looked at for their age
     """
 
     interval_ms: int = 60_000
@@ -157,13 +159,13 @@ class Cleaner:
         below = entries[: int(np.searchsorted(entries["end_offset"], frames.start_offset, side="right"))]
         if len(below) == 0 or frames.log_start < 0:
             return
-        last = self._passes.setdefault(bucket.id, Pass(outlived_ms=now_ms))
+        last = self._passes.setdefault(bucket.id, Pass())
+        is_worth_it = is_due(self._mover.buckets, below, bucket, last, self._policy.compact_bytes_min)
         ttl_ms = row_ttl_ms(table.descriptor)
-        is_late = ttl_ms is not None and now_ms - last.outlived_ms >= ttl_ms // self._policy.ttl_checks
-        if not is_late and not is_due(self._mover.buckets, below, bucket, last, self._policy.compact_bytes_min):
-            return
-        last.outlived_ms = now_ms
-        if compact(self._mover, table, bucket, below, now_ms):
+        if not is_worth_it and ttl_ms is not None and now_ms - last.looked_ms >= ttl_ms // self._policy.ttl_checks:
+            last.looked_ms = now_ms
+            is_worth_it = n_outlived(self._mover, table, below, now_ms - ttl_ms) > below["n_rows"].sum() // OUTLIVED_PART
+        if is_worth_it and compact(self._mover, table, bucket, below, now_ms):
             last.n_rows = -1
             self._mover.checkpointer.ask()
 

@@ -48,7 +48,7 @@ class Pass:
 
     n_rows: int = -1
     n_live: int = 0
-    outlived_ms: int = 0
+    looked_ms: int = 0
 
 
 def is_due(buckets: Buckets, below: np.ndarray, bucket: Bucket, last: Pass, bytes_min: int) -> bool:
@@ -117,6 +117,23 @@ def _living(mover: Mover, table: TableState, below: np.ndarray, live: np.ndarray
         if stored.origins is not None:
             times = stored.origins["timestamp_ms"][np.searchsorted(stored.origins["row_end"], local, side="right")]
         yield Rows(batch, offsets, times, int(entry["schema_id"]), int(entry["version"]))
+
+
+def n_outlived(mover: Mover, table: TableState, below: np.ndarray, cutoff_ms: int) -> int:
+    """Rows, dead ones too, whose time is before a cutoff. Errors: DamagedFrame."""
+    column = table.descriptor.options.get(TIME_COLUMN)
+    found = 0
+    for entry in below:
+        stored = mover.read(entry)
+        if column is None:
+            ages = ((stored.header.n_rows, int(entry["timestamp_ms"])),)
+            if stored.origins is not None:
+                ages = tuple(zip(np.diff(stored.origins["row_end"], prepend=0), stored.origins["timestamp_ms"], strict=True))
+            found += sum(int(n) for n, ms in ages if ms < cutoff_ms)
+            continue
+        batch = decode_batch(stored.message, Buckets.stored_schema(table, int(entry["schema_id"])))
+        found += int((_milliseconds(batch.column(column), cutoff_ms) < cutoff_ms).sum())
+    return found
 
 
 def _without_outlived(

@@ -21,7 +21,7 @@ from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import DamagedFrame
 from storage_engine.log.commit_log import CommitLog, FrameLocation, StoredFrame
-from storage_engine.log.frame import EncodedFrame
+from storage_engine.log.frame import FLAG_CHANGE_TYPES, EncodedFrame
 from storage_engine.log.frame_index import FLAG_MOVED, BucketId, entries_of
 
 _logger = logging.getLogger(__name__)
@@ -142,5 +142,5 @@ def _entry(copy: Copy, at: FrameLocation) -> tuple[int, ...]:
     header = copy.frame.header
     return (
         header.base_offset, copy.end_offset, at.position, copy.version, header.timestamp_ms, at.length, header.schema_id, header.n_rows,
-        header.flags | FLAG_MOVED,
+        header.flags & ~FLAG_CHANGE_TYPES | FLAG_MOVED,
     )  # fmt: skip

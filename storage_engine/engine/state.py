@@ -238,8 +238,8 @@ class StoreState:
             writers={writer: (last[0], last[1], last[2]) for writer, last in value["writers"].items()},
             next_table_id=value["next_table_id"],
             next_partition_id=value["next_partition_id"],
-            log_starts={BucketId(*item[:3]): LogStart(*item[3:]) for item in value["log_starts"]},
-            files=None if value["files"] is None else [FileEntry(*pair) for pair in value["files"]],
+            log_starts={BucketId(*item[:3]): LogStart(*item[3:]) for item in value.get("log_starts", [])},
+            files=None if value.get("files") is None else [FileEntry(*pair) for pair in value["files"]],
         )
         for table_json, partitions, last_id, widths in value["tables"]:
             descriptor = TableDescriptor.from_json(table_json)

@@ -123,7 +123,7 @@ def decode(payload: bytes) -> CommitRecord | Upkeep:
         case "prepared":
             return Prepared()
         case "moved":
-            return Moved([Move(BucketId(*bucket), *reach, entries_of(entries)) for bucket, reach, entries in value["m"]])
+            return Moved([Move(BucketId(*bucket), reach[0], reach[1], entries_of(entries)) for bucket, reach, entries in value["m"]])
         case "expired":
             return Expired([(BucketId(*item[:3]), LogStart(*item[3:])) for item in value["l"]])
         case "removed":

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from storage_engine.errors import OffsetOutOfRange
 from storage_engine.log.commit_log import FrameLocation
-from storage_engine.log.frame import FLAG_ORIGINS, ORIGIN, FrameHeader
+from storage_engine.log.frame import FLAG_CHANGE_TYPES, FLAG_ORIGINS, ORIGIN, FrameHeader
 
 _ENTRY: Final = np.dtype(
     [
@@ -87,7 +87,7 @@ class BucketFrames:
             self._room = room
         self._room[n] = (
             header.base_offset, header.end_offset, location.position, version, header.timestamp_ms, location.length, header.schema_id,
-            header.n_rows, header.flags,
+            header.n_rows, header.flags & ~FLAG_CHANGE_TYPES,
         )  # fmt: skip
         self.entries = self._room[: n + 1]  # last: a reader sees whole entries only
 
@@ -262,7 +262,10 @@ class FrameIndex:
         index = cls()
         entries = np.zeros(table.num_rows, _ENTRY)
         for name in ENTRY_FIELDS:
-            entries[name] = table.column(name).to_numpy()
+            if name in table.column_names:
+                entries[name] = table.column(name).to_numpy()
+        if "n_rows" not in table.column_names:  # of version 1, which has dense frames only
+            entries["n_rows"] = entries["end_offset"] - entries["base_offset"]
         ids = np.stack([table.column(name).to_numpy() for name in BucketId._fields], axis=1)
         cuts = np.flatnonzero((ids[1:] != ids[:-1]).any(axis=1)) + 1
         for start, stop in zip([0, *cuts], [*cuts, len(ids)], strict=True):
