@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import storage_engine
+from benchmarks import space
 from benchmarks.measure import HEADER, Case, in_turn
 from benchmarks.rows import ORDER_DDL, order_batch, wide_batch, wide_ddl
 
@@ -239,6 +240,7 @@ def main() -> int:
             lambda: [pruned_scan(root, 48 // min(scale, 4), runs)],
             lambda: lookup(root, 500_000 // scale, runs),
             lambda: [memory(root, 1_000_000 // scale)],
+            lambda: space.cases(root, scale, runs),
         ):
             cases += step()
             print(f"  {cases[-1].name}: {cases[-1].ratio:.3g}", file=sys.stderr)

@@ -165,11 +165,22 @@ class Cleaner:
         if not is_worth_it and ttl_ms is not None and now_ms - last.looked_ms >= ttl_ms // self._policy.ttl_checks:
             last.looked_ms = now_ms
             is_worth_it = n_outlived(self._mover, table, below, now_ms - ttl_ms) > below["n_rows"].sum() // OUTLIVED_PART
-        if is_worth_it and compact(self._mover, table, bucket, below, now_ms):
+        if not is_worth_it:
+            return
+        self._finish_file_of(below)
+        if compact(self._mover, table, bucket, below, now_ms):
             last.n_rows = -1
             self._mover.checkpointer.ask()
 
     # files
+
+    def _finish_file_of(self, doomed: np.ndarray) -> None:
+        """Do not write copies into a file that the same pass leaves mostly dead: they would have to be moved out of it at once."""
+        with self._mover.writer:
+            last, end = self._mover.log.files[-1], int(self._mover.log.end)
+            n_doomed = int(doomed["length"][doomed["position"] >= last.start].sum())
+            if n_doomed >= self._policy.bytes_min and 2 * n_doomed >= end - last.start:
+                self._mover.log.begin_next_file()
 
     def _clean_files(self) -> None:
         mover, log = self._mover, self._mover.log
