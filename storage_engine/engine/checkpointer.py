@@ -132,7 +132,10 @@ class Checkpointer:
         return max(self._policy.rows, bucket.kv.n_keys // 4 if bucket.kv else 0)
 
     def _n_uncovered(self, bucket: Bucket) -> int:
-        return bucket.frames.end_offset - max(self._snapshots.covered_offset(bucket.id), bucket.frames.start_offset)
+        frames, covered = bucket.frames, self._snapshots.covered_offset(bucket.id)
+        if covered >= frames.start_offset:
+            return frames.end_offset - covered
+        return int(frames.entries["n_rows"].sum())  # below the log's start not every offset has a row
 
     def _save_snapshots(self, rows_max: Callable[[Bucket], int]) -> None:
         for bucket in self._buckets.built():

@@ -19,13 +19,14 @@ import numpy as np
 from storage_engine.engine import file_cleaning, upkeep
 from storage_engine.engine.buckets import Bucket
 from storage_engine.engine.compaction import Pass, compact, is_due, n_outlived
-from storage_engine.engine.mover import CleaningStats, Mover
+from storage_engine.engine.mover import CleaningStats, CleaningStopped, Mover
 from storage_engine.engine.repacking import repack
 from storage_engine.engine.retention import log_ttl_ms, plan_log_start, readers_of
 from storage_engine.engine.state import LogStart, TableState
-from storage_engine.errors import DamagedFrame
+from storage_engine.errors import DamagedFrame, OffsetOutOfRange
 from storage_engine.log.file_set import begins_with_state
 from storage_engine.log.frame_index import BucketId
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.row_ttl import row_ttl_ms
 
 OUTLIVED_PART = 16
@@ -99,6 +100,8 @@ class Cleaner:
                     self._guarded(bucket, lambda s=state, b=bucket: self._compact(s, b, now_ms))
                     self._guarded(bucket, lambda s=state, b=bucket: repack(self._mover, s, b, now_ms - self._policy.settled_ms))
                 self._clean_files()
+            except CleaningStopped:
+                return self.stats
             except Exception as error:
                 stats.n_failures += 1
                 stats.last_failure = str(error)
@@ -120,7 +123,7 @@ class Cleaner:
             step()
         except DamagedFrame as damage:
             self._mover.note_damage(damage)
-        except AssertionError:
+        except (AssertionError, OffsetOutOfRange, FrameMoved):
             if self._mover.table_of(bucket.id) is not None:  # else the table was dropped meanwhile
                 raise
 

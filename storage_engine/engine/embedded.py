@@ -142,7 +142,7 @@ class EmbeddedBackend:
         self._cleaner = Cleaner(
             Mover(
                 self._log, self._state, self._buckets, snapshots, self._checkpointer, self._writer, self._changed, CleaningStats(),
-                cleaning.chunk_bytes,
+                cleaning.chunk_bytes, lambda: self.maintenance.is_stopping,
             ),
             cleaning,
         )  # fmt: skip
@@ -354,7 +354,7 @@ class EmbeddedBackend:
 
         def replan(step: reads.FetchStep) -> list[reads.FetchStep]:
             with self._readers:
-                return reads.plan_fetch(self._buckets, self._table(table), {step.bucket: (step.base_offset, step.end_offset)})
+                return reads.plan_again(self._buckets, state, step)
 
         return reads.fetch(self._log, state, plan, columns, replan)
 

@@ -269,7 +269,7 @@ class _Check:
     def _check_files(self) -> None:
         """Whether the files that the state names are there, and where the frames lie that the index names."""
         folder = self.directory / "log"
-        what = self._log()._set.missing(self.state.files or [])
+        what = self._log().missing(self.state.files or [])
         if what:
             self.report.add("damage", folder, -1, what, _COPY)
         if self.state.files is not None:

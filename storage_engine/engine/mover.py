@@ -27,6 +27,10 @@ from storage_engine.log.frame_index import FLAG_MOVED, BucketId, entries_of
 _logger = logging.getLogger(__name__)
 
 
+class CleaningStopped(Exception):
+    """The store closes: what was prepared is left behind."""
+
+
 @dataclass
 class CleaningStats:
     """What cleaning has done since the store was opened. Rows that expired unread are among `n_rows_expired`."""
@@ -68,6 +72,7 @@ class Mover:
     changed: threading.Condition
     stats: CleaningStats
     chunk_bytes: int
+    is_stopping: Callable[[], bool]
 
     def table_of(self, bucket_id: BucketId) -> TableState | None:
         """The live table of a bucket; None when table or partition are gone."""
@@ -87,11 +92,16 @@ class Mover:
         return Copy(self.log.read_encoded(_location(entry)), int(entry["end_offset"]), int(entry["version"]))
 
     def prepare(self, copies: Sequence[Copy]) -> np.ndarray:
-        """Write copies; the entries (n,) that will answer for their offsets. Durable on return. Errors: WriteFailed."""
+        """Write copies; the entries (n,) that will answer for their offsets. Durable on return.
+
+        Errors: WriteFailed; CleaningStopped when the store is about to close.
+        """
         entries: list[tuple[int, ...]] = []
         begin = n_bytes = 0
         for stop in range(1, len(copies) + 1):
             n_bytes += copies[stop - 1].frame.header.length
+            if self.is_stopping():
+                raise CleaningStopped
             if n_bytes >= self.chunk_bytes or stop == len(copies):
                 part = copies[begin:stop]
                 with self.writer:

@@ -33,6 +33,7 @@ class FetchStep(NamedTuple):
     """One frame to fetch: it answers for [base_offset, end_offset) of a bucket. `version`: of its last commit."""
 
     bucket: TableBucket
+    bucket_id: BucketId
     location: FrameLocation
     base_offset: int
     end_offset: int
@@ -86,12 +87,36 @@ def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket,
                 next_step="Start at the earliest offset, or read older rows from the lake.",
             )
         if bucket is not None:
-            steps.extend(
-                FetchStep(name, entry.location, entry.base_offset, entry.end_offset, entry.version)
-                for entry in bucket.frames.find(start, stop)
-            )
+            steps += _steps(bucket, start, stop)
     steps.sort(key=lambda step: step.version)  # stable: the frames of a bucket stay in the order of their offsets
     return steps
+
+
+def _steps(bucket: Bucket, start: int, stop: int) -> list[FetchStep]:
+    return [
+        FetchStep(bucket.name, bucket.id, entry.location, entry.base_offset, entry.end_offset, entry.version)
+        for entry in bucket.frames.find(start, stop)
+    ]
+
+
+def plan_again(buckets: Buckets, table: TableState, step: FetchStep) -> list[FetchStep]:
+    """The frames that answer now for the offsets of a step whose frame was moved.
+
+    Errors: OffsetOutOfRange when the rows have expired, or their table or partition was dropped, since the step was planned.
+    """
+    bucket = buckets.get(step.bucket_id)
+    if bucket is None:
+        raise OffsetOutOfRange(
+            f"bucket {step.bucket} was dropped while it was read", where=table.descriptor.name, next_step="Plan the scan again."
+        )
+    if step.base_offset < bucket.frames.start_offset:
+        since = buckets.log_start(bucket)
+        raise OffsetOutOfRange(
+            f"offset {step.base_offset} expired while it was read" + ("" if since is None else _expired(step.base_offset, since)),
+            where=f"{table.descriptor.name}, bucket {step.bucket}",
+            next_step="Start at the earliest offset, or read older rows from the lake.",
+        )
+    return _steps(bucket, step.base_offset, step.end_offset)
 
 
 def _expired(start: int, since: LogStart) -> str:

@@ -421,9 +421,13 @@ class CommitLog:
         """The files of the log, in order; the last one grows."""
         return self._set.files
 
+    def missing(self, expected: Iterable[FileEntry]) -> str:
+        """What is wrong with the first expected file that is not there as it was; empty: nothing."""
+        return self._set.missing(expected)
+
     def require_files(self, expected: Iterable[FileEntry]) -> None:
         """Errors: DamagedFrame when a file that the state says is part of the log is missing or cut."""
-        what = self._set.missing(expected)
+        what = self.missing(expected)
         if what:
             next_step = "Restore the file from a copy."
             raise DamagedFrame(what, where=str(self._directory), next_step=next_step, file=str(self._directory), offset=0)
