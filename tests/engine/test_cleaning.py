@@ -290,8 +290,7 @@ def test_offsets_by_time_are_exact_inside_a_repacked_frame(store: Store, clock: 
 # readers beside cleaning
 
 
-@pytest.mark.parametrize("n_read", [0, 1, 150, 399])
-@pytest.mark.parametrize("n_packed", [0, 100])
+@pytest.mark.parametrize(("n_read", "n_packed"), [(0, 0), (150, 0), (399, 0), (250, 100)])
 def test_a_scan_that_began_before_cleaning_ends_with_the_rows_it_began_with(store: Store, clock: Clock, n_read: int, n_packed: int) -> None:
     store.execute("ALTER TABLE c.log SET ('table.log.ttl' = '-1')")
     append(store, clock, n_packed)

@@ -195,7 +195,7 @@ def test_a_kill_in_the_middle_of_cleaning_loses_no_row_and_brings_none_back(tmp_
     clock, n_acked = Clock(), 0
     with opened(tmp_path / "s", clock) as store:
         store.execute(DDL)
-    for _ in range(int(os.environ.get("CRASH_ROUNDS", "5"))):
+    for _ in range(int(os.environ.get("CRASH_ROUNDS", "3"))):
         command = [sys.executable, "-c", CLEANING, str(tmp_path / "s"), str(n_acked)]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
         assert child.stdout is not None, "opened as a pipe"

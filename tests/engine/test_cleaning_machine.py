@@ -179,7 +179,7 @@ class CleaningMachine(RuleBasedStateMachine):
 
 
 CleaningMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("FLASHLAKE_CLEANING_PROGRAMS", "8")),
+    max_examples=int(os.environ.get("FLASHLAKE_CLEANING_PROGRAMS", "5")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
