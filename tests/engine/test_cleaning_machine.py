@@ -133,7 +133,7 @@ class CleaningMachine(RuleBasedStateMachine):
     def read_at_a_version(self, back: int, name: str) -> None:
         version = sorted(self.at)[-1 - back % len(self.at)]
         table = self.store.table(f"m.{name}")
-        if self.ends[version][name] < table.offsets("earliest").get(ONE, 0) or self._is_after_expiry(version, name):
+        if version < self._oldest(name):
             with pytest.raises(OffsetOutOfRange, match="The oldest version that can be read"):
                 table.read(at=version)
             return
@@ -141,10 +141,10 @@ class CleaningMachine(RuleBasedStateMachine):
         assert found == self.at[version][name]
         assert table.offsets(at_version=version).get(ONE, 0) == self.ends[version][name]
 
-    def _is_after_expiry(self, version: int, name: str) -> bool:
-        """A version is also refused when it is older than the commit with which the log's start was reached."""
+    def _oldest(self, name: str) -> int:
+        """The oldest version that can be read: the one with which the log's end reached what is its start now."""
         start = self.store.table(f"m.{name}").offsets("earliest").get(ONE, 0)
-        return start > 0 and all(self.ends[later][name] >= start for later in self.ends if later > version)
+        return min(version for version, ends in self.ends.items() if ends[name] >= start)
 
     @invariant()
     def current_rows_are_the_models(self) -> None:
