@@ -112,8 +112,8 @@ def pauses(root: Path, n_rows: int, runs: int) -> list[Case]:
             time.sleep(0.002)
         return taken
 
-    def cleaning(_: int) -> list[float]:
-        _overwrite(store, n_rows, 1)
+    def cleaning(run: int) -> list[float]:
+        _overwrite(store, n_rows, 10 + run)
         clock.ahead_ms += 2 * HOUR_MS
         before = backend.cleaning().n_bytes_rewritten
         is_over = threading.Event()
