@@ -26,6 +26,7 @@ from storage_engine.log.file_set import (
     FileEntry,
     FileSet,
     begins_with_state,
+    check_files,
     damaged,
     drop_unfinished_file,
     files_of,
@@ -55,7 +56,6 @@ from storage_engine.log.log_file import (
     check_file_header,
     encode_file_header,
     file_name,
-    frames_after,
 )
 
 LogPosition = NewType("LogPosition", int)
@@ -482,28 +482,7 @@ class CommitLog:
 
         Works before `recover` too, for a log that refuses to recover; a torn tail is then among the damages.
         """
-        for file in self._set.files:
-            try:
-                data = file.map()
-            except DamagedFrame as damage:
-                yield damage
-                continue
-            try:
-                check_file_header(data, file.start, str(file.path))
-            except DamagedFrame as damage:
-                yield damage
-            at = FILE_HEADER_BYTES
-            stop = min(data.size, self._end - file.start) if self._is_recovered else data.size
-            while at < stop:
-                try:
-                    header = parse_header(data, at, file.start + at, str(file.path))
-                    at += header.length
-                    file.check(data, header)
-                except DamagedFrame as damage:
-                    yield damage
-                    if damage.offset == at:  # the header itself: its length cannot be followed
-                        following = frames_after(data, file.start, at + 1)
-                        at = following[0].position - file.start if following else stop
+        return check_files(self._set.files, self._end if self._is_recovered else None)
 
 
 def _place(frames: Sequence[EncodedFrame], position: int) -> tuple[list[object], list[FrameLocation], int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -144,3 +144,29 @@ def drop_unfinished_file(disk: Disk, directory: Path, files: list[LogFile], star
 def reaches(files: Sequence[LogFile], position: int) -> bool:
     """Whether a position lies in, or at the end of, one of the files."""
     return any(file.start <= position and (file.stop is None or position <= file.stop) for file in files)
+
+
+def check_files(files: Iterable[LogFile], end: int | None) -> Iterator[DamagedFrame]:
+    """Compare every byte below `end` (None: every byte) with its checksum, whatever was checked before; each damage found, in order."""
+    for file in files:
+        try:
+            data = file.map()
+        except DamagedFrame as damage:
+            yield damage
+            continue
+        try:
+            check_file_header(data, file.start, str(file.path))
+        except DamagedFrame as damage:
+            yield damage
+        at = FILE_HEADER_BYTES
+        stop = data.size if end is None else min(data.size, end - file.start)
+        while at < stop:
+            try:
+                header = parse_header(data, at, file.start + at, str(file.path))
+                at += header.length
+                file.check(data, header)
+            except DamagedFrame as damage:
+                yield damage
+                if damage.offset == at:  # the header itself: its length cannot be followed
+                    following = frames_after(data, file.start, at + 1)
+                    at = following[0].position - file.start if following else stop
