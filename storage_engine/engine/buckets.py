@@ -114,6 +114,9 @@ class Buckets:
 
     def drop(self, *, table_id: int, partition_id: int | None = None) -> None:
         """Forget the buckets of a table or of one of its partitions."""
+        for bucket_id, frames in self.index.buckets(table_id):
+            if partition_id in (None, bucket_id.partition_id):
+                self.forget(bucket_id, frames.entries)
         self.index.drop(table_id, partition_id)
         if partition_id is None:
             self.counters.pop(table_id, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -378,6 +379,27 @@ def test_a_dropped_table_gives_its_space_back(store: Store, clock: Clock) -> Non
 
     assert log_bytes(directory_of(store)) < empty + 20_000
     assert store.table("c.log").count() == 15
+
+
+def test_a_removed_file_is_not_kept_on_disk_by_what_was_cached_of_it(store: Store, clock: Clock) -> None:
+    overwrite(store, clock, 20)
+    rows(store)
+    for key in range(0, 200, 7):
+        assert store.table("c.pk").lookup({"id": [key]}).num_rows == 1
+        assert store.table("c.pk").lookup({"id": [key, key + 1]}).num_rows == 2
+    append(store, clock, 3)
+    store.table("c.log").scan().read_all()
+    clock.pass_ms(2 * HOUR_MS)
+    backend_of(store).clean()
+    overwrite(store, clock, 3)
+    store.execute("DROP TABLE c.pk")
+    backend_of(store).clean()
+    gc.collect()
+
+    maps = Path("/proc/self/maps").read_text()
+    mapped = {line.split()[-2] if line.endswith("(deleted)") else line.split()[-1] for line in maps.splitlines() if ".log" in line}
+    directory = directory_of(store)
+    assert {Path(name).name for name in mapped if str(directory) in name} <= {path.name for path in log_files(directory)}
 
 
 def test_a_missing_file_is_damage_and_a_gap_left_by_cleaning_is_not(clock: Clock, tmp_path: Path) -> None:
