@@ -179,6 +179,7 @@ class Cleaner:
 
     def _finish_file_of(self, doomed: np.ndarray) -> None:
         """Do not write copies into a file that the same pass leaves mostly dead: they would have to be moved out of it at once."""
+        self._mover.log.sync()  # beginning a file waits for the old one's bytes: not while writers wait too
         with self._mover.writer:
             last, end = self._mover.log.files[-1], int(self._mover.log.end)
             n_doomed = int(doomed["length"][doomed["position"] >= last.start].sum())
@@ -189,6 +190,7 @@ class Cleaner:
         mover, log = self._mover, self._mover.log
         uses = self._uses()
         if file_cleaning.should_finish(uses, self._policy.bytes_min):
+            log.sync()
             with mover.writer:
                 log.begin_next_file()
             uses = self._uses()

@@ -3,7 +3,7 @@
 A sparse frame names the offset of each of its rows: the key index (hash -> offset) stays as it is, and so does every read at a version
 that the log still reaches. Its rows are +I: whatever came before them is gone. Everything below the log's start is written again in one
 pass and published in one commit, so that each -D goes together with all that it took back.
-Holds: a pass runs when the dead rows below the start exceed the living ones: space stays below about twice, and what is written again
+Holds: a pass runs when more than two rows are held there per living key: space stays below about twice, and what is written again
        below what was written. A bucket with homeless keys is left as it is: their replay depends on every row of their hash.
 """
 
@@ -52,16 +52,17 @@ class Pass:
 
 
 def is_due(buckets: Buckets, below: np.ndarray, bucket: Bucket, last: Pass, bytes_min: int) -> bool:
-    """Whether the frames below the log's start hold more dead rows than living ones. `last` remembers what was counted.
+    """Whether the frames below the log's start hold more than two rows per living key. `last` remembers what was counted.
 
-    Cost: one pass over the key index (or a replay where none is there), each time the rows have grown by a quarter of the living ones.
+    Cost: none where the key index is there; else a replay, each time the rows have grown by a quarter of the living ones.
     """
     n_rows, end = int(below["n_rows"].sum()), int(below["end_offset"][-1])
     if n_rows == 0 or int(below["length"].sum()) < bytes_min or n_rows <= last.n_rows + last.n_live // 4:
         return False
-    kv = bucket.kv or buckets.kv_until(bucket, end)
-    last.n_rows, last.n_live = n_rows, int(np.searchsorted(kv.current_offsets(), end))
-    return n_rows - last.n_live > last.n_live
+    if bucket.kv is not None:
+        return n_rows > 2 * bucket.kv.n_keys
+    last.n_rows, last.n_live = n_rows, buckets.kv_until(bucket, end).n_keys
+    return n_rows > 2 * last.n_live
 
 
 def compact(mover: Mover, table: TableState, bucket: Bucket, below: np.ndarray, now_ms: int) -> bool:
