@@ -132,7 +132,8 @@ def pauses(root: Path, n_rows: int, runs: int) -> list[Case]:
 
     def case(name: str, pick: float) -> Case:
         ours, peer = ([float(np.quantile(taken, pick)) for taken in lists] for lists in (during, alone))
-        return Case(f"upsert of 1,000 rows (fsync) while cleaning, {name}", "ms", ours, "without cleaning", peer, "-", higher_is_better=False)
+        label = f"upsert of 1,000 rows (fsync) while cleaning, {name}"
+        return Case(label, "ms", ours, "without cleaning", peer, "-", higher_is_better=False)
 
     return [case("p50", 0.5), case("p99", 0.99), case("slowest", 1.0)]
 

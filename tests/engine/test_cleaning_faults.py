@@ -30,7 +30,7 @@ CREATE TABLE f.log (id BIGINT, v STRING) WITH ('table.log.ttl' = '3h');
 """
 ONE = TableBucket("", 0)
 EVERY = bool(os.environ.get("FLASHLAKE_CAMPAIGN"))
-STRIDE = 1 if EVERY else 97
+STRIDE = int(os.environ.get("FLASHLAKE_SYNC_STRIDE", "1" if EVERY else "97"))
 COPIES = CheckpointPolicy(rows=1 << 60, rows_at_close=10)
 
 
