@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import storage_engine
-from benchmarks import keys, reads
+from benchmarks import keys, reads, space
 from benchmarks.measure import HEADER, Case, in_turn
 from benchmarks.rows import ORDER_DDL, order_batch, wide_batch, wide_ddl
 from benchmarks.server import Server
@@ -215,6 +215,7 @@ def main() -> int:
             lambda: reads.cases(root, scale, runs),
             lambda: [memory(root, 1_000_000 // scale)],
             lambda: keys.cases(root, scale, runs),
+            lambda: space.cases(root, scale, runs),
         ):
             cases += step()
             print(f"  {cases[-1].name}: {cases[-1].ratio:.3g}", file=sys.stderr)

@@ -141,6 +141,7 @@ class FetchedFrame:
     columns  names that the columns have now; a column of the table that is not among them is null in these rows
     types    SQL types that the columns were stored with: what the message decodes with. They may be narrower than those of the table
     Rows carry offsets base_offset .. base_offset + n_rows; `change_types` has one byte per row (see log/frame.py), None: all +A.
+    timestamps  of a frame that holds several commits: (row after its last, milliseconds) of each; None: all rows have `timestamp_ms`.
     """
 
     bucket: TableBucket
@@ -152,6 +153,7 @@ class FetchedFrame:
     types: tuple[str, ...]
     change_types: bytes | None
     message: pa.Buffer
+    timestamps: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -320,6 +320,9 @@ class Table:
             return pa.repeat(pa.scalar(frame.bucket.bucket, pa.int32()), n)
         if name == "_log_offset":
             return pa.array(np.arange(frame.base_offset + first, frame.base_offset + first + n, dtype=np.int64))
+        if frame.timestamps is not None:
+            ends, stamps = np.array(frame.timestamps, np.int64).T
+            return pa.array(stamps[np.searchsorted(ends, np.arange(first, first + n), side="right")]).cast(pa.timestamp("ms", "UTC"))
         return pa.repeat(pa.scalar(frame.timestamp_ms, pa.timestamp("ms", "UTC")), n)
 
     # columns and filters

@@ -10,6 +10,7 @@ Holds: everything is written to TARGET.partial and renamed when all of it is dur
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -21,8 +22,9 @@ from storage_engine.engine import checkpoint
 from storage_engine.engine.fsck import check_store
 from storage_engine.errors import AlreadyExists, DamagedFrame, UnsupportedFormatVersion, UserError, WriteFailed
 from storage_engine.log.disk import Disk
-from storage_engine.log.format_file import FORMAT_NAME, FORMAT_VERSION, claim_directory
-from storage_engine.log.log_file import file_name, start_of
+from storage_engine.log.file_set import FileEntry
+from storage_engine.log.format_file import FORMAT_NAME, FORMAT_VERSION, READABLE_VERSIONS, claim_directory
+from storage_engine.log.log_file import file_name
 
 MANIFEST: Final = "BACKUP"
 BACKUP_FORMAT: Final = "flashlake-backup 1"
@@ -32,11 +34,12 @@ _OURS: Final = frozenset({MANIFEST, "CHECKPOINT", "LOCK", "FORMAT", "log", "inde
 
 @dataclass(frozen=True)
 class Pinned:
-    """A moment of a store: its log ended at `position`, which is durable; `checkpoint` holds the state there."""
+    """A moment of a store: its log ended at `position`, which is durable, and lay in `files`; `checkpoint` holds the state there."""
 
     version: int
     position: int
     checkpoint: bytes
+    files: Sequence[FileEntry]
 
 
 def write_backup(disk: Disk, source: Path, target: Path, pinned: Pinned, *, links: bool = True) -> BackupInfo:
@@ -50,11 +53,9 @@ def write_backup(disk: Disk, source: Path, target: Path, pinned: Pinned, *, link
         partial = _begin(disk, target)
         lock = disk.lock(partial / "LOCK")
         try:
-            starts = sorted(start for name in disk.list(source / "log") if (start := start_of(name)) is not None)
-            starts = [start for start in starts if start < pinned.position]
             files = []
             disk.make_directory(partial / "log")
-            for start, stop in zip(starts, [*starts[1:], pinned.position], strict=True):
+            for start, stop in pinned.files:
                 name = file_name(start)
                 is_linked = links and stop != pinned.position and _link(disk, source / "log" / name, partial / "log" / name)
                 if not is_linked:
@@ -125,7 +126,7 @@ def _manifest(disk: Disk, backup: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or data != _signed(values):
         _damaged("the file does not match its checksum", path, 0)
-    if (values["backup"], values["store"]) != (BACKUP_FORMAT, [FORMAT_NAME, FORMAT_VERSION]):
+    if values["backup"] != BACKUP_FORMAT or values["store"] not in [[FORMAT_NAME, version] for version in READABLE_VERSIONS]:
         what = f"the backup has format {values['backup']!r} of a store {values['store']}; this program reads {BACKUP_FORMAT!r} of "
         next_step = "Restore it with the program version that wrote it."
         raise UnsupportedFormatVersion(f"{what}{[FORMAT_NAME, FORMAT_VERSION]}", where=str(path), next_step=next_step)

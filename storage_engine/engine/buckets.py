@@ -9,7 +9,7 @@ Never: writes the log, decides what a row becomes (kv/merge does).
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
@@ -22,12 +22,13 @@ from storage_engine.engine.key_budget import KeyBudget
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.rows import FrameCache, RowSource, adapt, fetch_rows
 from storage_engine.engine.schemas import Schemas
-from storage_engine.engine.state import TableState
+from storage_engine.engine.state import LogStart, TableState
 from storage_engine.errors import RetriableError
 from storage_engine.kv import AutoIncrement, Ids, IdSegments, KvBucket
-from storage_engine.log.commit_log import CommitLog, FrameLocation
-from storage_engine.log.frame import decode_batch
-from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
+from storage_engine.log.commit_log import CommitLog, FrameLocation, StoredFrame
+from storage_engine.log.frame import FLAG_SPARSE, decode_batch
+from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex, locate
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.message_template import ColumnBuffers
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 
@@ -79,9 +80,15 @@ class Buckets:
         table_of: Callable[[int], TableState | None],
         snapshots: KeySnapshots | None = None,
         budget: KeyBudget | None = None,
+        log_starts: Callable[[], Mapping[BucketId, LogStart]] = dict,
     ) -> None:
-        """`snapshots`: where key indexes begin; None: at the first frame. `budget`: what they may take; None: what they need."""
+        """`snapshots`: where key indexes begin; None: at the first frame. `budget`: what they may take; None: what they need.
+
+        log_starts  what retention says now
+        """
+        self._log_starts = log_starts
         self.index = index
+        index.read_origins = lambda location: origins_of(log.read(location))
         self._log = log
         self._cache = FrameCache(cache_bytes_max)
         self._gathers = GatherBudget(cache_bytes_max // 4)
@@ -124,6 +131,9 @@ class Buckets:
 
     def drop(self, *, table_id: int, partition_id: int | None = None) -> None:
         """Forget the buckets of a table or of one of its partitions."""
+        for bucket_id, frames in self.index.buckets(table_id):
+            if partition_id in (None, bucket_id.partition_id):
+                self.forget(bucket_id, frames.entries)
         self.index.drop(table_id, partition_id)
         if partition_id is None:
             self.counters.pop(table_id, None)
@@ -133,6 +143,17 @@ class Buckets:
                 self._gathers.forget(bucket.gather)
             if self._budget is not None:
                 self._budget.drop(bucket)
+
+    def forget(self, bucket_id: BucketId, replaced: np.ndarray) -> None:
+        """Let go of frames that answer for nothing any more: what is cached of them keeps their files on disk."""
+        bucket = self._all.get(bucket_id)
+        if bucket is not None and bucket.gather is not None:
+            bucket.gather.clear()
+        self._cache.forget(map(FrameLocation, replaced["position"].tolist(), replaced["length"].tolist()))
+
+    def log_start(self, bucket: Bucket) -> LogStart | None:
+        """What retention says of a bucket; None: nothing has expired."""
+        return self._log_starts().get(bucket.id)
 
     # rows
 
@@ -162,34 +183,46 @@ class Buckets:
     def _logged_rows(self, bucket: Bucket, schemas: Schemas, offsets: np.ndarray, schema: pa.Schema) -> pa.Table:
         if len(offsets) == 0:
             return schema.empty_table()
-        frames = bucket.frames
-        located = frames.locate(offsets)
-        is_scattered = len(offsets) <= GATHER_ROWS_MAX or len(offsets) * _SCATTERED < frames.end_offset - frames.start_offset
+        entries = bucket.frames.entries
+        if len(entries) == 0 or offsets.min() < entries["base_offset"][0]:
+            raise FrameMoved(f"rows of {bucket.id} are gone")
+        located = locate(entries, offsets)
+        is_scattered = len(offsets) <= GATHER_ROWS_MAX or len(offsets) * _SCATTERED < bucket.frames.end_offset - bucket.frames.start_offset
         if is_scattered and schema is schemas.descriptor.arrow_schema and (found := self._gather_of(bucket, schemas)) is not None:
             gather, load = found
-            gathered = gather.rows(frames.entries, located, offsets, load)
+            gathered = gather.rows(entries, located, offsets, load)
             if gathered is not None:
                 return pa.Table.from_batches([gathered])
         touched, source_of = np.unique(located, return_inverse=True)
-        sources = []
-        for base_offset, end_offset, position, _, _, length, _ in frames.entries[touched].tolist():
-            sources.append(self._source(schemas, base_offset, end_offset, FrameLocation(position, length)))
+        sources = [self._source(schemas, entry) for entry in entries[touched]]
         return fetch_rows(sources, source_of, offsets, schema, self._cache)
+
+    def _source(self, schemas: Schemas, entry: np.void) -> RowSource:
+        """A frame to read rows from. Its decoded batch carries the columns' names of a schema, so the cache keeps one per schema."""
+        location = FrameLocation(int(entry["position"]), int(entry["length"]))
+        key = (location.position, schemas.descriptor.schema_id)
+        return RowSource(int(entry["base_offset"]), int(entry["n_rows"]), key, self._load(schemas, location), self._sparse_offsets(entry))
+
+    def _sparse_offsets(self, entry: np.void) -> np.ndarray | None:
+        """The offsets of a sparse frame's rows; None for a dense one."""
+        if not entry["flags"] & FLAG_SPARSE:
+            return None
+        return self._log.read(FrameLocation(int(entry["position"]), int(entry["length"]))).offsets
 
     def row_at(self, bucket: Bucket, offset: int) -> pa.RecordBatch | None:
         """The row at an offset, in the table's present columns; None when it is not in the log (yet)."""
         at = bucket.frames.locate_one(offset)
         if at is None:
             return None
-        base_offset, end_offset, location = at
         schemas = self._table(bucket).schemas
-        batch = self._cache.get(self._source(schemas, base_offset, end_offset, location))
-        return adapt(batch.slice(offset - base_offset, 1), schemas.descriptor.arrow_schema)
-
-    def _source(self, schemas: Schemas, base_offset: int, end_offset: int, location: FrameLocation) -> RowSource:
-        """A frame to read rows from. Its decoded batch carries the columns' names of a schema, so the cache keeps one per schema."""
-        key = (location.position, schemas.descriptor.schema_id)
-        return RowSource(base_offset, end_offset - base_offset, key, self._load(schemas, location))
+        key = (at.location.position, schemas.descriptor.schema_id)
+        batch = self._cache.get(RowSource(at.base_offset, at.n_rows, key, self._load(schemas, at.location)))
+        row = offset - at.base_offset
+        if at.flags & FLAG_SPARSE:
+            offsets = self._log.read(at.location).offsets
+            assert offsets is not None, "the index says that the frame is sparse"
+            row = int(np.searchsorted(offsets, offset))
+        return adapt(batch.slice(row, 1), schemas.descriptor.arrow_schema)
 
     def columns_at(self, bucket: Bucket, schemas: Schemas, offsets: np.ndarray) -> list[ColumnBuffers] | None:
         """Rows (n,) of the log at `offsets`, all columns, as buffers; None when rows_at() must read them."""
@@ -217,10 +250,10 @@ class Buckets:
         if not gather.is_possible or not _is_plain(schemas.descriptor):
             return None
 
-        def load(entry: np.void) -> tuple[pa.RecordBatch, int]:
+        def load(entry: np.void) -> tuple[pa.RecordBatch, int, np.ndarray | None]:
             batch, heap_bytes = self._load(schemas, FrameLocation(int(entry["position"]), int(entry["length"])))()
             whole = adapt(batch, schema)
-            return whole, heap_bytes + (whole.nbytes if whole is not batch else 0)
+            return whole, heap_bytes + (whole.nbytes if whole is not batch else 0), self._sparse_offsets(entry)
 
         return gather, load
 
@@ -265,7 +298,7 @@ class Buckets:
         """A key index of the changelog below `end_offset`: the bucket as it was then."""
         table = self._table(bucket)
         kv = KvBucket(table.descriptor, lambda offsets, columns=None: self.rows_at(bucket, offsets, columns), ids=self._ids_of(table))
-        start_offset = bucket.frames.start_offset
+        start_offset = bucket.frames.held_from
         stored = self._snapshots.load(bucket.id, bucket.frames, end_offset) if self._snapshots and start_offset < end_offset else None
         if stored is not None:
             snapshot, start_offset = stored
@@ -293,14 +326,23 @@ class Buckets:
 
     def _changes(
         self, bucket: Bucket, table: TableState, start_offset: int, end_offset: int
-    ) -> Iterator[tuple[int, np.ndarray | None, pa.Table]]:
+    ) -> Iterator[tuple[int | np.ndarray, np.ndarray | None, pa.Table]]:
         keys = [*table.descriptor.physical_primary_key]
         for entry in bucket.frames.find(start_offset, end_offset):
             stored = self._log.read(entry.location)
-            n = min(entry.end_offset, end_offset) - entry.base_offset
-            batch = decode_batch(stored.message, table.schemas.arrow_schema(stored.header.schema_id)).slice(0, n)
-            codes = None if stored.change_types is None else np.frombuffer(stored.change_types, np.uint8)[:n]
-            yield entry.base_offset, codes, pa.Table.from_batches([batch.select(keys)])
+            first, last, at = 0, entry.n_rows, stored.offsets
+            if at is None:
+                first, last = max(start_offset - entry.base_offset, 0), min(entry.end_offset, end_offset) - entry.base_offset
+                at = entry.base_offset + first
+            batch = decode_batch(stored.message, table.schemas.arrow_schema(stored.header.schema_id)).slice(first, last - first)
+            codes = None if stored.change_types is None else np.frombuffer(stored.change_types, np.uint8)[first:last]
+            yield at, codes, pa.Table.from_batches([batch.select(keys)])
+
+
+def origins_of(stored: StoredFrame) -> np.ndarray:
+    """The commits whose rows a re-packed frame holds."""
+    assert stored.origins is not None, "the index says that the frame has origins"
+    return stored.origins
 
 
 def _loader(staged: Staged) -> Callable[[], tuple[pa.RecordBatch, int]]:

@@ -17,6 +17,7 @@ import google_crc32c
 import pyarrow as pa
 
 from storage_engine.engine.state import StoreState
+from storage_engine.engine.upkeep import apply_log_starts
 from storage_engine.log.commit_log import LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import FrameIndex
@@ -65,7 +66,9 @@ def load(disk: Disk, directory: Path) -> Checkpoint | None:
     position, n_state = _BODY.unpack_from(body)
     state = StoreState.from_json(json.loads(body[_BODY.size : _BODY.size + n_state]))
     table = pa.ipc.open_stream(pa.py_buffer(body[_BODY.size + n_state :])).read_all()
-    return Checkpoint(state, FrameIndex.from_table(table), LogPosition(position))
+    index = FrameIndex.from_table(table)
+    apply_log_starts(state, index)
+    return Checkpoint(state, index, LogPosition(position))
 
 
 def is_older(disk: Disk, directory: Path) -> bool:

@@ -21,6 +21,8 @@ from storage_engine.engine.state import StoreState
 from storage_engine.errors import RetriableError, WriteFailed
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.disk import Disk
+from storage_engine.log.file_set import FileEntry
+from storage_engine.log.frame import HEADER_BYTES
 
 RETRY_COMMITS = 1_000
 """After a copy that could not be written, this many commits pass before the next attempt."""
@@ -71,6 +73,8 @@ class Checkpointer:
         self._policy = policy
         self._version = version
         self._position = position
+        self.copying = threading.Lock()
+        """Held from the moment that a copy shows until it is on disk: whoever takes rows out of derived state takes it first."""
         self._not_before = 0
         self._wake = threading.Condition()
         self._is_asked = False
@@ -85,6 +89,10 @@ class Checkpointer:
         policy = self._policy
         if not due and self._state.version - self._version < policy.commits and self._log.end - self._position < policy.log_bytes:
             return
+        self.ask()
+
+    def ask(self) -> None:
+        """Wake the thread now: key snapshots are outdated."""
         with self._wake:
             if self._is_closing:
                 return
@@ -107,7 +115,7 @@ class Checkpointer:
         """What a closing store leaves for the next start; the caller holds the writer's lock and has called stop()."""
         self._log.sync()
         self._save_snapshots(lambda _: self._policy.rows_at_close)
-        if self._state.version > self._version:
+        if self._state.version > self._version or self._log.end - self._position > HEADER_BYTES:  # a seal is not worth a copy
             self._save_checkpoint()
 
     def _run(self) -> None:
@@ -118,27 +126,31 @@ class Checkpointer:
                     return
                 self._is_asked = False
             self._save_snapshots(self._rows_max)
-            self._save_checkpoint()
+            self.save_checkpoint()
 
     def _rows_max(self, bucket: Bucket) -> int:
         return max(self._policy.rows, bucket.kv.n_keys // 8 if bucket.kv else 0)
 
     def _n_uncovered(self, bucket: Bucket) -> int:
-        return bucket.frames.end_offset - max(self._snapshots.covered_offset(bucket.id), bucket.frames.start_offset)
+        frames, covered = bucket.frames, self._snapshots.covered_offset(bucket.id)
+        if covered >= frames.start_offset:
+            return frames.end_offset - covered
+        return int(frames.entries["n_rows"].sum())  # below the log's start not every offset has a row
 
     def _save_snapshots(self, rows_max: Callable[[Bucket], int]) -> None:
         for bucket in self._buckets.built():
-            try:
+            with self.copying:
                 with self._writer:
                     covered = covered_by(bucket.frames)
                     if bucket.kv is None or covered is None or self._n_uncovered(bucket) < rows_max(bucket):
                         continue
                     keys = bucket.kv.snapshot()
-                self._log.sync()
-                self._snapshots.save(bucket.id, covered, keys)
-            except (OSError, RetriableError) as error:
-                _logger.warning("the key index of bucket %s could not be stored: %s", bucket.id, error)
-                self._not_before = self._state.version + RETRY_COMMITS
+                try:
+                    self._log.sync()
+                    self._snapshots.save(bucket.id, covered, keys)
+                except (OSError, RetriableError) as error:
+                    _logger.warning("the key index of bucket %s could not be stored: %s", bucket.id, error)
+                    self._not_before = self._state.version + RETRY_COMMITS
         with self._writer:
             live = self._buckets.ids()
         try:
@@ -146,9 +158,16 @@ class Checkpointer:
         except OSError as error:
             _logger.warning("old key snapshots could not be removed: %s", error)
 
+    def save_checkpoint(self) -> int:
+        """Write the checkpoint of now; the position below which no start reads the log any more. The caller holds no lock."""
+        with self.copying:
+            self._save_checkpoint()
+            return self._position
+
     def _save_checkpoint(self) -> None:
         with self._writer:
             version, position = self._state.version, self._log.end
+            self._state.files = file_entries(self._log)
             encoded = checkpoint.encode(self._state, self._buckets.index, position)
         try:
             self._log.sync(position)
@@ -158,3 +177,8 @@ class Checkpointer:
             self._not_before = self._state.version + RETRY_COMMITS
             return
         self._version, self._position = version, int(position)
+
+
+def file_entries(log: CommitLog, *, with_last: bool = False) -> list[FileEntry]:
+    """The finished files of a log; `with_last`: and the last one as it is now."""
+    return [FileEntry(file.start, file.stop or int(log.end)) for file in log.files if file.stop is not None or with_last]

@@ -8,9 +8,11 @@ Threads: `_writer` is held while a commit is planned, written and published; `_r
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,36 +32,42 @@ from storage_engine.api import (
     Progress,
     WriteOp,
 )
-from storage_engine.engine import catalog, checkpoint, key_budget, offset_of, partitions, reads
+from storage_engine.engine import catalog, checkpoint, key_budget, offset_of, partitions, reads, upkeep
 from storage_engine.engine.backup import Pinned, write_backup
 from storage_engine.engine.buckets import Buckets
-from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
+from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy, file_entries
+from storage_engine.engine.cleaner import Cleaner, CleaningPolicy
 from storage_engine.engine.consumers import EXPIRATION_MS, Consumers
 from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
 from storage_engine.engine.instants import check_instants
 from storage_engine.engine.key_budget import KeyBudget, KeyMemory
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
 from storage_engine.engine.point_reads import PointReads
 from storage_engine.engine.rescale import ResumeRescale, plan_moves
 from storage_engine.engine.schemas import Schemas
-from storage_engine.engine.skip_frames import FetchCounts, skip_frames
+from storage_engine.engine.skip_frames import FetchCounts, FetchStep, skip_frames
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.statistics import bucket_statistics
 from storage_engine.engine.transaction import Transaction
-from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
+from storage_engine.errors import AlreadyExists, DamagedFrame, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
 from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame import FrameHeader
 from storage_engine.log.frame_index import BucketId, FrameIndex
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.point import LongWay, PointLookup
 
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
+READ_ATTEMPTS = 3
 CHECKPOINTS = CheckpointPolicy()
 _POINTS_MAX = 1024
+CLEANING = CleaningPolicy()
+_logger = logging.getLogger(__name__)
 
 
 def _now_ms() -> int:
@@ -108,6 +116,7 @@ class EmbeddedBackend:
         partitions_max: int = PARTITIONS_MAX,
         consumer_expiration_ms: int = EXPIRATION_MS,
         key_memory_bytes_max: int = key_budget.BYTES_MAX,
+        cleaning: CleaningPolicy = CLEANING,
     ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
@@ -129,7 +138,7 @@ class EmbeddedBackend:
         self._lock = disk.lock(directory / "LOCK")
         try:
             self._budget = KeyBudget(directory, key_memory_bytes_max, self._writer)
-            self._recover(checkpoints)
+            self._recover(checkpoints, cleaning)
         except BaseException:
             self._lock.release()
             raise
@@ -145,6 +154,7 @@ class EmbeddedBackend:
         disk: Disk | None = None,
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
+        cleaning: CleaningPolicy = CLEANING,
         maintenance: bool = True,
         partitions_max: int = PARTITIONS_MAX,
         consumer_expiration_ms: int = EXPIRATION_MS,
@@ -153,6 +163,7 @@ class EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
+        cleaning     when and in which pieces space is given back
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
         partitions_max  partitions that one table may have
         consumer_expiration_ms  a consumer that has not committed for so long, and has no live member, is forgotten; 0: never
@@ -160,7 +171,7 @@ class EmbeddedBackend:
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
         Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
         """
-        settings = (checkpoints, partitions_max, consumer_expiration_ms, key_memory_bytes_max)
+        settings = (checkpoints, partitions_max, consumer_expiration_ms, key_memory_bytes_max, cleaning)
         backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, *settings)
         if maintenance:
             backend.maintenance.start()
@@ -168,23 +179,79 @@ class EmbeddedBackend:
 
     # recovery
 
-    def _recover(self, policy: CheckpointPolicy) -> None:
+    def _recover(self, policy: CheckpointPolicy, cleaning: CleaningPolicy) -> None:
         loaded = checkpoint.load(self._disk, self.directory)
-        self._state = loaded.state if loaded else StoreState()
-        self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
-        index = loaded.frames if loaded else FrameIndex()
+        start = loaded.position if loaded else None
+        self._log = CommitLog.open(self._disk, self.directory, start=start, begin_file=self._whole_state)
         snapshots = KeySnapshots(self._disk, self.directory)
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots, self._budget)
-        for table_id in self._state.names:
-            for bucket_id, _ in index.buckets(table_id):
-                self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
+        self._adopt(loaded.state if loaded else StoreState(), loaded.frames if loaded else FrameIndex(), snapshots)
         version, position = (self._state.version, int(loaded.position)) if loaded else (0, 0)
+        is_first = loaded is None
         for commit in self._log.recover():
-            self._publish(CommitRecord.decode(commit.record), commit.frames)
+            record = upkeep.decode(commit.record)
+            if isinstance(record, CommitRecord):
+                self._publish(record, commit.frames)
+            elif not isinstance(record, upkeep.WholeState):
+                self._follow(record)
+            elif is_first:
+                self._adopt(record.state(), record.index(), snapshots)
+            else:
+                self._require_version_of(record, commit.end)
+                self._state.files = record.files
+            is_first = False
+        if self._state.files is not None:
+            self._log.require_files(self._state.files)
+            known = {entry.start for entry in self._state.files}
+            try:
+                self._log.unlink(self._log.release({file.start for file in self._log.files if file.start not in known}))
+            except OSError as error:
+                _logger.warning("log files that were given up could not be removed: %s", error)
         self._checkpointer = Checkpointer(
             self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, policy,
             version=version, position=position,
         )  # fmt: skip
+        self._cleaner = Cleaner(
+            Mover(
+                self._log, self._state, self._buckets, snapshots, self._checkpointer, self._writer, self._changed, CleaningStats(),
+                cleaning.chunk_bytes, lambda: self.maintenance.is_stopping,
+            ),
+            cleaning,
+        )  # fmt: skip
+        self.maintenance.add(self._cleaner)
+
+    def _adopt(self, state: StoreState, index: FrameIndex, snapshots: KeySnapshots) -> None:
+        """Begin with what a checkpoint, or the beginning of a log file, says."""
+        self._state = state
+        self._buckets = Buckets(
+            self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots, self._budget,
+            lambda: self._state.log_starts,
+        )  # fmt: skip
+        for bucket_id, _ in index.all():
+            if state.holds(bucket_id):
+                self._buckets.get_or_create(bucket_id, state.partition_names[bucket_id.partition_id])
+
+    def _whole_state(self) -> bytes:
+        """What a new log file begins with."""
+        self._state.files = file_entries(self._log, with_last=True)
+        return upkeep.encode_state(self._state, self._buckets.index)
+
+    def _require_version_of(self, record: upkeep.WholeState, end: LogPosition) -> None:
+        if record.version != self._state.version:
+            raise DamagedFrame(
+                f"the log says version {record.version} before position {end}, its commits end at version {self._state.version}",
+                where=str(self.directory / "log"),
+                next_step="Restore the missing log files from a copy.",
+                file=str(self.directory / "log"),
+                offset=int(end),
+            )
+
+    def _follow(self, record: upkeep.Prepared | upkeep.Moved | upkeep.Expired | upkeep.Removed) -> None:
+        upkeep.follow(record, self._state, self._buckets.index)
+        if isinstance(record, upkeep.Moved | upkeep.Expired):
+            touched = [move.bucket for move in record.moves] if isinstance(record, upkeep.Moved) else [item[0] for item in record.starts]
+            for bucket_id in touched:
+                if self._state.holds(bucket_id):
+                    self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
 
     def _publish(self, record: CommitRecord, frames: Sequence[tuple[FrameHeader, FrameLocation]]) -> None:
         """Make a written commit visible: state, then frames. Key indexes follow separately."""
@@ -474,9 +541,14 @@ class EmbeddedBackend:
                 require_as_of(self._state, state, ranges, as_of)
             schemas = state.schemas
             plan = reads.plan_fetch(self._buckets, state, ranges, columns)
+
+        def replan(step: FetchStep) -> list[FetchStep]:
+            with self._readers:
+                return reads.plan_again(self._buckets, state, step)
+
         if where is not None:
             plan = skip_frames(self._log, schemas, plan, where, self.fetched)
-        return reads.fetch(self._log, schemas, plan, columns, self.fetched)
+        return reads.fetch(self._log, schemas, plan, columns, replan, self.fetched)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         points = self._points_of(table, None if columns is None else tuple(columns))
@@ -539,16 +611,23 @@ class EmbeddedBackend:
         at_version: int | None,
         limit: int | None = None,
     ) -> pa.Table:
-        with self._readers:
-            state = self._table(table)
-            schemas = state.schemas
-            self._require_version(table, at_version)
-            steps = reads.plan_read(self._buckets, state, partitions, at_version, limit)
-        try:
-            return reads.read(self._buckets, schemas, steps, columns)
-        except OffsetOutOfRange as error:
-            raise_if_dropped(self._buckets, table, [bucket for bucket, _ in steps], error)
-            raise
+        for attempt in range(READ_ATTEMPTS + 1):
+            is_last = attempt == READ_ATTEMPTS  # cleaning came in between each time: now it is held off
+            with self._readers if is_last else nullcontext():
+                with self._readers:
+                    state = self._table(table)
+                    schemas = state.schemas
+                    self._require_version(table, at_version)
+                    steps = reads.plan_read(self._buckets, state, partitions, at_version, limit)
+                try:
+                    return reads.read(self._buckets, schemas, steps, columns)
+                except FrameMoved:
+                    if is_last:
+                        raise
+                except OffsetOutOfRange as error:
+                    raise_if_dropped(self._buckets, table, [bucket for bucket, _ in steps], error)
+                    raise
+        raise AssertionError("the last attempt returned or raised")
 
     def count(self, table: str) -> int:
         with self._readers:
@@ -564,6 +643,21 @@ class EmbeddedBackend:
     def key_memory(self) -> KeyMemory:
         """What the key indexes take of memory, what they may take, and which buckets have moved to disk."""
         return self._budget.memory
+    # space
+
+    def clean(self, table: str | None = None) -> CleaningStats:
+        """Give space back now: one round of cleaning, of all tables or one; what has been done since the store was opened.
+
+        Errors: UnknownTable; WriteFailed.
+        """
+        self._require_open()
+        if table is not None:
+            self._table(table)
+        return self._cleaner.clean(self._now_ms(), table)
+
+    def cleaning(self) -> CleaningStats:
+        """What cleaning has done since the store was opened."""
+        return self._cleaner.stats
 
     # copies
 
@@ -573,12 +667,18 @@ class EmbeddedBackend:
         links   hard links for finished log files where possible; False: copies of everything
         Errors: AlreadyExists; UserError; WriteFailed.
         """
-        with self._writer:
-            self._require_open()
-            version, end = self._state.version, self._log.end
-            encoded = checkpoint.encode(self._state, self._buckets.index, end)
-        self._log.sync(end)
-        return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded), links=links)
+        release = self._cleaner.keep_files()
+        try:
+            with self._writer:
+                self._require_open()
+                version, end = self._state.version, self._log.end
+                self._state.files = file_entries(self._log)
+                encoded = checkpoint.encode(self._state, self._buckets.index, end)
+                files = file_entries(self._log, with_last=True)
+            self._log.sync(end)
+            return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded, files), links=links)
+        finally:
+            release()
 
     def _require_version(self, table: str, at_version: int | None) -> None:
         if at_version is not None and at_version > self._state.version:

@@ -1,7 +1,8 @@
 """Fsck: verifies a store directory without changing it, and says what is wrong, in which file and at which byte.
 
 It reads FORMAT, every frame of the log (CommitLog.check), then what the commits say together: versions in order, offsets of each bucket
-dense; then whether checkpoint and key snapshots agree with the log. It does not need a log that recovers: it goes as far as it can.
+dense, moves that name frames which are there, each file's first state that of the commits before it; then whether checkpoint and key
+snapshots agree with the log. It does not need a log that recovers: it goes as far as it can.
 Holds: nothing under the directory is written but LOCK. `damage` are bytes that are not what was written; `note` is what the next start
        mends by itself: a torn tail that nobody was promised, a transaction without its COMMIT frame.
 """
@@ -16,20 +17,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from storage_engine.engine import checkpoint
-from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine import checkpoint, upkeep
+from storage_engine.engine.buckets import Bucket, Buckets, origins_of
 from storage_engine.engine.key_snapshots import FOLDER, StoredSnapshot, belongs, file_name, read_snapshot
 from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
 from storage_engine.kv import KvBucket, KvSnapshot, items_of, joined
-from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation, is_acknowledged
+from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation
 from storage_engine.log.disk import Disk
-from storage_engine.log.format_file import FILE_NAME, claim_directory
+from storage_engine.log.file_set import begins_with_state, files_of, gaps, is_acknowledged
+from storage_engine.log.format_file import FILE_NAME, read_format
 from storage_engine.log.frame import HEADER_BYTES, FrameHeader, FrameKind, parse_header
 from storage_engine.log.frame_index import BucketId, FrameIndex
-from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile, start_of
-from storage_engine.log.log_file import file_name as log_file_name
+from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile
 from storage_engine.schema.keys import encode_keys
 
 Severity = Literal["damage", "note"]
@@ -102,6 +103,7 @@ class _Check:
         self.index = FrameIndex()
         self.files: list[LogFile] = []
         self.log: CommitLog | None = None
+        self.prepared: dict[int, FrameHeader] = {}
 
     def run(self, *, keys: bool) -> Report:
         stored = self._load_checkpoint()
@@ -116,6 +118,8 @@ class _Check:
             self.report.add("damage", self.directory / "CHECKPOINT", 0, what, _COPY)
         self.report.n_tables = len(self.state.tables)
         self.report.n_buckets = sum(1 for table_id in self.state.names for _ in self.index.buckets(table_id))
+        if stop is None:
+            self._check_files()
         self._check_snapshots(is_whole=stop is None)
         if keys:
             self._check_keys()
@@ -130,36 +134,37 @@ class _Check:
             self.report.add("damage", self.directory / FILE_NAME, 0, "the file is missing", "Restore it from a copy of the directory.")
         else:
             try:
-                claim_directory(self.disk, self.directory)
+                read_format(self.disk, self.directory)
             except DamageError as error:
                 self.report.add("damage", self.directory / FILE_NAME, 0, error.what, error.next_step)
-        names = self.disk.list(folder) if folder.is_dir() else []
-        starts = sorted(start for name in names if (start := start_of(name)) is not None)
-        self.files = [LogFile(self.disk, folder / log_file_name(start), start) for start in starts]
+        self.files = files_of(self.disk, folder) if folder.is_dir() else []
         sizes = [self.disk.file_size(file.path) for file in self.files]
         self.report.n_files, self.report.n_bytes = len(sizes), sum(sizes)
-        self.log = CommitLog(self.disk, folder, self.files, FILE_BYTES_MAX, starts[0] if starts else 0)
+        self.log = CommitLog(self.disk, folder, self.files, FILE_BYTES_MAX, self.files[0].start if self.files else 0)
+        self.index.read_origins = lambda location: origins_of(self._log().read(location))
         stops = []
-        if starts and starts[0] != 0:
-            stops.append(starts[0])
-            self.report.add("damage", self.files[0].path, 0, "the log begins here, and what came before is not on disk", _COPY)
-        for (file, size), after in zip(zip(self.files, sizes, strict=True), starts[1:], strict=False):
-            if file.start + size != after:
-                stops.append(file.start + min(size, after - file.start))
-                what = f"the file holds {size} bytes where {after - file.start} were written"
-                self.report.add("damage", file.path, size, what, _COPY)
         try:
+            if self.files and self.files[0].start != 0 and not begins_with_state(self.files[0]):
+                stops.append(self.files[0].start)
+                self.report.add("damage", self.files[0].path, 0, "the log begins here, and what came before is not on disk", _COPY)
+            for file, what in gaps(self.files):
+                stops.append(file.stop or file.start)
+                self.report.add("damage", file.path, self.disk.file_size(file.path), what, _COPY)
             stops += [self._judged(damage, durable) for damage in self.log.check()]
         except DamageError as error:  # another version: nothing after it can be read
             self.report.add("damage", error.where, 0, error.what, error.next_step)
             stops.append(0)
         return min(stops, default=None)
 
+    def _log(self) -> CommitLog:
+        assert self.log is not None, "the frames were checked before"
+        return self.log
+
     def _judged(self, damage: DamagedFrame, durable: int) -> int:
         """Record a damage of the log, or the note that it is a torn tail; its position."""
         file = next(file for file in self.files if str(file.path) == damage.file)
         position = file.start + damage.offset
-        is_torn = file is self.files[-1] and not is_acknowledged(file.map(), file, position)
+        is_torn = file.stop is None and not is_acknowledged(file.map(), file, position)
         if is_torn and position >= durable:
             self.report.add("note", damage.file, damage.offset, f"torn tail: {damage.what}", "The next start cuts it off.")
         else:
@@ -196,14 +201,16 @@ class _Check:
             if stop is not None and end == stop:
                 return
             if pending:
-                is_last = file is self.files[-1]
+                is_last = file.stop is None
                 what = f"a transaction of {len(pending)} frames has no COMMIT frame"
                 next_step = "The next start cuts it off." if is_last else _COPY
                 self.report.add("note" if is_last else "damage", file.path, pending[0].position - file.start, what, next_step)
 
     def _follow(self, payload: bytes, frames: list[FrameHeader], file: LogFile, offset: int) -> bool:
         try:
-            record = CommitRecord.decode(payload)
+            record = upkeep.decode(payload)
+            if not isinstance(record, CommitRecord):
+                return self._follow_upkeep(record, frames, file, offset)
             self.state.apply(record)
         except (ValueError, KeyError, TypeError, AssertionError, FlashlakeError) as error:
             self.report.add("damage", file.path, offset, f"a commit record does not follow from those before it: {error}", _COPY)
@@ -225,6 +232,59 @@ class _Check:
         self.report.version = record.version
         return True
 
+    def _follow_upkeep(self, record: upkeep.Upkeep, frames: list[FrameHeader], file: LogFile, offset: int) -> bool:
+        if isinstance(record, upkeep.WholeState):
+            return self._meet_state(record, file, offset)
+        for header in frames if isinstance(record, upkeep.Prepared) else []:
+            self.prepared[header.position] = header
+        for move in record.moves if isinstance(record, upkeep.Moved) else []:
+            for entry in move.entries:
+                header = self.prepared.pop(int(entry["position"]), None)
+                if header is None and self._is_removed(int(entry["position"])):
+                    continue
+                if header is None or not _is_of(header, entry, move.bucket):
+                    what = f"a move of {tuple(move.bucket)} names a frame at {int(entry['position'])} that is not there"
+                    self.report.add("damage", file.path, offset, what, _COPY)
+                    return False
+        upkeep.follow(record, self.state, self.index)
+        return True
+
+    def _meet_state(self, record: upkeep.WholeState, file: LogFile, offset: int) -> bool:
+        """A file begins: after a gap with what the state says, else the state must be that of the commits before it."""
+        state, index = record.state(), record.index()
+        number = self.files.index(file)
+        if number == 0 or self.files[number - 1].stop != file.start:
+            self.state, self.index = state, index
+            self.index.read_origins = lambda location: origins_of(self._log().read(location))
+        elif _plain(state) != _plain(self.state) or (wrong := self._other_buckets(index)):
+            what = "its state" if _plain(state) != _plain(self.state) else f"its frame index of {tuple(wrong[0])}"
+            self.report.add("damage", file.path, offset, f"{what} is not that of the commits before it", _COPY)
+            return False
+        self.state.files = state.files
+        self.report.version = self.state.version
+        return True
+
+    def _is_removed(self, position: int) -> bool:
+        return all(position < file.start or (file.stop is not None and position >= file.stop) for file in self.files)
+
+    def _check_files(self) -> None:
+        """Whether the files that the state names are there, and where the frames lie that the index names."""
+        folder = self.directory / "log"
+        what = self._log().missing(self.state.files or [])
+        if what:
+            self.report.add("damage", folder, -1, what, _COPY)
+        if self.state.files is not None:
+            known = {entry.start for entry in self.state.files}
+            for file in self.files:
+                if file.stop is not None and file.start not in known:
+                    self.report.add("note", file.path, -1, "the log has given the file up", "The next start removes it.")
+        for bucket, frames in self.index.all():
+            for entry in frames.entries:
+                if self._is_removed(int(entry["position"])):
+                    what = f"frames of {tuple(bucket)} from offset {int(entry['base_offset'])} on lie in a file that is not there"
+                    self.report.add("damage", folder, -1, what, _COPY)
+                    break
+
     # what is derived
 
     def _load_checkpoint(self) -> checkpoint.Checkpoint | None:
@@ -240,11 +300,14 @@ class _Check:
         path = self.directory / "CHECKPOINT"
         if _plain(stored.state) != _plain(self.state):
             self.report.add("damage", path, 0, "its state is not that of the commits below its position", _DERIVED)
-        tables = {*stored.state.names, *self.state.names}
-        ours, theirs = ({b: f.entries for t in tables for b, f in index.buckets(t)} for index in (self.index, stored.frames))
-        for bucket in sorted({*ours, *theirs}):
-            if bucket not in ours or bucket not in theirs or not np.array_equal(ours[bucket], theirs[bucket]):
-                self.report.add("damage", path, 0, f"its frame index of {tuple(bucket)} is not that of the log", _DERIVED)
+        for bucket in self._other_buckets(stored.frames):
+            self.report.add("damage", path, 0, f"its frame index of {tuple(bucket)} is not that of the log", _DERIVED)
+
+    def _other_buckets(self, index: FrameIndex) -> list[BucketId]:
+        """Buckets of which an index says something else than the log."""
+        ours, theirs = ({b: f.entries for b, f in one.all() if len(f) and self.state.holds(b)} for one in (self.index, index))
+        found = sorted({*ours, *theirs})
+        return [b for b in found if b not in ours or b not in theirs or not np.array_equal(ours[b], theirs[b])]
 
     def _snapshots(self) -> Iterator[tuple[Path, StoredSnapshot]]:
         folder = self.directory / FOLDER
@@ -268,8 +331,7 @@ class _Check:
                 self.report.add("damage", path, 32, "it belongs to another changelog", _DERIVED)
 
     def _check_keys(self) -> None:
-        assert self.log is not None, "the frames were checked before"
-        buckets = Buckets(self.log, self.index, _CACHE_BYTES, self.state.by_id)
+        buckets = Buckets(self._log(), self.index, _CACHE_BYTES, self.state.by_id)
         stored = {snapshot.bucket: (path, snapshot) for path, snapshot in self._snapshots_quietly()}
         for table in self.state.tables.values():
             if not table.descriptor.has_primary_key:
@@ -304,7 +366,13 @@ class _Check:
 
 
 def _plain(state: StoreState) -> Any:
-    return json.loads(json.dumps(state.to_json()))
+    """What a state says, but for the files: those are as they were when it was written."""
+    return json.loads(json.dumps(state.to_json() | {"files": None}))
+
+
+def _is_of(header: FrameHeader, entry: np.void, bucket: BucketId) -> bool:
+    named = (bucket, int(entry["base_offset"]), int(entry["n_rows"]), int(entry["length"]))
+    return named == (BucketId(header.table_id, header.partition_id, header.bucket), header.base_offset, header.n_rows, header.length)
 
 
 def _wrong_rows(kv: KvBucket, buckets: Buckets, bucket: Bucket, n_buckets: int) -> str:

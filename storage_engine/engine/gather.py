@@ -22,11 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.message_template import ColumnBuffers, MessageTemplate
 
 Int32s = npt.NDArray[np.int32]
 Int64s = npt.NDArray[np.int64]
-LoadFrame = Callable[[Any], tuple[pa.RecordBatch, int]]
+LoadFrame = Callable[[Any], tuple[pa.RecordBatch, int, Int64s | None]]
+"""Of an entry of the frame index: its rows, their bytes on the heap, and the offsets of a sparse frame's rows."""
 _View = tuple[memoryview | None, memoryview, memoryview | None]  # validity bitmap, numbers or offsets, texts
 
 GATHER_ROWS_MAX: Final = 2048
@@ -87,6 +89,7 @@ class _Known:
         self.has_short_texts = False
         self.text_low, self.text_high, self.text_bytes_max = 1 << 62, 0, 0  # where all text bytes lie, and the most of one column
         self.batches: list[pa.RecordBatch] = []
+        self.sparse: dict[int, Int64s] = {}  # slot of a sparse frame -> offsets of its rows
         self.views: list[list[_View] | None] = []
         self.heap_bytes = 0
 
@@ -141,8 +144,11 @@ class RowGather:
             text_starts, text_bytes = known.text_offsets.take(slots, axis=1), known.text_bytes.take(slots, axis=1)
             bitmaps = known.bitmaps.take(slots, axis=1) if known.has_nulls else None
             reach = _Reach(known.text_low, known.text_high, known.text_bytes_max, known.has_short_texts)
+            sparse = known.sparse
             batches = known.batches  # hold the memory until the rows are copied; clear() replaces the list, it does not empty it
         local = offsets - entries["base_offset"][frames]
+        if sparse:
+            _place_sparse(local, slots, offsets, sparse)
         columns: list[ColumnBuffers | None] = [None] * len(self._types)
         for members, width, at in value_starts:
             at += local
@@ -187,7 +193,12 @@ class RowGather:
             views = known.views[slot]
             if views is None:
                 views = known.views[slot] = _views(known.batches[slot])
+            held = known.sparse.get(slot)
         row = offset - base_offset
+        if held is not None:
+            row = int(np.searchsorted(held, offset))
+            if row == len(held) or held.item(row) != offset:
+                raise FrameMoved("a row of a sparse frame is gone")
         values: list[Any] = []
         for bitmap, stored, texts in views:
             if bitmap is not None and not bitmap[row >> 3] >> (row & 7) & 1:
@@ -218,7 +229,7 @@ class RowGather:
         return slots
 
     def _learn(self, known: _Known, frame: int, entry: Any, load: LoadFrame) -> bool:
-        batch, heap_bytes = load(entry)
+        batch, heap_bytes, offsets = load(entry)
         buffers = [column.buffers() for column in batch.columns]
         for kind, column, parts in zip(self._types, batch.columns, buffers, strict=True):
             width = _width(kind)
@@ -242,12 +253,26 @@ class RowGather:
         has_nulls = [column.null_count > 0 for column in batch.columns]
         known.bitmaps[:, slot] = [parts[0].address - _PAGE if some else -1 for parts, some in zip(buffers, has_nulls, strict=True)]
         known.has_nulls |= any(has_nulls)
+        if offsets is not None:
+            known.sparse[slot] = offsets
         known.batches.append(batch)
         known.views.append(None)
         known.positions[slot] = entry["position"]
         known.slot_of_frame[frame] = slot
         known.heap_bytes += heap_bytes
         return True
+
+
+def _place_sparse(local: Int64s, slots: Int64s, offsets: Int64s, sparse: dict[int, Int64s]) -> None:
+    """Put into `local` (n,) the places of rows in sparse frames: one search per frame. Errors: FrameMoved when a row is gone."""
+    for slot in np.unique(slots).tolist():
+        held = sparse.get(slot)
+        if held is not None:
+            at = np.flatnonzero(slots == slot)
+            place = np.searchsorted(held, offsets[at])
+            if len(held) == 0 or not np.array_equal(held[np.minimum(place, len(held) - 1)], offsets[at]):
+                raise FrameMoved("rows of a sparse frame are gone")
+            local[at] = place
 
 
 def _views(batch: pa.RecordBatch) -> list[_View]:

@@ -20,7 +20,8 @@ import numpy as np
 
 from storage_engine.kv import ArrayCopy, KvSnapshot
 from storage_engine.log.disk import Disk
-from storage_engine.log.frame_index import BucketFrames, BucketId
+from storage_engine.log.frame import FLAG_SPARSE
+from storage_engine.log.frame_index import FLAG_MOVED, BucketFrames, BucketId
 
 FOLDER: Final = "index"
 _SUFFIX: Final = ".index"
@@ -104,6 +105,14 @@ class KeySnapshots:
         disk.sync_directory(self.folder)
         self._ends[bucket] = covered.end_offset
 
+    def forget(self, bucket: BucketId) -> None:
+        """Remove a bucket's snapshot: rows that it leads to are about to go. Errors: OSError."""
+        self._ends.pop(bucket, None)
+        path = self.folder / file_name(bucket)
+        if path.exists():
+            self._disk.unlink(path)
+            self._disk.sync_directory(self.folder)
+
     def keep(self, live: set[BucketId]) -> None:
         """Remove the files of all other buckets, and what an interrupted replacement left. Errors: OSError."""
         if not self.folder.exists():
@@ -131,10 +140,22 @@ def covered_by(frames: BucketFrames) -> Covered | None:
 
 
 def belongs(covered: Covered, frames: BucketFrames) -> bool:
-    """Whether the changelog has the frame that a snapshot ends with, where the snapshot says."""
+    """Whether the changelog has the frame that a snapshot ends with, where the snapshot says, or written again later.
+
+    A changelog that was compacted beyond the snapshot's end no longer says what became of the snapshot's keys in between.
+    """
     entries = frames.entries
     at = int(np.searchsorted(entries["end_offset"], covered.end_offset, side="left"))
-    return at < len(entries) and covered == tuple(int(entries[at][name]) for name in ("end_offset", "position", "length"))
+    if at == len(entries) or covered.end_offset < compacted_to(entries):
+        return False
+    is_moved = bool(entries[at]["flags"] & FLAG_MOVED) and covered.position < entries[at]["position"]
+    return is_moved or covered == tuple(int(entries[at][name]) for name in ("end_offset", "position", "length"))
+
+
+def compacted_to(entries: np.ndarray) -> int:
+    """The offset below which only rows are held that were current there; where the frames begin, if nothing was compacted."""
+    sparse = np.flatnonzero(entries["flags"] & FLAG_SPARSE)
+    return int(entries["end_offset"][sparse[-1]]) if len(sparse) else int(entries["base_offset"][0]) if len(entries) else 0
 
 
 class _Body:

@@ -19,7 +19,7 @@ def offsets(buckets: Buckets, table: TableState, which: OffsetSpec, at_version: 
     live = list(buckets.of_table(table))
     if which == "earliest":
         return {bucket.name: bucket.frames.start_offset for bucket in live}
-    ends = [(bucket, bucket.frames.end_offset if at_version is None else bucket.frames.offset_at_version(at_version)) for bucket in live]
+    ends = [(bucket, bucket.frames.end_offset if at_version is None else offset_at(buckets, table, bucket, at_version)) for bucket in live]
     if which == "latest":
         return {bucket.name: end for bucket, end in ends}
     name = table.descriptor.name
@@ -36,21 +36,33 @@ def offsets(buckets: Buckets, table: TableState, which: OffsetSpec, at_version: 
     return {bucket.name: min(bucket.frames.offset_at_timestamp(bound), end) for bucket, end in ends}
 
 
+def offset_at(buckets: Buckets, table: TableState, bucket: Bucket, version: int) -> int:
+    """The bucket's end offset at a version. Errors: OffsetOutOfRange naming the oldest version that can be read."""
+    start = buckets.log_start(bucket)
+    if start is not None and version < start.version:
+        raise OffsetOutOfRange(
+            f"version {version} is asked for, the log of bucket {bucket.name} has expired up to version {start.version}",
+            where=table.descriptor.name,
+            next_step=f"The oldest version that can be read is {start.version}; 'table.log.ttl' says how long the log is kept.",
+        )
+    return bucket.frames.offset_at_version(version)
+
+
 def _last(ends: list[tuple[Bucket, int]], n_rows: int) -> Offsets:
     """The starts from which the last n rows of all buckets follow, in the order of the commits. Looks at n frames of each bucket."""
-    positions, bases, stops, owners = [], [], [], []
+    versions, bases, stops, owners = [], [], [], []
     for number, (bucket, end) in enumerate(ends):
         entries = bucket.frames.entries
         n = int(np.searchsorted(entries["end_offset"], end, side="right"))
         tail = entries[max(0, n - n_rows) : n] if n_rows else entries[:0]
-        positions.append(tail["position"])
+        versions.append(tail["version"])
         bases.append(tail["base_offset"])
         stops.append(tail["end_offset"])
         owners.append(np.full(len(tail), number))
     starts = {bucket.name: end for bucket, end in ends}
     if not ends:
         return starts
-    order = np.argsort(-np.concatenate(positions), kind="stable")
+    order = np.argsort(-np.concatenate(versions), kind="stable")
     base, stop, owner = np.concatenate(bases)[order], np.concatenate(stops)[order], np.concatenate(owners)[order]
     before = np.cumsum(stop - base) - (stop - base)
     for i in np.flatnonzero(before < n_rows):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -10,18 +12,25 @@ import pyarrow.compute as pc
 
 from storage_engine.api import CommitInfo, FetchedFrame
 from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine.offset_of import offset_at
 from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
 from storage_engine.engine.schemas import FrameColumns, Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep
-from storage_engine.engine.state import StoreState, TableState
+from storage_engine.engine.state import LogStart, StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
 from storage_engine.kv.single import encode_key
-from storage_engine.log.commit_log import CommitLog
+from storage_engine.log.commit_log import CommitLog, StoredFrame
+from storage_engine.log.frame import FLAG_ORIGINS, decode_batch
 from storage_engine.log.frame_index import BucketId
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
+
+
+Replan = Callable[[FetchStep], "list[FetchStep]"]
+"""The frames that answer now for the offsets of a step whose frame was moved."""
 
 
 def plan_fetch(
@@ -38,28 +47,64 @@ def plan_fetch(
         bucket = by_name.get(name)
         low, high = (bucket.frames.start_offset, bucket.frames.end_offset) if bucket else (0, 0)
         if start < low or stop > high:
+            since = buckets.log_start(bucket) if bucket and start < low else None
+            what = f"offsets {start} to {stop} are asked for, the log holds {low} to {high}"
             raise OffsetOutOfRange(
-                f"offsets {start} to {stop} are asked for, the log holds {low} to {high}",
+                what if since is None else what + _expired(start, since),
                 where=f"{table.descriptor.name}, bucket {name}",
                 next_step="Start at the earliest offset, or read older rows from the lake.",
             )
         if bucket is not None:
-            steps.extend(FetchStep(name, entry.location) for entry in bucket.frames.find(start, stop))
-    steps.sort(key=lambda step: step.location.position)
+            steps += _steps(bucket, start, stop)
+    steps.sort(key=lambda step: step.version)  # stable: the frames of a bucket stay in the order of their offsets
     return steps
 
 
+def _steps(bucket: Bucket, start: int, stop: int) -> list[FetchStep]:
+    return [
+        FetchStep(bucket.name, bucket.id, entry.location, entry.base_offset, entry.end_offset, entry.version)
+        for entry in bucket.frames.find(start, stop)
+    ]
+
+
+def plan_again(buckets: Buckets, table: TableState, step: FetchStep) -> list[FetchStep]:
+    """The frames that answer now for the offsets of a step whose frame was moved.
+
+    Errors: OffsetOutOfRange when the rows have expired, or their table or partition was dropped, since the step was planned.
+    """
+    bucket = buckets.get(step.bucket_id)
+    if bucket is None:
+        raise OffsetOutOfRange(
+            f"bucket {step.bucket} was dropped while it was read", where=table.descriptor.name, next_step="Plan the scan again."
+        )
+    if step.base_offset < bucket.frames.start_offset:
+        since = buckets.log_start(bucket)
+        raise OffsetOutOfRange(
+            f"offset {step.base_offset} expired while it was read" + ("" if since is None else _expired(step.base_offset, since)),
+            where=f"{table.descriptor.name}, bucket {step.bucket}",
+            next_step="Start at the earliest offset, or read older rows from the lake.",
+        )
+    return _steps(bucket, step.base_offset, step.end_offset)
+
+
+def _expired(start: int, since: LogStart) -> str:
+    when = datetime.fromtimestamp(since.expired_ms / 1000, UTC).isoformat(timespec="seconds")
+    return f": {since.offset - start:,} of these rows have expired, the last of them at {when}"
+
+
 def fetch(
-    log: CommitLog, schemas: Schemas, steps: Iterable[FetchStep], columns: Sequence[str] | None, counts: FetchCounts
+    log: CommitLog, schemas: Schemas, steps: Iterable[FetchStep], columns: Sequence[str] | None, replan: Replan, counts: FetchCounts
 ) -> Iterator[FetchedFrame]:
     """The stored frames, pruned to `columns`: buffers are picked out of the stored message, never decoded.
 
-    Frames that only moved rows between buckets are left out.
+    Frames that only moved rows between buckets are left out. A frame that cleaning has moved meanwhile is read where its rows are now,
+    cut to what it answered for.
     """
     answers: dict[int, FrameColumns] = {}
-    for step in steps:
-        stored = log.read(step.location)
+    for step, start, stop, stored in _stored(log, steps, replan):
         counts.read(step.location.length)
+        if (start, stop) != (step.base_offset, step.end_offset):
+            stored = _cut(schemas, stored, start - step.base_offset, stop - step.base_offset)
         header = stored.header
         if header.is_internal:
             continue
@@ -77,7 +122,36 @@ def fetch(
             types=types,
             change_types=None if stored.change_types is None else bytes(stored.change_types),
             message=message,
+            timestamps=None if stored.origins is None else tuple(map(tuple, stored.origins[["row_end", "timestamp_ms"]].tolist())),
         )
+
+
+def _stored(log: CommitLog, steps: Iterable[FetchStep], replan: Replan) -> Iterator[tuple[FetchStep, int, int, StoredFrame]]:
+    """Each step's frame as it lies now, with the offsets that are wanted of it."""
+    for planned in steps:
+        waiting = deque([(planned, planned.base_offset, planned.end_offset)])
+        while waiting:
+            step, start, stop = waiting.popleft()
+            try:
+                stored = log.read(step.location)
+            except FrameMoved:
+                waiting.extendleft((new, max(start, new.base_offset), min(stop, new.end_offset)) for new in reversed(replan(step)))
+                continue
+            yield step, start, stop, stored
+
+
+def _cut(schemas: Schemas, stored: StoredFrame, first: int, last: int) -> StoredFrame:
+    """Rows [first, last) of a dense frame, as a frame. The only place where a fetch decodes: its frame was re-packed under the reader."""
+    header = stored.header
+    batch = decode_batch(stored.message, schemas.arrow_schema(header.schema_id)).slice(first, last - first)
+    origins = stored.origins
+    if origins is not None:
+        origins = origins[np.searchsorted(origins["row_end"], first, side="right") :].copy()
+        origins["row_end"] = np.minimum(origins["row_end"] - first, last - first)
+        origins = origins[: int(np.searchsorted(origins["row_end"], last - first)) + 1]
+    types = None if stored.change_types is None else stored.change_types[first:last]
+    moved = header._replace(base_offset=header.base_offset + first, n_rows=last - first)
+    return StoredFrame(moved, types, batch.serialize(), None, origins)
 
 
 def lookup(buckets: Buckets, table: TableState, keys: pa.Table, columns: Sequence[str] | None) -> pa.Table:
@@ -206,7 +280,7 @@ def plan_read(
         if wanted is not None and bucket.name.partition not in wanted:
             continue
         end = bucket.frames.end_offset
-        bound = end if at_version is None else bucket.frames.offset_at_version(at_version)
+        bound = end if at_version is None else offset_at(buckets, table, bucket, at_version)
         if limit is not None and limit <= 0:
             break
         kv = buckets.kv_of(bucket) if bound == end else buckets.kv_until(bucket, bound)
@@ -241,23 +315,44 @@ def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list
     ranges: dict[int, dict[str, dict[TableBucket, tuple[int, int]]]] = {}
     stamps: dict[int, int] = {}
     everything = [(name, bucket, bucket.frames.entries) for name, table in state.tables.items() for bucket in buckets.of_table(table)]
-    news = [(name, bucket, entries[np.searchsorted(entries["version"], after, side="right") :]) for name, bucket, entries in everything]
     moves = {name: table.moves for name, table in state.tables.items() if table.moves and table.moves[-1] > after}
-    news = [(name, bucket, new[~np.isin(new["version"], moves[name])] if name in moves else new) for name, bucket, new in news]
-    versions = np.unique(np.concatenate([np.empty(0, np.int64), *(entries["version"] for _, _, entries in news)]))[:limit]
+    news = []
+    for name, bucket, entries in everything:
+        is_new = (entries["version"] > after) & (entries["base_offset"] >= bucket.frames.start_offset)
+        parts = _as_committed(bucket, entries[is_new], after, limit)
+        news.append((name, bucket, parts[~np.isin(parts["version"], moves[name])] if name in moves else parts))
+    versions = np.unique(np.concatenate([np.empty(0, np.int64), *(parts["version"] for _, _, parts in news)]))[:limit]
     if len(versions) == 0:
         return []
-    for name, bucket, entries in news:
-        n = int(np.searchsorted(entries["version"], versions[-1], side="right"))
-        if n:
-            for entry in bucket.frames.find(int(entries["base_offset"][0]), int(entries["end_offset"][n - 1])):
-                if entry.version in moves.get(name, ()):
-                    continue
-                by_bucket = ranges.setdefault(entry.version, {}).setdefault(name, {})
-                first, last = by_bucket.get(bucket.name, (entry.base_offset, entry.base_offset))
-                by_bucket[bucket.name] = (min(first, entry.base_offset), max(last, entry.end_offset))
-                stamps[entry.version] = entry.timestamp_ms
+    for name, bucket, parts in news:
+        for base_offset, end_offset, version, timestamp_ms in parts[parts["version"] <= versions[-1]].tolist():
+            by_bucket = ranges.setdefault(version, {}).setdefault(name, {})
+            first, last = by_bucket.get(bucket.name, (base_offset, base_offset))
+            by_bucket[bucket.name] = (min(first, base_offset), max(last, end_offset))
+            stamps[version] = timestamp_ms
     return [CommitInfo(version, stamps[version], ranges[version]) for version in sorted(ranges)]
+
+
+_COMMITTED = np.dtype([("base_offset", np.int64), ("end_offset", np.int64), ("version", np.int64), ("timestamp_ms", np.int64)])
+
+
+def _as_committed(bucket: Bucket, entries: np.ndarray, after: int, limit: int) -> np.ndarray:
+    """The offset ranges of the first `limit` commits after a version, also of those that were re-packed into one frame."""
+    if not (entries["flags"] & FLAG_ORIGINS).any():
+        return entries[list(_COMMITTED.names or ())]
+    parts = [np.empty(0, _COMMITTED)]
+    n_versions = 0
+    for entry in entries:
+        origins = bucket.frames.origins(entry)
+        part = np.empty(len(origins), _COMMITTED)
+        part["end_offset"] = entry["base_offset"] + origins["row_end"]
+        part["base_offset"] = np.r_[entry["base_offset"], part["end_offset"][:-1]]
+        part["version"], part["timestamp_ms"] = origins["version"], origins["timestamp_ms"]
+        parts.append(part[part["version"] > after])
+        n_versions += len(np.unique(parts[-1]["version"]))
+        if n_versions > limit:
+            break
+    return np.concatenate(parts)
 
 
 def _bucket(buckets: Buckets, table: TableState, name: TableBucket) -> Bucket | None:

@@ -8,7 +8,7 @@ without a copy and cost the cache next to nothing.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -16,17 +16,31 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.evolve import fitted
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """Rows of one frame: offsets base_offset .. base_offset + n_rows. `load` decodes them, `key` names the frame in the cache."""
+    """Rows of one frame. `load` decodes them, `key` names the frame in the cache.
+
+    offsets  of a sparse frame, (n_rows,); None: base_offset .. base_offset + n_rows
+    """
 
     base_offset: int
     n_rows: int
     key: Any
     load: Callable[[], tuple[pa.RecordBatch, int]]
+    offsets: np.ndarray | None = None
+
+    def rows_of(self, offsets: np.ndarray) -> np.ndarray:
+        """Positions of offsets in the frame. Errors: FrameMoved when a sparse frame has no row there (any more)."""
+        if self.offsets is None:
+            return offsets - self.base_offset
+        rows = np.searchsorted(self.offsets, offsets)
+        if not np.array_equal(self.offsets.take(rows, mode="clip"), offsets):
+            raise FrameMoved(f"rows of the frame at {self.base_offset} are gone")
+        return rows
 
 
 class FrameCache:
@@ -55,6 +69,12 @@ class FrameCache:
                 self._bytes -= freed
         return batch
 
+    def forget(self, keys: Iterable[Any]) -> None:
+        """Let go of frames, and of the files that they lie in."""
+        with self._lock:
+            for key in keys:
+                self._bytes -= self._entries.pop(key, (None, 0))[1]
+
 
 def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.ndarray, schema: pa.Schema, cache: FrameCache) -> pa.Table:
     """Rows at `offsets` (n,), in their order, as one contiguous table.
@@ -67,7 +87,7 @@ def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.
         return schema.empty_table()
     if n == 1:
         source = sources[int(source_of[0])]
-        row = int(offsets[0]) - source.base_offset
+        row = int(source.rows_of(offsets)[0])
         return pa.Table.from_batches([adapt(cache.get(source).slice(row, 1), schema)])
     order = np.argsort(offsets, kind="stable")
     ordered = offsets[order]
@@ -76,7 +96,7 @@ def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.
     pieces: list[pa.RecordBatch] = []
     for begin, end in zip(np.r_[0, bounds], np.r_[bounds, n], strict=True):
         source = sources[int(frame_of[begin])]
-        local = ordered[begin:end] - source.base_offset
+        local = source.rows_of(ordered[begin:end])
         batch = adapt(cache.get(source), schema)
         if end - begin == local[-1] - local[0] + 1:
             pieces.append(batch.slice(int(local[0]), int(end - begin)))

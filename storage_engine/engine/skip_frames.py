@@ -13,16 +13,22 @@ from typing import NamedTuple
 
 from storage_engine.engine.schemas import Schemas
 from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.frame_index import BucketId
+from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.statistics import decode_statistics
 from storage_engine.schema.descriptor import TableBucket
 from storage_engine.schema.skipping import ColumnRange, FrameFilter
 
 
 class FetchStep(NamedTuple):
-    """One frame to fetch."""
+    """One frame to fetch: it answers for [base_offset, end_offset) of a bucket. `version`: of its last commit."""
 
     bucket: TableBucket
+    bucket_id: BucketId
     location: FrameLocation
+    base_offset: int
+    end_offset: int
+    version: int
 
 
 @dataclass
@@ -64,7 +70,11 @@ def _kept(
     widened: dict[int, list[str]] = {}
     present = {column.field_id: column.type for column in schemas.descriptor.columns}
     for step in steps:
-        header, block = log.read_statistics(step.location)
+        try:
+            header, block = log.read_statistics(step.location)
+        except FrameMoved:  # the fetch finds where its rows are now
+            yield step
+            continue
         ranges = decode_statistics(block, header.n_rows, fields) if block is not None else {}
         if header.schema_id not in lacking:
             held = {column.field_id: column.type for column in schemas.stored[header.schema_id]}

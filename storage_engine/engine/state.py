@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from storage_engine.api import CONSUMER_PREFIX, Progress
 from storage_engine.engine.schemas import Schemas
+from storage_engine.log.file_set import FileEntry
+from storage_engine.log.frame_index import BucketId
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
@@ -135,12 +137,28 @@ class TableState:
         return cls(Schemas.from_json(descriptor, schemas), dict(partitions), last_id, counts, n_buckets_max, moves)
 
 
+class LogStart(NamedTuple):
+    """Where the log of a bucket begins for its readers, since retention moved it.
+
+    version     the newest commit of which rows have expired: offsets at a version before it are not known any more
+    n_expired   rows that have expired so far; n_unread of them before every job and consumer had read them
+    expired_ms  when the last of them did
+    """
+
+    offset: int
+    version: int
+    n_expired: int
+    n_unread: int
+    expired_ms: int
+
+
 @dataclass
 class StoreState:
     """All derived state of the store except rows and their indexes.
 
     born_tables, born_partitions  id -> version that created it
     late_rows  table_id -> rows left out so far because retention had passed their partition
+    files      finished log files; None: version 1 did not say
     """
 
     version: int = 0
@@ -156,6 +174,12 @@ class StoreState:
     born_tables: dict[int, int] = field(default_factory=dict)
     born_partitions: dict[int, int] = field(default_factory=dict)
     late_rows: dict[int, int] = field(default_factory=dict)
+    log_starts: dict[BucketId, LogStart] = field(default_factory=dict)
+    files: list[FileEntry] | None = None
+
+    def holds(self, bucket: BucketId) -> bool:
+        """Whether the bucket's table and partition exist."""
+        return bucket.table_id in self.names and bucket.partition_id in self.partition_names
 
     def by_id(self, table_id: int) -> TableState | None:
         name = self.names.get(table_id)
@@ -213,9 +237,11 @@ class StoreState:
 
     def _drop_table(self, change: dict[str, Any]) -> None:
         table = self.tables.pop(change["name"])
-        self.names.pop(table.descriptor.table_id)
-        self.born_tables.pop(table.descriptor.table_id, None)
-        self.late_rows.pop(table.descriptor.table_id, None)
+        table_id = table.descriptor.table_id
+        self.names.pop(table_id)
+        self.born_tables.pop(table_id, None)
+        self.late_rows.pop(table_id, None)
+        self.log_starts = {bucket: start for bucket, start in self.log_starts.items() if bucket.table_id != table_id}
         for partition_id in table.partitions.values():
             self.partition_names.pop(partition_id, None)
             self.born_partitions.pop(partition_id, None)
@@ -229,6 +255,7 @@ class StoreState:
         table.bucket_counts.pop(change["partition"], None)
         self.partition_names.pop(change["partition_id"], None)
         self.born_partitions.pop(change["partition_id"], None)
+        self.log_starts = {bucket: start for bucket, start in self.log_starts.items() if bucket.partition_id != change["partition_id"]}
         self._forget_progress(change["table"], change["partition"])
 
     def _forget_progress(self, table: str, partition: str | None) -> None:
@@ -266,6 +293,8 @@ class StoreState:
             "born_tables": list(self.born_tables.items()),
             "born_partitions": list(self.born_partitions.items()),
             "late_rows": list(self.late_rows.items()),
+            "log_starts": [[*bucket, *start] for bucket, start in self.log_starts.items()],
+            "files": self.files,
         }
 
     @classmethod
@@ -281,6 +310,8 @@ class StoreState:
             born_tables={int(i): int(v) for i, v in value.get("born_tables", [])},
             born_partitions={int(i): int(v) for i, v in value.get("born_partitions", [])},
             late_rows={int(i): int(n) for i, n in value.get("late_rows", [])},
+            log_starts={BucketId(*item[:3]): LogStart(*item[3:]) for item in value.get("log_starts", [])},
+            files=None if value.get("files") is None else [FileEntry(*pair) for pair in value["files"]],
         )
         for of_table in value["tables"]:
             table = TableState.from_json(of_table)

@@ -363,12 +363,27 @@ class KvBucket:
         assert not self._staged, "a transaction is under way in this bucket"
         self._settle(change, base_offset)
 
+    @property
+    def n_homeless(self) -> int:
+        """Keys whose hash belongs to another key: what they are known by depends on the order in which all rows of the hash came."""
+        return len(self._homeless)
+
+    def expire(self, keys: pa.Table, offsets: Int64s) -> int:
+        """Forget rows that a time to live has ended: keys (n,) with the key columns, the rows at `offsets` (n,). Their number.
+
+        A key that has moved on since keeps its row.
+        """
+        hashes = self._hash(encode_keys(key_columns(keys, self.descriptor.physical_primary_key)))
+        stands = self._index.get(hashes) == offsets
+        self._forget(hashes[stands])
+        return int(stands.sum())
+
     # recovery
 
-    def rebuild(self, frames: Iterable[tuple[int, npt.NDArray[np.uint8] | None, pa.Table]]) -> None:
+    def rebuild(self, frames: Iterable[tuple[int | Int64s, npt.NDArray[np.uint8] | None, pa.Table]]) -> None:
         """Follow the changelog from where this bucket stands: of each frame, in order, its base_offset, change types and rows.
 
-        Shapes: change types (n,), rows (n,) with at least the key columns.
+        Shapes: change types (n,), rows (n,) with at least the key columns; of a sparse frame the offsets (n,) instead of a base_offset.
         """
         for run in runs_of_frames(frames, self.descriptor.physical_primary_key):
             hashes = self._hash(run.keys)
@@ -383,7 +398,7 @@ class KvBucket:
                 part = slice(start, stop)
                 types, own, keys = run.types[part], hashes[part], run.keys.slice(start, stop - start)
                 homeless = homeless_rows(types, keys, own, self._index.get(own), self._homeless, self._homeless_hashes)
-                self._settle(KvChange(run.rows.slice(start, stop - start), types, own, homeless), int(run.offsets[start]))
+                self._settle(KvChange(run.rows.slice(start, stop - start), types, own, homeless), run.offsets[part])
 
     def snapshot(self) -> KvSnapshot:
         """What rebuild() would find from the first frame on, as arrays to store in a checkpoint."""
@@ -493,10 +508,11 @@ class KvBucket:
             homeless = {int(row): keys[int(plan.source[row])].as_py() for row in np.flatnonzero(located.homeless[plan.source])}
         return KvChange(plan.rows, plan.change_types, hashes[plan.source], homeless)
 
-    def _settle(self, change: KvChange, base_offset: int) -> None:
-        """Make a change current."""
+    def _settle(self, change: KvChange, at: int | Int64s) -> None:
+        """Make a change current, whose rows lie at offset `at` and after, or at the offsets `at`."""
         if change.n_rows == 0:
             return
+        offsets = at if isinstance(at, np.ndarray) else at + np.arange(change.n_rows)
         is_live, is_gone = _outcome(change)
         if self._prefixes is not None:
             begun = change.change_types == INSERT
@@ -508,13 +524,13 @@ class KvBucket:
             homeless = dict(self._homeless)
             for row, key in change.homeless.items():
                 if is_live[row]:
-                    homeless[key] = base_offset + row
+                    homeless[key] = int(offsets[row])
                 elif is_gone[row]:
                     homeless.pop(key, None)
                 is_live[row] = is_gone[row] = False
             self._set_homeless(homeless)
         live = np.flatnonzero(is_live)
-        self._put(change.hashes[live], base_offset + live)
+        self._put(change.hashes[live], offsets[live])
         self._forget(change.hashes[is_gone])
 
     def _set_homeless(self, homeless: dict[bytes, int]) -> None:

@@ -45,9 +45,11 @@ class Net(NamedTuple):
     begun: Int64s
 
 
-def runs_of_frames(frames: Iterable[tuple[int, ChangeTypes | None, pa.Table]], key_names: Sequence[str]) -> Iterator[Run]:
-    """Frames (base_offset, change types, rows) joined to runs of about RUN_ROWS rows."""
-    held: list[tuple[int, ChangeTypes, pa.Table]] = []
+def runs_of_frames(
+    frames: Iterable[tuple[int | Int64s, ChangeTypes | None, pa.Table]], key_names: Sequence[str]
+) -> Iterator[Run]:
+    """Frames (base_offset, or the offsets of a sparse one; change types; rows) joined to runs of about RUN_ROWS rows."""
+    held: list[tuple[int | Int64s, ChangeTypes, pa.Table]] = []
     n_held = 0
     for base_offset, change_types, rows in frames:
         assert change_types is not None, "a changelog frame has no change types"
@@ -111,13 +113,16 @@ def homeless_rows(
     return out
 
 
-def _run(held: list[tuple[int, ChangeTypes, pa.Table]], key_names: Sequence[str]) -> Run:
+def _run(held: list[tuple[int | Int64s, ChangeTypes, pa.Table]], key_names: Sequence[str]) -> Run:
     rows = held[0][2] if len(held) == 1 else pa.concat_tables([part for _, _, part in held])
     stops = np.cumsum([part.num_rows for _, _, part in held])
     starts = np.r_[0, stops[:-1]]
-    bases = np.array([base for base, _, _ in held])
+    bases = np.array([0 if isinstance(base, np.ndarray) else base for base, _, _ in held])
     lengths = stops - starts
     offsets = np.repeat(bases - starts, lengths) + np.arange(stops[-1])
+    for (base, _, _), start, stop in zip(held, starts.tolist(), stops.tolist(), strict=True):
+        if isinstance(base, np.ndarray):
+            offsets[start:stop] = base
     types = np.concatenate([codes for _, codes, _ in held])
     keys = encode_keys(key_columns(rows, key_names))
     return Run(types, offsets, rows, keys, list(zip(starts.tolist(), stops.tolist(), strict=True)))

@@ -2,6 +2,7 @@
 
 Owner: the engine holds the directory's lock, opens the log, runs `recover` to its end, then appends. One process at a time.
 Holds: a transaction exists iff its COMMIT frame and every frame before it are whole; after `sync(end)` it survives power loss.
+With `begin_file`, each new file begins with a COMMIT frame of the record that it gives (the whole state): files before it may go.
 A failed write leaves the log as it was. A failed fdatasync ends writing until the log is opened again, because the kernel may
 have dropped the pages it could not write; reads go on.
 Never: looks into records or rows.
@@ -9,36 +10,52 @@ Never: looks into records or rows.
 
 from __future__ import annotations
 
-import itertools
 import threading
-from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, NewType, NoReturn
+from typing import Final, NamedTuple, NewType
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from storage_engine.errors import DamagedFrame, WriteFailed
 from storage_engine.log.disk import Disk
+from storage_engine.log.file_set import (
+    FileEntry,
+    FileSet,
+    begins_with_state,
+    check_files,
+    damaged,
+    drop_unfinished_file,
+    files_of,
+    gaps,
+    is_acknowledged,
+    reaches,
+)
 from storage_engine.log.format_file import claim_directory
 from storage_engine.log.frame import (
+    FLAG_ORIGINS,
+    FLAG_SPARSE,
     HEADER_BYTES,
+    ORIGIN,
     EncodedFrame,
     FrameHeader,
     FrameKind,
     encode_commit_frame,
     encode_seal_frame,
     parse_header,
+    verify_payload,
 )
 from storage_engine.log.log_file import (
     FILE_HEADER_BYTES,
+    PLAIN_VERSION,
+    STATE_VERSION,
     LogFile,
     check_file_header,
     encode_file_header,
     file_name,
-    frames_after,
-    start_of,
 )
 from storage_engine.log.statistics import statistics_bytes
 
@@ -72,24 +89,38 @@ class RecoveredCommit(NamedTuple):
 
 
 class StoredFrame(NamedTuple):
-    """A data frame read from the log. `message` (and `change_types`, one byte per row, or None) refer to the mapped file."""
+    """A data frame read from the log. `message` (and `change_types`, one byte per row, or None) refer to the mapped file.
+
+    offsets (n_rows,) of a sparse frame; origins (n_commits,) of one that was re-packed; else None.
+    """
 
     header: FrameHeader
     change_types: memoryview | None
     message: pa.Buffer
+    offsets: npt.NDArray[np.int64] | None = None
+    origins: npt.NDArray[np.void] | None = None
 
 
 class CommitLog:
     """The log of one store directory. `append` and `sync` may be called from several threads; so may `read`."""
 
-    def __init__(self, disk: Disk, directory: Path, files: list[LogFile], file_bytes_max: int, start: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        directory: Path,
+        files: list[LogFile],
+        file_bytes_max: int,
+        start: int,
+        begin_file: Callable[[], bytes] | None = None,
+    ) -> None:
         self._disk = disk
         self._directory = directory
-        self._files = files
-        self._starts = [file.start for file in files]
+        self._set = FileSet(files)
         self._file_bytes_max = file_bytes_max
         self._start = start
+        self._begin_file = begin_file
         self._fd = -1
+        self._begun = 0  # where the last file's first commit begins: an oversized one still gets a file of its own
         self._end = start
         self._durable = start
         self._sealed = -1
@@ -100,27 +131,37 @@ class CommitLog:
         self._state = threading.Condition()
 
     @classmethod
-    def open(cls, disk: Disk, directory: Path, *, file_bytes_max: int = FILE_BYTES_MAX, start: LogPosition | None = None) -> CommitLog:
+    def open(
+        cls,
+        disk: Disk,
+        directory: Path,
+        *,
+        file_bytes_max: int = FILE_BYTES_MAX,
+        start: LogPosition | None = None,
+        begin_file: Callable[[], bytes] | None = None,
+    ) -> CommitLog:
         """Open (or begin) the log of store directory `directory`; `recover` must run to its end before the first append.
 
-        start   the end of a commit that was durable, as recorded by a checkpoint; None: the beginning of the log.
+        start       the end of a commit that was durable, as recorded by a checkpoint; None: the last file that begins with a state, or
+                    the beginning of the log.
+        begin_file  the record that a new file begins with: the whole state as it is then
         Errors: UnsupportedFormatVersion; DamagedFrame when files are missing, cut, or shorter than `start`.
         """
         disk.make_directory(directory / "log")
         claim_directory(disk, directory)
         log_directory = directory / "log"
-        starts = sorted(position for name in disk.list(log_directory) if (position := start_of(name)) is not None)
-        files = [LogFile(disk, log_directory / file_name(position), position) for position in starts]
-        for file, successor in itertools.pairwise(files):
-            size = disk.file_size(file.path)
-            if file.start + size != successor.start:
-                _damaged(f"the file holds {size} bytes where {successor.start - file.start} were written", file, size)
+        files = files_of(disk, log_directory)
+        drop_unfinished_file(disk, log_directory, files, None if start is None else int(start))
+        for file, what in gaps(files):
+            damaged(what, file, disk.file_size(file.path))
         first = files[0].start if files else 0
-        if start is None and first != 0:
-            _damaged("the log begins here, and what came before is not on disk", files[0], 0)
-        log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start))
+        if start is None:
+            first = next((file.start for file in reversed(files) if begins_with_state(file)), first)
+            if first != 0 and not begins_with_state(files[0]):
+                damaged("the log begins here, and what came before is not on disk", files[0], 0)
+        log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start), begin_file)
         end = files[-1].start + disk.file_size(files[-1].path) if files else 0
-        if start is not None and (not files or not first <= start <= end):
+        if start is not None and (not files or not first <= start <= end or not reaches(files, int(start))):
             raise DamagedFrame(
                 f"the checkpoint says {start}, the log holds {first} to {end}",
                 where=str(log_directory),
@@ -139,12 +180,10 @@ class CommitLog:
         Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged.
         """
         assert not self._is_recovered, "a log is recovered once"
-        self._drop_headless_file()
         position = self._start
         durable = position
-        for index in range(max(0, bisect_right(self._starts, position) - 1), len(self._files)):
-            file = self._files[index]
-            is_last = index == len(self._files) - 1
+        for file in self._set.files[self._set.before(position) :]:
+            is_last = file.stop is None
             data = file.map()
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
@@ -161,7 +200,7 @@ class CommitLog:
                         raise
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
-                    _damaged(f"a commit of {header.n_rows} frames follows {len(pending)}", file, at - file.start)
+                    damaged(f"a commit of {header.n_rows} frames follows {len(pending)}", file, at - file.start)
                 at += header.length
                 if header.kind == FrameKind.DATA:
                     pending.append((header, FrameLocation(header.position, header.length)))
@@ -176,30 +215,14 @@ class CommitLog:
                 yield RecoveredCommit(record, pending, LogPosition(at))
                 pending = []
             if not is_last and position != stop:
-                _damaged("the file ends inside a transaction", file, position - file.start)
+                damaged("the file ends inside a transaction", file, position - file.start)
         self._begin_appending(position, durable)
 
-    def _drop_headless_file(self) -> None:
-        """Remove a last file whose creation did not finish: its header is not whole and nothing in it was acknowledged."""
-        if not self._files:
-            return
-        file = self._files[-1]
-        data = file.map()
-        try:
-            check_file_header(data, file.start, str(file.path))
-        except DamagedFrame:
-            if self._start > file.start or is_acknowledged(data, file, file.start):
-                raise
-            self._disk.unlink(file.path)
-            self._disk.sync_directory(self._directory)
-            self._files.pop()
-            self._starts.pop()
-
     def _begin_appending(self, end: int, durable: int) -> None:
-        if not self._files:
+        if not self._set.files:
             self._start_file(self._start)
         else:
-            file = self._files[-1]
+            file = self._set.files[-1]
             self._fd = self._disk.open_file(file.path)
             data = file.map()
             self._disk.truncate(self._fd, end - file.start)
@@ -209,6 +232,9 @@ class CommitLog:
                 self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
             self._disk.fdatasync(self._fd)
             self._end = end
+            self._begun = file.start + FILE_HEADER_BYTES
+            if begins_with_state(file):
+                self._begun += parse_header(data, FILE_HEADER_BYTES, self._begun, str(file.path)).length
         self._durable = self._end
         self._is_recovered = True
 
@@ -233,12 +259,19 @@ class CommitLog:
             self._require_writable()
             commit = encode_commit_frame(record, n_frames=len(frames), durable=self._durable, timestamp_ms=timestamp_ms)
             n_bytes = commit.header.length + sum(frame.header.length for frame in frames)
-            if self._end + n_bytes > self._starts[-1] + self._file_bytes_max and self._end > self._starts[-1] + FILE_HEADER_BYTES:
+            if self._end + n_bytes > self._set.files[-1].start + self._file_bytes_max and self._end > self._begun:
                 self._roll()
             buffers, locations, position = _place([*frames, commit], self._end)
             self._write(buffers)
             self._end = position
             return AppendedCommit(locations[:-1], LogPosition(position))
+
+    def begin_next_file(self) -> None:
+        """Finish the last file though it is not full, so that it can be cleaned; one without a commit stays. Errors: WriteFailed."""
+        with self._append_lock:
+            self._require_writable()
+            if self._end > self._begun:
+                self._roll()
 
     def sync(self, upto: LogPosition | None = None) -> None:
         """Return when everything below `upto` (None: below the present end) survives power loss.
@@ -291,7 +324,7 @@ class CommitLog:
         self.sync()
 
     def _write(self, buffers: list[object]) -> None:
-        offset = self._end - self._starts[-1]
+        offset = self._end - self._set.files[-1].start
         try:
             self._disk.write(self._fd, buffers, offset)
         except OSError as error:
@@ -302,7 +335,7 @@ class CommitLog:
                 self._poison(f"a failed write could not be taken back: {second}")
             raise WriteFailed(
                 f"the disk refused a write: {error}",
-                where=str(self._files[-1].path),
+                where=str(self._set.files[-1].path),
                 next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
             ) from error
 
@@ -337,10 +370,15 @@ class CommitLog:
 
     def _start_file(self, start: int) -> None:
         path = self._directory / file_name(start)
+        begun = start + FILE_HEADER_BYTES
+        buffers: list[object] = [encode_file_header(start, STATE_VERSION if self._begin_file else PLAIN_VERSION)]
+        if self._begin_file:
+            state, _, begun = _place([encode_commit_frame(self._begin_file(), n_frames=0, durable=start)], begun)
+            buffers += state
         fd = self._disk.open_file(path)
         try:
             self._disk.truncate(fd, 0)
-            self._disk.write(fd, [encode_file_header(start)], 0)
+            self._disk.write(fd, buffers, 0)
             self._disk.fdatasync(fd)
             self._disk.sync_directory(self._directory)
         except OSError:
@@ -352,9 +390,10 @@ class CommitLog:
                 self._poison(f"an unfinished log file could not be removed: {second}")
             raise
         self._fd = fd
-        self._files = [*self._files, LogFile(self._disk, path, start)]
-        self._starts = [*self._starts, start]
-        self._end = start + FILE_HEADER_BYTES
+        if self._set.files:
+            self._set.files[-1].stop = start
+        self._set = FileSet([*self._set.files, LogFile(self._disk, path, start)])
+        self._end = self._begun = begun
 
     def _poison(self, reason: str) -> None:
         with self._state:
@@ -365,7 +404,7 @@ class CommitLog:
     def _cut_back_to_durable(self) -> None:
         """Best effort: without the bytes nobody was promised, the next open finds exactly the acknowledged commits."""
         with self._append_lock, suppress(OSError):
-            self._disk.truncate(self._fd, self._durable - self._starts[-1])
+            self._disk.truncate(self._fd, self._durable - self._set.files[-1].start)
 
     def _require_writable(self) -> None:
         assert self._is_recovered, "recover() must run to its end before the log is written"
@@ -376,39 +415,90 @@ class CommitLog:
                 next_step="Repair the disk and open the store again; what was acknowledged is safe.",
             )
 
+    # files
+
+    @property
+    def files(self) -> tuple[LogFile, ...]:
+        """The files of the log, in order; the last one grows."""
+        return self._set.files
+
+    def missing(self, expected: Iterable[FileEntry]) -> str:
+        """What is wrong with the first expected file that is not there as it was; empty: nothing."""
+        return self._set.missing(expected)
+
+    def require_files(self, expected: Iterable[FileEntry]) -> None:
+        """Errors: DamagedFrame when a file that the state says is part of the log is missing or cut."""
+        what = self.missing(expected)
+        if what:
+            next_step = "Restore the file from a copy."
+            raise DamagedFrame(what, where=str(self._directory), next_step=next_step, file=str(self._directory), offset=0)
+
+    def release(self, starts: set[int]) -> list[LogFile]:
+        """Take finished files, whose frames nobody needs, out of the log. Readers that still plan with them get FrameMoved."""
+        with self._append_lock:
+            gone = [file for file in self._set.files if file.start in starts and file.stop is not None]
+            self._set = FileSet(file for file in self._set.files if file not in gone)
+        for file in gone:
+            file.is_removed = True
+        return gone
+
+    def unlink(self, gone: Sequence[LogFile]) -> None:
+        """Remove released files from the disk. Errors: OSError; the next start tries again."""
+        for file in reversed(gone):  # what follows a gap on disk must begin with a state: the oldest file goes last
+            self._disk.unlink(file.path)
+            self._disk.sync_directory(self._directory)
+
     # reading
 
-    def read(self, location: FrameLocation) -> StoredFrame:
+    def read(self, location: FrameLocation, *, verify: bool = False) -> StoredFrame:
         """The data frame at a location that `append` or `recover` gave. Nothing is copied.
 
-        Errors: DamagedFrame. The checksum is compared at the first read of a frame since the log was opened.
+        Errors: DamagedFrame. The checksum is compared at the first read of a frame since the log was opened, with `verify` now.
+        FrameMoved when its file was removed.
         """
-        file = self._files[max(0, bisect_right(self._starts, location.position) - 1)]
+        file = self._set.at(location.position)
         header, data = file.frame_at(location.position, location.length)
+        if verify:
+            verify_payload(data, 0, header, str(file.path), location.position - file.start)
         if header.length != location.length or header.kind != FrameKind.DATA:
-            _damaged("another frame lies here than the index says", file, location.position - file.start)
+            damaged("another frame lies here than the index says", file, location.position - file.start)
         start = header.message_start
-        if header.has_statistics:
-            start += self._statistics_bytes(data, header, file)
         codes = memoryview(data)[HEADER_BYTES : HEADER_BYTES + header.n_rows] if header.has_change_types else None
-        return StoredFrame(header, codes, data.slice(start, header.payload_stop - start))
+        offsets = np.frombuffer(data, np.int64, header.n_rows, header.sparse_start) if header.flags & FLAG_SPARSE else None
+        origins = None
+        if header.flags & FLAG_ORIGINS:
+            n_origins = int.from_bytes(data.slice(start, 8).to_pybytes(), "little")
+            origins = np.frombuffer(data, ORIGIN, n_origins, start + 8)
+            start += 8 + origins.nbytes
+        if header.has_statistics:
+            start += self._statistics_bytes(data, start, header, file)
+        return StoredFrame(header, codes, data.slice(start, header.payload_stop - start), offsets, origins)
+
+    def read_encoded(self, location: FrameLocation) -> EncodedFrame:
+        """A data frame as it is stored, compared with its checksum now, to be written elsewhere. Errors: as `read`."""
+        self.read(location, verify=True)
+        header, data = self._set.at(location.position).frame_at(location.position, location.length)
+        return EncodedFrame(header, [data.slice(HEADER_BYTES)])
 
     def read_statistics(self, location: FrameLocation) -> tuple[FrameHeader, pa.Buffer | None]:
         """Header and statistics block of the data frame at a location, None when it has none. The rest of it is not read.
 
         Errors: DamagedFrame. Only the header's checksum is compared; the block has one of its own.
         """
-        file = self._files[max(0, bisect_right(self._starts, location.position) - 1)]
+        file = self._set.at(location.position)
         header, data = file.frame_at(location.position, location.length, is_whole=False)
         if not header.has_statistics:
             return header, None
-        return header, data.slice(header.message_start, self._statistics_bytes(data, header, file))
+        start = header.message_start
+        if header.flags & FLAG_ORIGINS:
+            start += 8 + ORIGIN.itemsize * int.from_bytes(data.slice(start, 8).to_pybytes(), "little")
+        return header, data.slice(start, self._statistics_bytes(data, start, header, file))
 
     @staticmethod
-    def _statistics_bytes(data: pa.Buffer, header: FrameHeader, file: LogFile) -> int:
-        n_bytes = statistics_bytes(data, header.message_start)
-        if n_bytes == 0 or header.message_start + n_bytes > header.payload_stop:
-            _damaged("a frame's statistics do not fit into it", file, header.position - file.start)
+    def _statistics_bytes(data: pa.Buffer, start: int, header: FrameHeader, file: LogFile) -> int:
+        n_bytes = statistics_bytes(data, start) if start <= header.payload_stop else 0
+        if n_bytes == 0 or start + n_bytes > header.payload_stop:
+            damaged("a frame's statistics do not fit into it", file, header.position - file.start)
         return n_bytes
 
     def check(self) -> Iterator[DamagedFrame]:
@@ -416,28 +506,7 @@ class CommitLog:
 
         Works before `recover` too, for a log that refuses to recover; a torn tail is then among the damages.
         """
-        for file in self._files:
-            try:
-                data = file.map()
-            except DamagedFrame as damage:
-                yield damage
-                continue
-            try:
-                check_file_header(data, file.start, str(file.path))
-            except DamagedFrame as damage:
-                yield damage
-            at = FILE_HEADER_BYTES
-            stop = min(data.size, self._end - file.start) if self._is_recovered else data.size
-            while at < stop:
-                try:
-                    header = parse_header(data, at, file.start + at, str(file.path))
-                    at += header.length
-                    file.check(data, header)
-                except DamagedFrame as damage:
-                    yield damage
-                    if damage.offset == at:  # the header itself: its length cannot be followed
-                        following = frames_after(data, file.start, at + 1)
-                        at = following[0].position - file.start if following else stop
+        return check_files(self._set.files, self._end if self._is_recovered else None)
 
 
 def _place(frames: Sequence[EncodedFrame], position: int) -> tuple[list[object], list[FrameLocation], int]:
@@ -450,23 +519,3 @@ def _place(frames: Sequence[EncodedFrame], position: int) -> tuple[list[object],
         locations.append(FrameLocation(position, frame.header.length))
         position += frame.header.length
     return buffers, locations, position
-
-
-def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
-    """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
-    for header in frames_after(data, file.start, position - file.start):
-        if header.kind != FrameKind.DATA and header.base_offset > position:
-            with suppress(DamagedFrame):
-                file.check(data, header)
-                return True
-    return False
-
-
-def _damaged(what: str, file: LogFile, offset: int) -> NoReturn:
-    raise DamagedFrame(
-        what,
-        where=f"{file.path}, byte {offset}",
-        next_step="Restore the file from a copy; run a check of the whole store to learn what else is damaged.",
-        file=str(file.path),
-        offset=offset,
-    )

@@ -4,8 +4,10 @@
     16 position (u64)  24  kind  25 flags  26 padding  27 zero   28 n_rows (u32)   32 table_id   36 schema_id   40 partition_id
     44 bucket (all i32)    48 base_offset (i64)    56 timestamp_ms (i64)                              everything little endian
 
-DATA    n_rows change-type bytes (if flagged) padded to 8, a statistics block (if flagged, log/statistics.py), then one Arrow IPC
-        record-batch message without schema.
+DATA    blocks, each only if flagged, then one Arrow IPC record-batch message without schema. Blocks: change types, n_rows bytes padded
+        to 8; SPARSE, the n_rows ascending offsets of the rows (i64), base_offset being the first offset that the frame answers for;
+        ORIGINS, their number (u64), then per commit that rows came from: row after its last, version, milliseconds (i64 each);
+        STATISTICS (log/statistics.py).
         INTERNAL (flag 2): rows that changed their bucket. They move the key index and are no part of the changelog.
 COMMIT  the record's bytes; n_rows counts the data frames before it, base_offset is the durable position then known.
 SEAL    no payload; base_offset is the durable position. Written by a clean close.
@@ -39,7 +41,11 @@ APPEND, INSERT, UPDATE_BEFORE, UPDATE_AFTER, DELETE = range(5)
 
 FLAG_CHANGE_TYPES: Final = 1
 FLAG_INTERNAL: Final = 2
+FLAG_SPARSE: Final = 4
 FLAG_STATISTICS: Final = 8
+FLAG_ORIGINS: Final = 16
+ORIGIN: Final = np.dtype([("row_end", np.int64), ("version", np.int64), ("timestamp_ms", np.int64)])
+"""A commit whose rows were re-packed into a frame: they are the frame's rows from the end of the one before on."""
 COMPRESSED_BYTES_MIN: Final = 4096
 _THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
 _CODECS: Final = {"lz4": "lz4_frame", "zstd": "zstd"}
@@ -88,7 +94,7 @@ class FrameHeader(NamedTuple):
 
     @property
     def end_offset(self) -> int:
-        """The offset after the frame's last row."""
+        """The offset after the frame's last row; of a sparse frame the index knows it."""
         return self.base_offset + self.n_rows
 
     @property
@@ -102,7 +108,12 @@ class FrameHeader(NamedTuple):
 
     @property
     def message_start(self) -> int:
-        """Where the Arrow message begins inside the frame; the statistics block, where there is one, lies there before it."""
+        """Where the Arrow message begins inside the frame, or the blocks of origins and of statistics before it."""
+        return self.sparse_start + (8 * self.n_rows if self.flags & FLAG_SPARSE else 0)
+
+    @property
+    def sparse_start(self) -> int:
+        """Where the offsets of a sparse frame begin inside the frame."""
         return HEADER_BYTES + ((self.n_rows + 7) & ~7 if self.flags & FLAG_CHANGE_TYPES else 0)
 
     def encode(self, position: int) -> bytes:
@@ -188,9 +199,12 @@ def frame_of_message(
     change_types: npt.NDArray[np.uint8] | None = None,
     statistics: bytes | None = None,
     is_internal: bool = False,
+    offsets: npt.NDArray[np.int64] | None = None,
+    origins: npt.NDArray[np.void] | None = None,
 ) -> EncodedFrame:
     """A data frame around a message that is already encoded (by `encode_message`, here or at a client).
 
+    Shapes: offsets (n_rows,) of a sparse frame, ascending; origins (n_commits,) of a re-packed one.
     statistics  the block of log/statistics.py, a multiple of 8 bytes
     """
     buffers: list[Any] = []
@@ -201,6 +215,13 @@ def frame_of_message(
         codes = np.zeros((n_rows + 7) & ~7, np.uint8)
         codes[:n_rows] = change_types
         buffers.append(codes)
+    if offsets is not None:
+        assert len(offsets) == n_rows, f"{len(offsets)} offsets for {n_rows} rows"
+        flags |= FLAG_SPARSE
+        buffers.append(np.ascontiguousarray(offsets, np.int64))
+    if origins is not None:
+        flags |= FLAG_ORIGINS
+        buffers += [len(origins).to_bytes(8, "little"), np.ascontiguousarray(origins).view(np.uint8)]
     if statistics is not None:
         assert len(statistics) % 8 == 0, "the message behind the statistics has to be aligned"
         flags |= FLAG_STATISTICS

@@ -2,6 +2,7 @@
 
     0  magic "FLASHLOG"   8  crc32c of bytes 12..64   12  version (u32)   16  start position (u64)   24  zeros
 
+Version 2: the first frame is a COMMIT whose record holds the whole state, so that nothing before the file is needed to recover.
 A position is a byte of the whole log; a file named <20-digit start>.log holds the positions from start on, its own header included.
 State: the mapping and the marks of frames already checked are derived. The mapping is renewed when the file has grown by 1 MiB,
 frames after its end are copied: rows kept in caches then hold few mappings alive, and a process may have only so many.
@@ -22,20 +23,31 @@ from storage_engine.log.disk import Disk
 from storage_engine.log.frame import ALIGNMENT, MAGIC, FrameHeader, parse_header, verify_payload
 
 FILE_HEADER_BYTES: Final = 64
-FILE_VERSION: Final = 1
+PLAIN_VERSION: Final = 1
+STATE_VERSION: Final = 2
 _FILE_MAGIC: Final = b"FLASHLOG"
 _HEADER = struct.Struct("<8sIIQ40x")
 _SUFFIX: Final = ".log"
 _REMAP_BYTES: Final = 1024 * 1024
 
 
-class LogFile:
-    """One file of the log, for reading. Appends go through CommitLog, which holds the descriptor."""
+class FrameMoved(LookupError):
+    """The file that held a frame was removed: its rows lie elsewhere, or have expired. Whoever reads plans again."""
 
-    def __init__(self, disk: Disk, path: Path, start: int) -> None:
+
+class LogFile:
+    """One file of the log, for reading. Appends go through CommitLog, which holds the descriptor.
+
+    stop        the position after its last byte, once it is finished; None: it still grows
+    is_removed  its bytes are needed by nobody, its name may be gone
+    """
+
+    def __init__(self, disk: Disk, path: Path, start: int, stop: int | None = None) -> None:
         self._disk = disk
         self.path = path
         self.start = start
+        self.stop = stop
+        self.is_removed = False
         self._data: pa.Buffer = pa.py_buffer(b"")
         self._checked = bytearray()  # one bit per 64 bytes of the file: the frame that begins there matched its checksum
 
@@ -84,6 +96,8 @@ class LogFile:
         return slot >> 3 < len(self._checked) and bool(self._checked[slot >> 3] >> (slot & 7) & 1)
 
     def _unreadable(self, error: OSError) -> NoReturn:
+        if self.is_removed:
+            raise FrameMoved(str(self.path)) from error
         raise DamagedFrame(
             f"the log file cannot be read: {error}",
             where=str(self.path),
@@ -103,23 +117,23 @@ def start_of(name: str) -> int | None:
     return int(stem) if name.endswith(_SUFFIX) and len(stem) == 20 and stem.isdecimal() and stem.isascii() else None
 
 
-def encode_file_header(start: int) -> bytes:
-    after_crc = _HEADER.pack(_FILE_MAGIC, 0, FILE_VERSION, start)[12:]
+def encode_file_header(start: int, version: int = PLAIN_VERSION) -> bytes:
+    after_crc = _HEADER.pack(_FILE_MAGIC, 0, version, start)[12:]
     return _FILE_MAGIC + google_crc32c.value(after_crc).to_bytes(4, "little") + after_crc
 
 
-def check_file_header(data: pa.Buffer, start: int, file: str) -> None:
-    """Errors: UnsupportedFormatVersion for another version; DamagedFrame for anything else that is not this header."""
+def check_file_header(data: pa.Buffer, start: int, file: str) -> int:
+    """The version. Errors: UnsupportedFormatVersion for another version; DamagedFrame for anything else that is not this header."""
     raw = data.slice(0, FILE_HEADER_BYTES).to_pybytes() if data.size >= FILE_HEADER_BYTES else b""
-    problem = "the file is shorter than its header"
+    problem, version = "the file is shorter than its header", 0
     if raw:
         magic, crc, version, named = _HEADER.unpack(raw)
         problem = ""
         if magic != _FILE_MAGIC or google_crc32c.value(raw[12:]) != crc:
             problem = "the file header does not match its checksum"
-        elif version != FILE_VERSION:
+        elif version not in (PLAIN_VERSION, STATE_VERSION):
             raise UnsupportedFormatVersion(
-                f"the log file has format version {version}; this program reads version {FILE_VERSION}",
+                f"the log file has format version {version}; this program reads versions {PLAIN_VERSION} and {STATE_VERSION}",
                 where=file,
                 next_step="Open the directory with the program version that wrote it.",
             )
@@ -127,6 +141,7 @@ def check_file_header(data: pa.Buffer, start: int, file: str) -> None:
             problem = f"the file header says start {named}, its name says {start}"
     if problem:
         raise DamagedFrame(problem, where=f"{file}, byte 0", next_step="Restore the file from a copy.", file=file, offset=0)
+    return version
 
 
 def frames_after(data: pa.Buffer, start: int, offset: int) -> list[FrameHeader]:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from storage_engine.errors import InvalidOption
 
-OptionKind = Literal["bool", "int", "duration", "string", "enum", "columns"]
+OptionKind = Literal["bool", "int", "duration", "ttl", "string", "enum", "columns"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,9 @@ KNOWN_OPTIONS: dict[str, Option] = {
             ("none", "lz4_frame", "zstd"),
         ),
         Option("table.log.arrow.compression.zstd.level", "int", "3", "effort of zstd", low=1, high=22),
-        Option("table.log.ttl", "duration", "7d", "how long log and changelog frames are kept", alterable=True),
+        Option("table.log.ttl", "ttl", "7d", "how long rows of log and changelog are kept; -1: as long as the table", alterable=True),
+        Option("table.kv.ttl", "ttl", None, "how long rows of a primary-key table live; unset or -1: for ever", alterable=True),
+        Option("table.kv.ttl.time-column", "string", None, "the column a row's life is counted from; unset: when it was written"),
         Option("table.auto-partition.enabled", "bool", "false", "create and expire partitions by time"),
         Option("table.auto-partition.key", "columns", None, "the partition column that names the time"),
         Option("table.auto-partition.time-unit", "enum", "day", "length of a partition", ("hour", "day", "month", "quarter", "year")),
@@ -138,8 +140,8 @@ KNOWN_OPTIONS: dict[str, Option] = {
 
 _NOT_IMPLEMENTED = frozenset(
     """
-    table.kv.format-version table.log.local-ttl table.kv.ttl
-    table.kv.ttl.time-column table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
+    table.kv.format-version table.log.local-ttl
+    table.log.tiered.local-segments table.datalake.auto-compaction table.datalake.auto-expire-snapshot
     table.datalake.historical-partition.enabled table.kv.standby-replica.enabled
     """.split()
 )
@@ -187,6 +189,20 @@ def duration_ms(text: str, *, name: str = "duration", where: str = "options") ->
             f"{name} = {text!r} is not a duration", where=where, next_step="Write a whole number and a unit: 500ms, 30s, 3min, 1h, 7d."
         )
     return int(match.group(1)) * _UNIT_MS[match.group(2).lower()]
+
+
+def ttl_ms(text: str, *, name: str = "ttl", where: str = "options") -> int | None:
+    """A time to live as milliseconds; None for -1, which keeps for ever. Errors: InvalidOption, also for 0: nothing would be readable.
+
+    >>> ttl_ms("7d"), ttl_ms("-1")
+    (604800000, None)
+    """
+    if text.strip() == "-1":
+        return None
+    found = duration_ms(text, name=name, where=where)
+    if found == 0:
+        raise InvalidOption(f"{name} = {text!r} keeps nothing", where=where, next_step="Write a time such as 7d, or -1 to keep for ever.")
+    return found
 
 
 def parse_bool(text: str, *, name: str = "option", where: str = "options") -> bool:
@@ -250,7 +266,8 @@ def check_effective(options: Mapping[str, str], *, where: str) -> None:
 def option_value(options: Mapping[str, str], name: str) -> Any:
     """The typed value of a known option, its default where it is unset.
 
-    Meaning: bool, int, str; a duration is int milliseconds; columns are a tuple of names; None: unset, and there is no default.
+    Meaning: bool, int, str; a duration is int milliseconds, None for a time to live that never ends; columns are a
+             tuple of names; None: unset, and there is no default.
 
     >>> option_value({"table.datalake.freshness": "10s"}, "table.datalake.freshness"), option_value({}, "bucket.num")
     (10000, 1)
@@ -266,6 +283,8 @@ def option_value(options: Mapping[str, str], name: str) -> Any:
             return parse_int(text, name=name, low=option.low, high=option.high)
         case "duration":
             return duration_ms(text, name=name)
+        case "ttl":
+            return ttl_ms(text, name=name)
         case "columns":
             return split_columns(text)
         case _:
@@ -298,6 +317,9 @@ def _check_option(name: str, value: str, where: str, column_names: tuple[str, ..
             return str(parse_int(value, name=name, where=where, low=option.low, high=option.high))
         case "duration":
             duration_ms(value, name=name, where=where)
+            return value.strip()
+        case "ttl":
+            ttl_ms(value, name=name, where=where)
             return value.strip()
         case "columns":
             return ",".join(split_columns(value))

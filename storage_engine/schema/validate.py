@@ -17,6 +17,7 @@ from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch,
 from storage_engine.schema.auto_partition import check_auto_partition
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_options, parse_int, split_columns
+from storage_engine.schema.row_ttl import check_row_ttl
 from storage_engine.schema.types import arrow_type, has_order
 
 N_BUCKETS_MAX = 4096
@@ -62,6 +63,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_partition_options(result, where)
     check_auto_partition(result, where)
     _check_statistics(result, where)
+    check_row_ttl(result, where)
     return result
 
 

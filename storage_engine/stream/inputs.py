@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
+from storage_engine.errors import OffsetOutOfRange
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.compile import POSITION, SEQUENCE
@@ -51,12 +52,12 @@ def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offset
         low, high = after_version, newest  # rows at low fit, rows at high do not
         while high - low > 1:
             middle = (low + high) // 2
-            at_middle = _offsets_at(store, tables, middle)
+            at_middle = _offsets_if_known(store, tables, middle)
             if rows_between(start, at_middle) <= n_rows_max:
                 low = middle
             else:
                 high = middle
-        stop, newest = _offsets_at(store, tables, low), low
+        stop, newest = _offsets_if_known(store, tables, low), low
         n_rows = rows_between(start, stop)
         if n_rows == 0:
             stop, newest = _cut(start, _offsets_at(store, tables, high), n_rows_max), 0
@@ -66,6 +67,14 @@ def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offset
 
 def _offsets_at(store: Store, tables: tuple[str, ...], version: int) -> dict[str, Offsets]:
     return {table: store.backend.offsets(table, "latest", version) for table in tables}
+
+
+def _offsets_if_known(store: Store, tables: tuple[str, ...], version: int) -> dict[str, Offsets]:
+    """As _offsets_at; nothing for a version older than what the logs retain, whose rows nobody can read any more."""
+    try:
+        return _offsets_at(store, tables, version)
+    except OffsetOutOfRange:
+        return {}
 
 
 def _cut(start: Mapping[str, Offsets], stop: Mapping[str, Offsets], n_rows_max: int) -> dict[str, Offsets]:

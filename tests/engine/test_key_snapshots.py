@@ -70,6 +70,7 @@ def crash(store: Store) -> None:
     """Leave the directory as a killed process leaves it: nothing is written any more."""
     backend = store.backend
     assert isinstance(backend, EmbeddedBackend), "an embedded store"
+    backend.maintenance.stop()
     backend._checkpointer.stop()
     backend._lock.release()
 

@@ -215,7 +215,7 @@ def test_an_unknown_format_version_is_refused_by_name_and_version(tmp_path: Path
     (tmp_path / "FORMAT").write_bytes(text + b"crc32c %08x\n" % google_crc32c.value(text))
 
     with pytest.raises(
-        UnsupportedFormatVersion, match=re.escape("'flashlake-store' version 7; this program reads 'flashlake-store' version 1")
+        UnsupportedFormatVersion, match=re.escape("'flashlake-store' version 7; this program reads 'flashlake-store' up to version 2")
     ):
         CommitLog.open(Disk(), tmp_path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -15,9 +16,12 @@ from hypothesis import strategies as st
 
 from storage_engine.errors import BatchTooLarge, DamagedFrame, InvalidOption
 from storage_engine.log import frame as frames
+from storage_engine.log.commit_log import CommitLog
+from storage_engine.log.disk import Disk
 from storage_engine.log.frame import (
     COMPRESSED_BYTES_MIN,
     HEADER_BYTES,
+    ORIGIN,
     EncodedFrame,
     FrameKind,
     decode_batch,
@@ -207,3 +211,27 @@ def test_a_message_from_another_place_than_this_program_is_taken_as_it_is() -> N
     frame = frame_of_message(message, 3, table_id=1, partition_id=0, bucket=0, schema_id=0, base_offset=0, timestamp_ms=0)
 
     assert frame.buffers[0] is message
+
+
+def test_offsets_of_a_sparse_frame_and_origins_of_a_joined_one_are_read_back(tmp_path: Path) -> None:
+    batch = pa.record_batch({"a": pa.array([1, 2, 3], pa.int64())})
+    origins = np.array([(2, 7, 1000), (3, 9, 2000)], ORIGIN)
+    log = CommitLog.open(Disk(), tmp_path)
+    list(log.recover())
+    encoded = [
+        frame_of_message(
+            encode_message(batch), 3, table_id=1, partition_id=0, bucket=0, schema_id=0, base_offset=5, timestamp_ms=0,
+            change_types=types, offsets=offsets, origins=found,
+        )
+        for types in (None, np.ones(3, np.uint8))
+        for offsets in (None, np.array([5, 8, 1 << 40]))
+        for found in (None, origins)
+    ]  # fmt: skip
+    for frame, at in zip(encoded, log.append(encoded, b"{}").locations, strict=True):
+        stored = log.read(at)
+        assert decode_batch(stored.message, batch.schema).equals(batch)
+        assert (stored.change_types is not None) == bool(frame.header.flags & 1)
+        assert (None if stored.offsets is None else stored.offsets.tolist()) == ([5, 8, 1 << 40] if frame.header.flags & 4 else None)
+        assert (None if stored.origins is None else stored.origins.tolist()) == (origins.tolist() if frame.header.flags & 16 else None)
+        assert log.read_encoded(at).header.payload_crc == frame.header.payload_crc
+    log.close()

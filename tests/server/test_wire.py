@@ -195,9 +195,11 @@ def test_an_error_of_a_newer_peer_arrives_as_its_nearest_known_parent():
     assert type(decoded) is errors.RetriableError
 
 
-def frame(message: bytes, *, columns=("a",), base_offset=0, change_types=None, partition="", wide="BIGINT") -> FetchedFrame:
-    bucket, types = TableBucket(partition, 1), (wide,) * len(columns)
-    return FetchedFrame(bucket, base_offset, 3, 1_500_000_000_000, 2, columns, types, change_types, pa.py_buffer(message))
+def frame(
+    message: bytes, *, columns=("a",), base_offset=0, change_types=None, partition="", wide="BIGINT", timestamps=None
+) -> FetchedFrame:
+    bucket, types, data = TableBucket(partition, 1), (wide,) * len(columns), pa.py_buffer(message)
+    return FetchedFrame(bucket, base_offset, 3, 1_500_000_000_000, 2, columns, types, change_types, data, timestamps)
 
 
 @given(
@@ -210,6 +212,7 @@ def frame(message: bytes, *, columns=("a",), base_offset=0, change_types=None, p
             change_types=st.none() | st.binary(max_size=5),
             partition=st.sampled_from(["", "2017-01-01"]),
             wide=st.sampled_from(["INT", "BIGINT"]),
+            timestamps=st.sampled_from([None, ((1, 1_500_000_000_000), (3, 1_500_000_000_007))]),
         ),
         min_size=1,
         max_size=6,

@@ -1,6 +1,7 @@
 """Stored frames on the wire: a FetchedFrame's message passes as a binary cell; nobody on the way looks into it.
 
-Shapes: one row per frame. The lists of columns and types, which repeat from frame to frame, stand once in the batch's JSON header.
+Shapes: one row per frame. The lists of columns and types, which repeat from frame to frame, stand once in the batch's JSON header; so
+        do the timestamps of frames that hold several commits, by row.
 Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy.
 """
 
@@ -48,7 +49,11 @@ def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Bu
         pa.array([frame.change_types for frame in frames], pa.large_binary()),
         _message_cells([frame.message for frame in frames]),
     ]
-    header = json.dumps({"columns": [columns for columns, _ in references], "types": [types for _, types in references]}).encode()
+    values: dict[str, object] = {"columns": [columns for columns, _ in references], "types": [types for _, types in references]}
+    timestamps = {str(row): frame.timestamps for row, frame in enumerate(frames) if frame.timestamps is not None}
+    if timestamps:
+        values["timestamps"] = timestamps
+    header = json.dumps(values).encode()
     return pa.RecordBatch.from_arrays(arrays, schema=FRAME_SCHEMA), pa.py_buffer(header)
 
 
@@ -56,6 +61,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
     """The inverse of encode_frames."""
     lists = json.loads(header.to_pybytes())
     columns, types = ([tuple(names) for names in lists[key]] for key in ("columns", "types"))
+    timestamps = {int(row): tuple((int(end), int(ms)) for end, ms in pairs) for row, pairs in lists.get("timestamps", {}).items()}
     values = [batch.column(index).to_pylist() for index in range(len(FRAME_SCHEMA) - 1)]
     messages = batch.column(len(FRAME_SCHEMA) - 1)
     _, offsets_buffer, data = messages.buffers()
@@ -63,7 +69,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
     assert data is not None, "a frame has a message"
     starts = np.frombuffer(offsets_buffer, np.int64)[messages.offset : messages.offset + len(messages)].tolist()
     data = _aligned(data)
-    for row in zip(*values, starts, strict=True):
+    for number, row in enumerate(zip(*values, starts, strict=True)):
         partition, bucket, base_offset, n_rows, timestamp_ms, schema_id, ref, n_bytes, change_types, start = row
         yield FetchedFrame(
             bucket=TableBucket(partition, bucket),
@@ -75,6 +81,7 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
             types=types[ref],
             change_types=change_types,
             message=data.slice(start, n_bytes),
+            timestamps=timestamps.get(number),
         )
 
 

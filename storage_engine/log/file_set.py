@@ -1,0 +1,172 @@
+"""File set: the files that a log consists of, in order. Cleaning removes files, so there may be gaps between them.
+
+Owner: CommitLog replaces its set as a whole when a file is begun or removed; readers keep the one they have.
+Holds: between two files a gap is legitimate only where the second begins with a state: nothing before it is needed to recover. Which
+       files must be there, and how long they are, the state says (FileEntry); `missing` compares.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import pyarrow as pa
+
+from storage_engine.errors import DamagedFrame
+from storage_engine.log.disk import Disk
+from storage_engine.log.frame import FrameKind, parse_header
+from storage_engine.log.log_file import (
+    FILE_HEADER_BYTES,
+    STATE_VERSION,
+    FrameMoved,
+    LogFile,
+    check_file_header,
+    file_name,
+    frames_after,
+    start_of,
+)
+
+
+class FileEntry(NamedTuple):
+    """A finished file of the log: the positions [start, stop)."""
+
+    start: int
+    stop: int
+
+
+class FileSet:
+    """Files by position; immutable."""
+
+    def __init__(self, files: Iterable[LogFile]) -> None:
+        self.files = tuple(files)
+        self._starts = [file.start for file in self.files]
+
+    def at(self, position: int) -> LogFile:
+        """The file that holds a position. Errors: FrameMoved when no file does any more."""
+        number = bisect_right(self._starts, position) - 1
+        file = self.files[max(number, 0)]
+        if position >= 0 and (number < 0 or (file.stop is not None and position >= file.stop)):
+            raise FrameMoved(f"position {position}")
+        return file
+
+    def before(self, position: int) -> int:
+        """The number of the file in which a position lies, or ends."""
+        return max(0, bisect_right(self._starts, position) - 1)
+
+    def missing(self, expected: Iterable[FileEntry]) -> str:
+        """What is wrong with the first expected file that is not there as it was; empty: nothing."""
+        present = {file.start: file for file in self.files}
+        for start, stop in expected:
+            file = present.get(start)
+            if file is None:
+                return f"the log file {file_name(start)} is missing: {stop - start} bytes that the log has not given up"
+            if file.stop is not None and file.stop != stop:
+                return f"the log file {file_name(start)} holds {file.stop - start} bytes where {stop - start} were written"
+        return ""
+
+
+def files_of(disk: Disk, directory: Path) -> list[LogFile]:
+    """The files that the directory of a log holds, in order; all but the last are finished."""
+    starts = sorted(position for name in disk.list(directory) if (position := start_of(name)) is not None)
+    files = [LogFile(disk, directory / file_name(position), position) for position in starts]
+    for file in files[:-1]:
+        file.stop = file.start + disk.file_size(file.path)
+    return files
+
+
+def begins_with_state(file: LogFile) -> bool:
+    """Whether nothing before the file is needed. Errors: DamagedFrame, UnsupportedFormatVersion."""
+    return check_file_header(file.map(), file.start, str(file.path)) == STATE_VERSION
+
+
+def gaps(files: list[LogFile]) -> list[tuple[LogFile, str]]:
+    """Files after which others ought to come, and what is wrong there; a last file whose header is not whole is no judge."""
+    found = []
+    for file, successor in itertools.pairwise(files):
+        assert file.stop is not None, "only the last file grows"
+        if file.stop == successor.start:
+            continue
+        try:
+            is_legitimate = file.stop < successor.start and begins_with_state(successor)
+        except DamagedFrame:
+            is_legitimate = False
+        if not is_legitimate:
+            found.append((file, f"the file holds {file.stop - file.start} bytes where {successor.start - file.start} were written"))
+    return found
+
+
+def damaged(what: str, file: LogFile, offset: int) -> NoReturn:
+    raise DamagedFrame(
+        what,
+        where=f"{file.path}, byte {offset}",
+        next_step="Restore the file from a copy; run a check of the whole store to learn what else is damaged.",
+        file=str(file.path),
+        offset=offset,
+    )
+
+
+def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
+    """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
+    for header in frames_after(data, file.start, position - file.start):
+        if header.kind != FrameKind.DATA and header.base_offset > position:
+            with suppress(DamagedFrame):
+                file.check(data, header)
+                return True
+    return False
+
+
+def drop_unfinished_file(disk: Disk, directory: Path, files: list[LogFile], start: int | None) -> None:
+    """Remove a last file whose creation did not finish: header or state are not whole, and nothing in it was acknowledged.
+
+    `start`: where a checkpoint says that the log was durable.
+    """
+    if not files:
+        return
+    file = files[-1]
+    data = file.map()
+    try:
+        if check_file_header(data, file.start, str(file.path)) == STATE_VERSION:
+            file.check(data, parse_header(data, FILE_HEADER_BYTES, file.start + FILE_HEADER_BYTES, str(file.path)))
+    except DamagedFrame:
+        if (start is not None and start > file.start) or is_acknowledged(data, file, file.start):
+            raise
+        disk.unlink(file.path)
+        disk.sync_directory(directory)
+        files.pop()
+        if files:
+            files[-1].stop = None
+
+
+def reaches(files: Sequence[LogFile], position: int) -> bool:
+    """Whether a position lies in, or at the end of, one of the files."""
+    return any(file.start <= position and (file.stop is None or position <= file.stop) for file in files)
+
+
+def check_files(files: Iterable[LogFile], end: int | None) -> Iterator[DamagedFrame]:
+    """Compare every byte below `end` (None: every byte) with its checksum, whatever was checked before; each damage found, in order."""
+    for file in files:
+        try:
+            data = file.map()
+        except DamagedFrame as damage:
+            yield damage
+            continue
+        try:
+            check_file_header(data, file.start, str(file.path))
+        except DamagedFrame as damage:
+            yield damage
+        at = FILE_HEADER_BYTES
+        stop = data.size if end is None else min(data.size, end - file.start)
+        while at < stop:
+            try:
+                header = parse_header(data, at, file.start + at, str(file.path))
+                at += header.length
+                file.check(data, header)
+            except DamagedFrame as damage:
+                yield damage
+                if damage.offset == at:  # the header itself: its length cannot be followed
+                    following = frames_after(data, file.start, at + 1)
+                    at = following[0].position - file.start if following else stop
