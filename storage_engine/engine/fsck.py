@@ -19,7 +19,7 @@ import numpy as np
 
 from storage_engine.engine import checkpoint, upkeep
 from storage_engine.engine.buckets import Bucket, Buckets, origins_of
-from storage_engine.engine.key_snapshots import FOLDER, StoredSnapshot, belongs, file_name, read_snapshot
+from storage_engine.engine.key_snapshots import FOLDER, OF_EARLIER_VERSION, StoredSnapshot, belongs, file_name, read_snapshot
 from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
@@ -314,7 +314,8 @@ class _Check:
         for name in self.disk.list(folder) if folder.is_dir() else []:
             stored = read_snapshot(self.disk, folder / name) if name.endswith(".index") else None
             if isinstance(stored, str):
-                self.report.add("damage", folder / name, 0, f"the key snapshot {stored}", _DERIVED)
+                severity: Severity = "note" if stored == OF_EARLIER_VERSION else "damage"
+                self.report.add(severity, folder / name, 0, f"the key snapshot {stored}", _DERIVED)
             elif stored is not None:
                 yield folder / name, stored
 

@@ -26,6 +26,8 @@ from storage_engine.log.frame_index import FLAG_MOVED, BucketFrames, BucketId
 FOLDER: Final = "index"
 _SUFFIX: Final = ".index"
 _MAGIC: Final = b"FLIX0002"
+_OLDER: Final = b"FLIX0001"
+OF_EARLIER_VERSION: Final = "is of an earlier version and is not used"
 _HEAD: Final = struct.Struct("<8sI")
 _REST: Final = struct.Struct("<IiiiIqqqQQQQQ")
 HEADER_BYTES: Final = _HEAD.size + _REST.size
@@ -213,6 +215,8 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
     if data.size < HEADER_BYTES:
         return "is shorter than its header"
     magic, crc = _HEAD.unpack(data.slice(0, _HEAD.size).to_pybytes())
+    if magic == _OLDER:
+        return OF_EARLIER_VERSION
     if magic != _MAGIC:
         return f"has magic {magic!r}, this program reads {_MAGIC!r}"
     rest = data.slice(_HEAD.size, _REST.size)
