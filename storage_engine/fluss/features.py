@@ -25,6 +25,7 @@ REMEDIES = {
     "jobs": "Fluss keeps no progress of jobs: run jobs on the bundled store.",
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
+    "users": "A Fluss cluster has its own users (SASL) and ACLs: manage them by its own means.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",
 }
 

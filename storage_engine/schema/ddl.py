@@ -15,6 +15,7 @@ from storage_engine.schema.create_table import parse_column, parse_create_table,
 from storage_engine.schema.reader import Reader
 from storage_engine.schema.scanner import split_statements
 from storage_engine.schema.statements import Statement
+from storage_engine.schema.user_statements import USER_STATEMENTS
 
 DEFAULT_DATABASE = "default"
 
@@ -50,7 +51,7 @@ def _parse_one(reader: Reader) -> Statement:
         return st.Query(**reader.place)
     raise reader.refusal(
         f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE or STOP JOB.",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, STOP JOB, GRANT or REVOKE.",
     )
 
 
@@ -299,6 +300,7 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("STOP", "JOB"), _named(st.StopJob, Reader.job_name)),
     (("DESCRIBE", "JOB"), _named(st.DescribeJob, Reader.job_name)),
     (("DESC", "JOB"), _named(st.DescribeJob, Reader.job_name)),
+    *USER_STATEMENTS,
     (("DESCRIBE",), _named(st.DescribeTable, Reader.table_name)),
     (("DESC",), _named(st.DescribeTable, Reader.table_name)),
 )
