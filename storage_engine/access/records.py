@@ -86,7 +86,6 @@ class GrantRecord:
 def checked_name(name: str) -> str:
     """Errors: StatementRefused for a name that no user can have."""
     if not _NAME.match(name):
-        raise StatementRefused(
-            f"{name!r} cannot be a user's name", where="user", next_step="Use letters, digits and _ . @ -, at most 64, beginning with a letter."
-        )
+        next_step = "Use letters, digits and _ . @ -, at most 64, beginning with a letter."
+        raise StatementRefused(f"{name!r} cannot be a user's name", where="user", next_step=next_step)
     return name

@@ -44,7 +44,8 @@ class Users:
         if name in self._backend.objects(USER):
             if if_not_exists:
                 return False
-            raise AlreadyExists(f"user {name} exists", where="CREATE USER", next_step="ALTER USER changes its password; DROP USER drops it.")
+            next_step = "ALTER USER changes its password; DROP USER drops it."
+            raise AlreadyExists(f"user {name} exists", where="CREATE USER", next_step=next_step)
         hashed = None if password is None else hash_password(password)
         self._backend.put_object(USER, name, UserRecord(secrets.token_hex(8), hashed, self._now_ms()).to_json())
         return True

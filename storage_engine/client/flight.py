@@ -1,4 +1,4 @@
-"""FlightBackend: a store behind flashlake://host:port. It answers the Backend protocol by carrying each call over Arrow Flight.
+"""FlightBackend: a store behind flashlake://host:port or flashlake+tls://host:port: each call of the Backend protocol over Arrow Flight.
 
 Control calls are actions (JSON both ways); lookups and small commits go over sockets (socket_lane.py), larger ones over kept-open
 Flight streams (lane.py), which carry everything where no socket lane is reachable; fetch and read are streams.
@@ -17,15 +17,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.flight as fl
 
 from storage_engine.api import BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_read, require
+from storage_engine.client.endpoint import Endpoint, endpoint_of
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
+from storage_engine.client.throttle import Throttle
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
@@ -40,10 +41,9 @@ from storage_engine.client.wire import (
     encode_commit,
     encode_ranges,
 )
-from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
+from storage_engine.errors import AuthenticationFailed, Backpressure, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 
-DEFAULT_PORT = 9650
 ERROR_KEY = b"flashlake-error"
 _CALL_TIMEOUT_S = 60.0
 _BACKUP_TIMEOUT_S = 6 * 3600.0
@@ -69,20 +69,24 @@ logger = logging.getLogger(__name__)
 class FlightBackend:
     """A client of one server; any number of threads may use it."""
 
-    def __init__(self, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> None:
-        """Connect, and learn what the server can do.
+    def __init__(self, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0, **access: Any) -> None:
+        """Connect, log in, and learn what the server can do.
 
         connect_s  how long to wait for a first answer
         retry_s    how long a later call that may be repeated is repeated when the server does not answer
-        Errors: StoreUnavailable naming the address; UnsupportedFormatVersion for a server of another protocol.
+        access     user, password, token, token_file, tls_ca, tls_verify: see endpoint.py
+        Errors: StoreUnavailable naming the address; AuthenticationFailed; UnsupportedFormatVersion for a server of another protocol.
         """
-        self.url = url
-        self._address = parse_url(url)
+        self._endpoint: Endpoint = endpoint_of(url, **access)
+        self.url = self._endpoint.url
         self._retry_s = retry_s
         self._lock = threading.Lock()
         self._writers = WriterPool()
+        self._throttle = Throttle()
         self._is_closed = False
         self._client = self._new_client()
+        credentials = self._endpoint.credentials
+        self._bearer = f"Bearer {credentials.token}" if credentials.token else ""
         self._lane_address: Mapping[str, Any] | None = None
         self._is_flight_only = False
         hello = self._retried(lambda: self._action("hello", timeout_s=connect_s), is_repeatable=True, retry_s=connect_s)
@@ -90,14 +94,14 @@ class FlightBackend:
             self.close()
             raise UnsupportedFormatVersion(
                 f"the server speaks protocol {hello['protocol']}, this client {PROTOCOL_VERSION}",
-                where=url,
+                where=self.url,
                 next_step="Use the same Flashlake version at both ends.",
             )
         self.capabilities = frozenset(hello["capabilities"])
 
     @classmethod
-    def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> FlightBackend:
-        return cls(url, connect_s=connect_s, retry_s=retry_s)
+    def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0, **access: Any) -> FlightBackend:
+        return cls(url, connect_s=connect_s, retry_s=retry_s, **access)
 
     # catalog
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor:
@@ -132,6 +136,7 @@ class FlightBackend:
     # writes
     def commit(self, request: CommitRequest) -> CommitResult:
         self._require(*features_of_commit(request))
+        self._throttle.wait()
         with self._writers.borrow() as writer:
             is_ours = request.write_id is None
             if is_ours:
@@ -140,6 +145,7 @@ class FlightBackend:
             call = Call("commit", arguments, tables)
             is_small = sum(table.nbytes for table in tables) <= _SMALL_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
+        self._throttle.note(result.get("pressure", 0.0))
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], is_duplicate=result["is_duplicate"] and not is_ours)
 
@@ -183,6 +189,8 @@ class FlightBackend:
                     retry = _Retry(self._retry_s)
                     yield frame
                 return
+            except AuthenticationFailed as error:
+                self._log_in_again(error, retry)
             except (LaneBroken, StoreUnavailable) as error:
                 self._reconnect_after(error, retry)
                 left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
@@ -224,7 +232,9 @@ class FlightBackend:
     def _action(self, method: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
         (message,) = encode_call(Call(method, arguments or {}))
         try:
-            results = list(self._client.do_action(fl.Action("call", message.header), fl.FlightCallOptions(timeout=timeout_s)))
+            results = list(self._client.do_action(fl.Action("call", message.header), self._options(timeout_s)))
+        except fl.FlightUnauthenticatedError as error:
+            raise self._not_let_in() from error
         except (pa.ArrowException, OSError) as error:
             raise LaneBroken(_first_line(error)) from error
         return decode_reply(json.loads(results[0].body.to_pybytes()), None).result
@@ -263,17 +273,20 @@ class FlightBackend:
             address = self._lane_address
             if address is not None:
                 try:
-                    writer.socket = SocketLane(self._address[0], address)
+                    writer.socket = self._new_socket(address)
                 except LaneBroken:
                     self._lane_address = None  # the server may have started anew: ask it
             if writer.socket is None:
                 self._lane_address = self._ask_lane()
                 try:
-                    writer.socket = SocketLane(self._address[0], self._lane_address) if self._lane_address else None
+                    writer.socket = self._new_socket(self._lane_address) if self._lane_address else None
                 except LaneBroken:
                     logger.debug("the socket lane cannot be reached", exc_info=True)
                 self._is_flight_only = writer.socket is None
         return writer.socket
+
+    def _new_socket(self, address: Mapping[str, Any]) -> SocketLane:
+        return SocketLane(self._endpoint.host, address, tls=self._endpoint.tls_context() if address.get("tls") else None)
 
     def _ask_lane(self) -> Mapping[str, Any] | None:
         try:
@@ -283,9 +296,14 @@ class FlightBackend:
 
     def _call_lane(self, writer: Writer, call: Call) -> Reply:
         if writer.lane is None:
-            writer.lane = Lane(self._client)
+            writer.lane = Lane(self._client, self._options())
         try:
             return writer.lane.call(call)
+        except AuthenticationFailed:
+            writer.lane.is_usable = False  # it was opened by who we are no more
+            raise
+        except fl.FlightUnauthenticatedError as error:
+            raise self._not_let_in() from error
         finally:
             if not writer.lane.is_usable:
                 writer.disconnect()
@@ -297,6 +315,8 @@ class FlightBackend:
             raise decode_error(json.loads(metadata[ERROR_KEY]))
         try:
             return reader.read_all()
+        except fl.FlightUnauthenticatedError as error:
+            raise self._not_let_in() from error
         except (pa.ArrowException, OSError) as error:
             raise LaneBroken(_first_line(error)) from error
 
@@ -310,6 +330,8 @@ class FlightBackend:
                 except StopIteration:
                     is_done = True
                     return
+                except fl.FlightUnauthenticatedError as error:
+                    raise self._not_let_in() from error
                 except (pa.ArrowException, OSError) as error:
                     raise LaneBroken(_first_line(error)) from error
                 if received.data.num_rows == 0:
@@ -322,7 +344,9 @@ class FlightBackend:
     def _open_stream(self, call: Call) -> fl.FlightStreamReader:
         (message,) = encode_call(call)
         try:
-            return self._client.do_get(fl.Ticket(message.header))
+            return self._client.do_get(fl.Ticket(message.header), self._options())
+        except fl.FlightUnauthenticatedError as error:
+            raise self._not_let_in() from error
         except (pa.ArrowException, OSError) as error:
             raise LaneBroken(_first_line(error)) from error
 
@@ -334,6 +358,11 @@ class FlightBackend:
                 return attempt()
             except StoreUnavailable as error:  # refused by a server that is stopping: nothing was done
                 self._reconnect_after(error, retry)
+            except Backpressure as error:  # nothing was done
+                if self._is_closed or not retry.wait(error.retry_after_ms / 1000):
+                    raise
+            except AuthenticationFailed as error:  # nothing was done: no session yet, or one that is over
+                self._log_in_again(error, retry)
             except LaneBroken as error:
                 if not is_repeatable:
                     raise self._unavailable(f"the connection broke and the call may have been done: {error}") from error
@@ -353,8 +382,37 @@ class FlightBackend:
         return StoreUnavailable(what, where=self.url, next_step=next_step)
 
     def _new_client(self) -> fl.FlightClient:
-        host, port = self._address
-        return fl.FlightClient(f"grpc://{host}:{port}", generic_options=_CHANNEL)
+        return fl.FlightClient(self._endpoint.location, generic_options=_CHANNEL, **self._endpoint.flight_options())  # type: ignore[arg-type]
+
+    # who we are
+    def _options(self, timeout_s: float | None = None) -> fl.FlightCallOptions:
+        headers = [(b"authorization", self._bearer.encode())] if self._bearer else []
+        return fl.FlightCallOptions(timeout=timeout_s, headers=headers)
+
+    def _log_in_again(self, error: AuthenticationFailed, retry: _Retry) -> None:
+        """Open a session with the password, once per call. Errors: AuthenticationFailed; StoreUnavailable."""
+        credentials = self._endpoint.credentials
+        if self._is_closed or retry.has_logged_in or not credentials.password:
+            raise error
+        retry.has_logged_in = True
+        while True:
+            try:
+                _, value = self._client.authenticate_basic_token(credentials.user, credentials.password, self._options(_CALL_TIMEOUT_S))
+                self._bearer = value.decode()
+                return
+            except fl.FlightUnauthenticatedError as refusal:
+                raise self._not_let_in() from refusal
+            except (pa.ArrowException, OSError) as broken:
+                self._reconnect_after(LaneBroken(_first_line(broken)), retry)
+
+    def _not_let_in(self) -> AuthenticationFailed:
+        credentials = self._endpoint.credentials
+        if not credentials.token and not credentials.user:
+            return AuthenticationFailed(
+                "the server asks for a user", where=self.url, next_step="Connect with user= and password=, or token= (docs/server.md)."
+            )
+        next_step = "Check user and password, or whether the token is expired or revoked."
+        return AuthenticationFailed("the credentials are not accepted", where=self.url, next_step=next_step)
 
 
 class _Retry:
@@ -363,12 +421,14 @@ class _Retry:
     def __init__(self, retry_s: float) -> None:
         self._deadline = time.monotonic() + retry_s
         self._pause_s = _RETRY_FIRST_S
+        self.has_logged_in = False
 
-    def wait(self) -> bool:
+    def wait(self, at_least_s: float = 0.0) -> bool:
         """Pause before another attempt; False when the time is over."""
-        if time.monotonic() + self._pause_s > self._deadline:
+        pause_s = max(self._pause_s, at_least_s)
+        if time.monotonic() + pause_s > self._deadline:
             return False
-        time.sleep(self._pause_s)
+        time.sleep(pause_s)
         self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
         return True
 
@@ -381,15 +441,8 @@ def parse_url(url: str) -> tuple[str, int]:
     >>> parse_url("flashlake://[::1]:9650")
     ('[::1]', 9650)
     """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme != "flashlake" or not parts.hostname or port == -1 or parts.path.strip("/"):
-        raise InvalidConfiguration(f"{url} is not the address of a server", where="store url", next_step="Write flashlake://host:port.")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return host, DEFAULT_PORT if port is None else port
+    endpoint = endpoint_of(url, environ={})
+    return endpoint.host, endpoint.port
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:

@@ -24,6 +24,7 @@ from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.metrics import StoreMetric, collect
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
@@ -60,6 +61,7 @@ class EmbeddedBackend:
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
+        self.counters: dict[str, float] = {}
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -316,6 +318,17 @@ class EmbeddedBackend:
     def count(self, table: str) -> int:
         with self._readers:
             return reads.count(self._buckets, self._table(table))
+
+    # what it says of itself
+
+    def metrics(self) -> list[StoreMetric]:
+        """Numbers for whoever watches. Background work adds to `counters`."""
+        with self._readers:
+            return collect(self._log, self._state, self._buckets, self.maintenance.reports(), self.counters)
+
+    def syncing_s(self) -> float:
+        """Seconds that the running fdatasync has taken so far; 0 when none runs."""
+        return self._log.syncing_s()
 
     # copies
 
