@@ -19,14 +19,15 @@ def connect(url: str, **options: Any) -> Store:
                            also flashlake://user:password@host:port, and the environment: client/endpoint.py)
     fluss://host:port      an Apache Fluss cluster (extra `fluss`; docs/fluss.md)
 
-    Errors: UserError for another scheme; AuthenticationFailed; StoreLocked when another process owns the directory; StoreUnavailable when no server answers.
+    Errors: UserError for another scheme; StoreLocked when another process owns the directory; StoreUnavailable when no server
+    answers; AuthenticationFailed.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
         from storage_engine.engine.embedded import EmbeddedBackend
 
         if parts.netloc:
-            hint = f"Write file:///{parts.netloc}{parts.path} with three slashes."
+            hint = f"Write file:///{parts.netloc.rpartition('@')[2]}{parts.path} with three slashes."
             raise UserError(f"{without_secrets(url)} names a host", where="store url", next_step=hint)
         return wrap(EmbeddedBackend.open(parts.path, **options))
     if parts.scheme in ("flashlake", "flashlake+tls"):

@@ -154,7 +154,8 @@ def _read(file: str | Path, what: str) -> bytes:
     try:
         return Path(file).read_bytes()
     except OSError as error:
-        raise InvalidConfiguration(f"{what} cannot be read: {error.strerror}", where=str(file), next_step="Name a readable file.") from error
+        said = f"{what} cannot be read: {error.strerror}"
+        raise InvalidConfiguration(said, where=str(file), next_step="Name a readable file.") from error
 
 
 def _system_roots() -> bytes:

@@ -397,7 +397,8 @@ class FlightBackend:
         retry.has_logged_in = True
         while True:
             try:
-                _, value = self._client.authenticate_basic_token(credentials.user, credentials.password, self._options(_CALL_TIMEOUT_S))
+                options = fl.FlightCallOptions(timeout=_CALL_TIMEOUT_S)
+                _, value = self._client.authenticate_basic_token(credentials.user, credentials.password, options)
                 self._bearer = value.decode()
                 return
             except fl.FlightUnauthenticatedError as refusal:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from storage_engine.schema.reader import Reader
 from storage_engine.schema.statements import Statement
@@ -146,7 +147,7 @@ def _password(reader: Reader) -> str:
     return password
 
 
-def _place(reader: Reader, text: str) -> dict[str, object]:
+def _place(reader: Reader, text: str) -> dict[str, Any]:
     return {**reader.place, "text": text}
 
 
