@@ -7,6 +7,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -30,7 +31,6 @@ METADATA_FIELDS = (
     pa.field("_log_offset", pa.int64(), nullable=False),
     pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
 )
-_CHANGE_NAMES = pa.array(CHANGE_TYPE_NAMES, pa.string())
 
 Start = Literal["earliest", "latest"] | Offsets
 Stop = Literal["latest"] | Offsets
@@ -191,8 +191,8 @@ class Table:
     def _metadata(name: str, frame: FetchedFrame, first: int, n: int) -> pa.Array:
         if name == "_change_type":
             if frame.change_types is None:
-                return pa.repeat(_CHANGE_NAMES[0], n)
-            return _CHANGE_NAMES.take(pa.array(np.frombuffer(frame.change_types, np.uint8)[first : first + n]))
+                return pa.repeat(_change_names()[0], n)
+            return _change_names().take(pa.array(np.frombuffer(frame.change_types, np.uint8)[first : first + n]))
         if name == "_partition":
             return pa.repeat(pa.scalar(frame.bucket.partition, pa.string()), n)
         if name == "_bucket":
@@ -234,3 +234,9 @@ class Table:
         if expression is not None:
             rows = rows.filter(expression)
         return rows if columns is None else rows.select(list(columns))
+
+
+@cache
+def _change_names() -> pa.Array:
+    """Made at the first use: pa.array() loads pandas, which a server never needs."""
+    return pa.array(CHANGE_TYPE_NAMES, pa.string())

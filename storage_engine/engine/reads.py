@@ -22,7 +22,7 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
-_ONE_FOUND = pa.array([True])
+_ONE_FOUND = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\x01")])  # pa.array() at import would load pandas
 
 
 class FetchStep(NamedTuple):

@@ -40,6 +40,7 @@ logger = logging.getLogger("storage_engine.server")
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
+    sys.meta_path.insert(0, _NoPandas())  # type: ignore[arg-type]
     faulthandler.register(signal.SIGUSR1)  # all threads' stacks to standard error, for a server that does not answer
     start_logging(options.log_format, options.log_level)
     try:
@@ -182,6 +183,14 @@ def _end_at_second_signal(stop: _StopSignal) -> None:
     logger.warning("a second signal: calls in flight are broken off")
     logging.shutdown()
     os._exit(CUT_OFF)
+
+
+class _NoPandas:
+    """pyarrow loads pandas when it first makes an array of Python values: 36 MB that nothing here uses. It goes on without."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002 - the protocol's signature
+        if name == "pandas":
+            raise ModuleNotFoundError("a server takes rows as Arrow and needs no pandas", name="pandas")
 
 
 class _StopSignal:

@@ -35,7 +35,8 @@ def run(monkeypatch, *arguments, stdin="") -> int:
 def test_the_first_administrator_is_made_on_the_directory(project, config, monkeypatch, capsys):
     assert run(monkeypatch, "user", "add", "ana", "--admin", "--project", project, stdin="correct horse\n") == 0
     assert run(monkeypatch, "user", "add", "robot", "--service", "--project", project) == 0
-    assert run(monkeypatch, "token", "create", "robot", "--label", "w", "--expires", "30d", "--out", project / "t", "--project", project) == 0
+    create = ["token", "create", "robot", "--label", "w", "--expires", "30d", "--out", project / "t", "--project", project]
+    assert run(monkeypatch, *create) == 0
     capsys.readouterr()
     assert run(monkeypatch, "user", "list", "--format", "json", "--project", project) == 0
 
@@ -57,7 +58,8 @@ def test_the_first_administrator_is_made_on_the_directory(project, config, monke
 
 
 @pytest.mark.parametrize(
-    ("arguments", "word"), [(["add", "ana"], "too short"), (["drop", "nobody"], "no user nobody"), (["add"], "needs a name"), (["list", "x"], "no name")]
+    ("arguments", "word"),
+    [(["add", "ana"], "too short"), (["drop", "nobody"], "no user nobody"), (["add"], "needs a name"), (["list", "x"], "no name")],
 )
 def test_what_cannot_be_is_refused_in_one_line(project, monkeypatch, capsys, arguments, word):
     assert run(monkeypatch, "user", *arguments, "--project", project, stdin="short\n") == 1
