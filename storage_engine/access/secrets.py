@@ -56,9 +56,7 @@ class PasswordHash:
 def hash_password(password: str) -> PasswordHash:
     """Errors: UserError for a password that is too short."""
     if len(password) < PASSWORD_CHARACTERS_MIN:
-        raise UserError(
-            "the password is too short", where="password", next_step=f"Take at least {PASSWORD_CHARACTERS_MIN} characters."
-        )
+        raise UserError("the password is too short", where="password", next_step=f"Take at least {PASSWORD_CHARACTERS_MIN} characters.")
     salt = secrets.token_bytes(16)
     return PasswordHash(SCRYPT_N, SCRYPT_R, SCRYPT_P, salt, _scrypt(password, SCRYPT_N, SCRYPT_R, SCRYPT_P, salt))
 
