@@ -62,6 +62,7 @@ class EmbeddedBackend:
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
         self.counters: dict[str, float] = {}
+        self.debts: dict[str, Callable[[], float]] = {}
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -322,7 +323,7 @@ class EmbeddedBackend:
     # what it says of itself
 
     def metrics(self) -> list[StoreMetric]:
-        """Numbers for whoever watches. Background work adds to `counters`."""
+        """Numbers for whoever watches. Background work adds to `counters`; its `debts`, each in [0, 1), slow writers."""
         with self._readers:
             return collect(self._log, self._state, self._buckets, self.maintenance.reports(), self.counters)
 

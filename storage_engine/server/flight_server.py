@@ -72,6 +72,8 @@ class FlightServer(fl.FlightServerBase):
         """`authenticator`: None lets everybody do everything; `certificate`: None speaks plain TCP."""
         self.authenticator = authenticator or Authenticator(backend, is_on=False)
         self.admission = Admission(limits, fsync_s=getattr(backend, "syncing_s", lambda: 0.0))
+        debts: dict[str, Callable[[], float]] = getattr(backend, "debts", {})
+        self.admission.debts.append(lambda: max((debt() for debt in list(debts.values())), default=0.0))
         self.guard = Guard(backend, self.authenticator, self.admission.pressure)
         self.metrics = metrics or Metrics()
         self._ids = itertools.count(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import pyarrow as pa
@@ -126,7 +127,7 @@ class Guard:
             return []
         from storage_engine.client.store import Store
         from storage_engine.stream.job import JobDescriptor, plan_job
-        from storage_engine.stream.plan import lookups
+        from storage_engine.stream.plan import lookups, walk
 
         def no_session(_store: Store) -> Any:
             raise AssertionError("planning runs no statement")
@@ -142,8 +143,9 @@ class Guard:
             ) from None
         inserted = [join.table.name for join in lookups(plan.root) if join.inserts_missing]
         writes = [plan.sink.name, *(state.name for state in plan.state_tables), *inserted]
-        reads = [*plan.source_tables, *plan.lookup_tables]
-        return [*(("WRITE", written) for written in writes), *(("READ", read) for read in reads)]
+        values = [getattr(node, item.name) for node in walk(plan.root) for item in fields(node)]
+        reads = {value.name for value in values if isinstance(value, TableDescriptor)}  # of every kind of node
+        return [*(("WRITE", written) for written in writes), *(("READ", read) for read in sorted(reads))]
 
 
 class _Seen:

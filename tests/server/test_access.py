@@ -301,6 +301,11 @@ def test_a_job_needs_the_rights_of_what_it_reads_and_writes(secured: Secured) ->
     stolen = {**store.objects("job")["good"], "name": "bad", "select": "SELECT k, v FROM shop.salaries"}
     with pytest.raises(AccessDenied, match="cannot be planned"):
         store.put_object("job", "bad", stolen)
+    secured.admin.execute("GRANT DESCRIBE ON TABLE shop.salaries TO hal")
+    joined = "SELECT o.k, s.v FROM shop.orders AS o LEFT JOIN shop.salaries FOR SYSTEM_TIME AS OF PROCTIME() AS s ON o.k = s.k"
+    for select in ("SELECT k, v FROM shop.salaries", "SELECT k, v FROM shop.orders UNION ALL SELECT k, v FROM shop.salaries", joined):
+        with pytest.raises(AccessDenied, match=r"READ ON TABLE shop\.salaries|cannot be planned"):
+            store.put_object("job", "bad", {**stolen, "select": select})
     reader = secured.user("hana", "READ ON TABLE shop.orders", "DESCRIBE ON TABLE hals.copy")
     with pytest.raises(AccessDenied, match=r"WRITE ON TABLE hals\.copy"):
         reader.put_object("job", "bad", {**store.objects("job")["good"], "name": "bad"})

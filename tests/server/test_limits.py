@@ -24,6 +24,7 @@ from storage_engine.client.wire import packed as wire
 from storage_engine.errors import Backpressure, RequestTooLarge
 from storage_engine.server import FlightServer, ServerProcess
 from storage_engine.server.admission import Admission, Limits
+from storage_engine.server.connections import Seen, verdict
 
 MB = 1 << 20
 TABLES = """
@@ -101,12 +102,12 @@ def test_a_pressed_server_slows_its_writers_by_the_square_of_the_pressure(backen
     with storage_engine.connect(f"flashlake://127.0.0.1:{server.port}") as store:
         store.execute(TABLES)
         table = store.table("a.log")
-        server.admission.debts.append(lambda: 0.4)
+        backend.debts["cleaning"] = lambda: 0.4
         table.append({"x": [1]})
         begin = time.monotonic()
         table.append({"x": [2]})
         slowed_s = time.monotonic() - begin
-        server.admission.debts.clear()
+        backend.debts.clear()
         table.append({"x": [3]})
         begin = time.monotonic()
         table.append({"x": [4]})
@@ -289,3 +290,21 @@ def test_threads_of_one_client_share_a_budget_of_connections(tmp_path):
             with ThreadPoolExecutor(3) as pool:
                 list(pool.map(work, range(3)))
             assert store.table("a.t").count() == 30
+
+
+@pytest.mark.parametrize(
+    ("seen", "rank", "reason"),
+    [
+        (Seen(age_s=100, quiet_s=0, stalled_s=0, n_received=9), 0, None),
+        (Seen(age_s=4, quiet_s=4, stalled_s=0, n_received=0), 0, None),
+        (Seen(age_s=6, quiet_s=6, stalled_s=0, n_received=0), 0, "silent"),
+        (Seen(age_s=100, quiet_s=0, stalled_s=31, n_received=9), 0, "stalled"),
+        (Seen(age_s=100, quiet_s=61, stalled_s=0, n_received=9), 0, "idle"),
+        (Seen(age_s=1, quiet_s=0, stalled_s=0, n_received=9), 7, None),
+        (Seen(age_s=1, quiet_s=0, stalled_s=0, n_received=9), 8, "excess"),
+    ],
+)
+def test_a_connection_is_closed_for_one_reason_or_left_alone(seen, rank, reason):
+    limits = Limits(connections_max=8, idle_s=60, stall_s=30, greeting_s=5)
+
+    assert verdict(seen, rank, limits) == reason
