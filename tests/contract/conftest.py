@@ -117,7 +117,7 @@ class OnFluss:
 
 FLUSS = os.environ.get("FLASHLAKE_TEST_FLUSS", "")
 BACKENDS = {"embedded": Embedded, "server": Served, "secured": Secured, **({"fluss": OnFluss} if FLUSS else {})}
-SECURED_MODULES = ("test_log_tables.py", "test_users.py", "test_bad_input.py")
+SECURED_MODULES = ("test_log_tables.py", "test_users.py")
 """What runs with authentication and TLS on too; FLASHLAKE_TEST_SECURED=1: everything."""
 FLUSS_DIFFERS = {
     "test_an_upsert_that_changes_nothing_writes_nothing": "Fluss writes -U and +U for a row that stays as it is",

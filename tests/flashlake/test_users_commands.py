@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import stat
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -66,15 +63,7 @@ def test_what_cannot_be_is_refused_in_one_line(project, monkeypatch, capsys, arg
     assert word in capsys.readouterr().err
 
 
-def flashlake(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environ = {name: value for name, value in os.environ.items() if name not in CREDENTIALS}
-    return subprocess.run(
-        [sys.executable, "-m", "flashlake", *arguments, "--project", str(project)],
-        env={**environ, **environment}, capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-
-
-def test_services_run_with_authentication_and_tls_as_their_own_users(project, monkeypatch):
+def test_services_run_with_authentication_and_tls_as_their_own_users(project, monkeypatch, capsys):
     authority = Authority(project)
     files = authority.server("127.0.0.1")
     for name, kind in (("ana", "--admin"), ("streamer", "--service"), ("tierer", "--service")):
@@ -86,29 +75,28 @@ def test_services_run_with_authentication_and_tls_as_their_own_users(project, mo
         + f'[server]\nauthentication = "on"\ntls_cert = "{files.cert}"\ntls_key = "{files.key}"\ntls_ca = "{authority.ca}"\n'
         + 'token_file = "ana.token"\nstream_token_file = "streamer.token"\ntiering_token_file = "tierer.token"\nlog_level = "debug"\n'
     )
-    up = flashlake(project, "up", "store", "stream", "tiering", "--no-deploy")
+    capsys.readouterr()
+    assert run(monkeypatch, "up", "store", "stream", "tiering", "--no-deploy", "--project", project) == 0
     try:
-        assert up.returncode == 0, up.stderr
-        assert "flashlake+tls://" in up.stdout
-        made = flashlake(
-            project, "sql", "-e",
+        url = next(word for word in capsys.readouterr().out.split() if word.startswith("flashlake+tls://"))
+        statements = (
             "CREATE TABLE a.log (k BIGINT, v BIGINT); CREATE TABLE a.sum (k BIGINT NOT NULL, n BIGINT, PRIMARY KEY (k) NOT ENFORCED) "
             "WITH ('table.datalake.enabled' = 'true', 'table.datalake.freshness' = '1s');"
-            "INSERT INTO a.sum SELECT k, SUM(v) FROM a.log GROUP BY k; INSERT INTO a.log VALUES (1, 2), (1, 3)",
-        )  # fmt: skip
-        assert made.returncode == 0, made.stderr
-        url = next(word for word in up.stdout.split() if word.startswith("flashlake+tls://"))
+            "INSERT INTO a.sum SELECT k, SUM(v) FROM a.log GROUP BY k; INSERT INTO a.log VALUES (1, 2), (1, 3)"
+        )
+        assert run(monkeypatch, "sql", "-e", statements, "--project", project) == 0
         with storage_engine.connect(url, tls_ca=authority.ca, token_file=project / "ana.token") as store:
             deadline = time.monotonic() + 40
             while store.table("a.sum").read().to_pylist() != [{"k": 1, "n": 5}] or "tier:a.sum" not in store.progress("tier:"):
                 assert time.monotonic() < deadline, [*(project / "data" / "logs").glob("*.log")]
                 time.sleep(0.1)
-        assert flashlake(project, "status").returncode == 0
-        stranger = flashlake(project, "sql", "-e", "SHOW TABLES", FLASHLAKE_USER="ana", FLASHLAKE_PASSWORD="wrong horse")
-        assert (stranger.returncode, "not accepted" in stranger.stderr) == (1, True)
+        assert run(monkeypatch, "status", "--project", project) == 0
+        monkeypatch.setenv("FLASHLAKE_USER", "ana")
+        monkeypatch.setenv("FLASHLAKE_PASSWORD", "wrong horse")
+        assert run(monkeypatch, "sql", "-e", "SHOW TABLES", "--project", project) == 1
+        assert "not accepted" in capsys.readouterr().err
     finally:
-        down = flashlake(project, "down")
-    assert down.returncode == 0, down.stderr
+        assert run(monkeypatch, "down", "--project", project) == 0
     log = (project / "data" / "logs" / "store.log").read_text()
     assert "stopping" in log
     assert "flt_" not in log

@@ -17,7 +17,7 @@ from tests.server.conftest import CuttingProxy
 
 pytestmark = pytest.mark.crash
 
-ROUNDS = int(os.environ.get("CRASH_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("CRASH_ROUNDS", "14"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))
 N_WRITERS = 3
 
