@@ -21,7 +21,7 @@ from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
-_ONE_FOUND = pa.array([True])
+_ONE_FOUND = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\x01")])  # pa.array() at import would load pandas
 
 
 def plan_fetch(buckets: Buckets, table: TableState, ranges: Mapping[TableBucket, tuple[int, int]]) -> list[FetchStep]:

@@ -123,7 +123,7 @@ class Transaction:
         self, table: TableState, bucket: Bucket, batch: pa.RecordBatch, message: pa.Buffer, change_types: np.ndarray | None, schema_id: int
     ) -> None:
         base_offset = bucket.next_offset
-        counted = [name for name in table.descriptor.statistics_columns if name in batch.schema.names]
+        counted = [pair for pair in table.descriptor.statistics_columns if pair[0] in batch.schema.names]
         frame = frame_of_message(
             message,
             batch.num_rows,
