@@ -23,6 +23,7 @@ ENV_PREFIX = "FLASHLAKE__"
 PROJECT_ENV = "FLASHLAKE_PROJECT"
 
 Port = Annotated[int, Field(ge=1, le=65535)]
+OptionalPath = Path | Literal[""]
 
 
 class Section(BaseModel):
@@ -45,6 +46,32 @@ class StoreSection(Section):
     url: str = Field(
         default="", description='where the store is, if not ours: "flashlake://host:port"; empty: the server above, else the folder'
     )
+
+
+class ServerSection(Section):
+    """What the store server asks of its callers, and what it holds at most; docs/server.md explains."""
+
+    authentication: Literal["on", "off"] = Field(default="off", description="on: every caller needs a user or token; off: loopback only")
+    token_file: OptionalPath = Field(default="", description="token of this project's processes and commands; empty: the environment's")
+    stream_token_file: OptionalPath = Field(default="", description="token of the stream worker; empty: the one above")
+    tiering_token_file: OptionalPath = Field(default="", description="token of the tiering worker; empty: the one above")
+    tls_cert: OptionalPath = Field(default="", description="PEM certificate (chain) for TLS on both lanes; empty: plain TCP")
+    tls_key: OptionalPath = Field(default="", description="PEM private key of the certificate")
+    tls_ca: OptionalPath = Field(default="", description="PEM of the authority that clients verify with; empty: the machine's own list")
+    plain_passwords: Literal["refuse", "allow"] = Field(
+        default="refuse", description="allow: beyond loopback without TLS, secrets and rows readable by whoever listens to the network"
+    )
+    lane_port: Annotated[int, Field(ge=0, le=65535)] = Field(default=0, description="port of the socket lane; 0: a free one")
+    metrics_port: Annotated[int, Field(ge=-1, le=65535)] = Field(default=-1, description="port of the Prometheus page; -1: none")
+    metrics_host: str = Field(default="127.0.0.1", description="address of that page, which asks nobody who they are")
+    memory_mb_max: int = Field(default=1024, ge=1, description="MiB of requests in flight")
+    request_mb_max: int = Field(default=512, ge=1, description="MiB of one request")
+    connections_max: int = Field(default=1024, ge=1, description="connections per lane")
+    idle_seconds_max: float = Field(default=900, gt=0, description="seconds after which a silent connection is closed")
+    stall_seconds_max: float = Field(default=300, gt=0, description="seconds after which a connection that takes nothing is closed")
+    drain_seconds_max: float = Field(default=10, ge=0, description="seconds that calls in flight get when the server stops")
+    log_format: Literal["text", "json"] = Field(default="text", description="one record a line, as text or as JSON")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level of a record")
 
 
 class LakeSection(Section):
@@ -103,6 +130,7 @@ class Config(Section):
     """All settings of a project. Paths are absolute once `load_config` returns it; `project` is the folder."""
 
     store: StoreSection = StoreSection()
+    server: ServerSection = ServerSection()
     lake: LakeSection = LakeSection()
     dagster: DagsterSection = DagsterSection()
     spark: SparkSection = SparkSection()
@@ -115,7 +143,9 @@ class Config(Section):
     @property
     def server_url(self) -> str:
         """The URL of the store server that this project starts (or of the store named by store.url)."""
-        return self.store.url or f"flashlake://{self.store.host}:{self.store.port}"
+        scheme = "flashlake+tls" if self.server.tls_cert else "flashlake"
+        host = "127.0.0.1" if self.store.host in ("0.0.0.0", "::") else self.store.host  # noqa: S104 - what is named in the file
+        return self.store.url or f"{scheme}://{host}:{self.store.port}"
 
     @property
     def directory_url(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import storage_engine
+from flashlake.access import access_of
 from flashlake.config import Config
 from flashlake.supervisor.probes import port_answers
 from flashlake.supervisor.records import RunDir
@@ -26,15 +27,20 @@ def open_store(config: Config, url: str | None = None) -> Store:
     Errors: StoreLocked when another process has the folder and no server of ours answers; StoreUnavailable.
     """
     if url or config.store.url:
-        return storage_engine.connect(url or config.store.url)
+        return connect_as_project(config, url or config.store.url)
     if RunDir(config.services.run_dir).service("store").is_running:
-        return storage_engine.connect(config.server_url)
+        return connect_as_project(config, config.server_url)
     try:
         return storage_engine.connect(config.directory_url, key_memory_bytes_max=config.store.key_memory_mb << 20)
     except StoreLocked:
         if port_answers(config.store.host, config.store.port):
-            return storage_engine.connect(config.server_url)
+            return connect_as_project(config, config.server_url)
         raise
+
+
+def connect_as_project(config: Config, url: str) -> Store:
+    """A store, with the project's token where it is a server and the environment names nobody else."""
+    return storage_engine.connect(url, **access_of(config, url))
 
 
 def open_engine(config: Config, store: Store) -> QueryEngine:

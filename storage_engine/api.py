@@ -23,7 +23,7 @@ CAPABILITIES = frozenset(
         "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
         "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
         "backup", "journal", "idempotent_writes", "objects", "tiering", "add_partition", "auto_partition", "late_rows",
-        "statistics_of_buckets", "scan_from_timestamp", "last_rows", "statistics", "retract",
+        "statistics_of_buckets", "scan_from_timestamp", "last_rows", "statistics", "retract", "users",
     }
 )
 

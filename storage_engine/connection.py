@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from storage_engine.api import Backend
+from storage_engine.client.endpoint import without_secrets
 from storage_engine.client.store import Session, Store
 from storage_engine.errors import UserError
 
@@ -14,20 +15,22 @@ def connect(url: str, **options: Any) -> Store:
     """Open a store.
 
     file:///path           embedded: this process owns the directory (options: sync = "commit" | "none", key_memory_bytes_max)
-    flashlake://host:port  the bundled server
+    flashlake://host:port  the bundled server; flashlake+tls:// with TLS (options: user and password, token or token_file, tls_ca;
+                            also flashlake://user:password@host:port, and the environment: client/endpoint.py)
     fluss://host:port      an Apache Fluss cluster (extra `fluss`; docs/fluss.md)
 
-    Errors: UserError for another scheme; StoreLocked when another process owns the directory; StoreUnavailable when no server answers.
+    Errors: UserError for another scheme; StoreLocked when another process owns the directory; StoreUnavailable when no server
+    answers; AuthenticationFailed.
     """
     parts = urlsplit(url)
     if parts.scheme == "file":
         from storage_engine.engine.embedded import EmbeddedBackend
 
         if parts.netloc:
-            hint = f"Write file:///{parts.netloc}{parts.path} with three slashes."
-            raise UserError(f"{url} names a host", where="store url", next_step=hint)
+            hint = f"Write file:///{parts.netloc.rpartition('@')[2]}{parts.path} with three slashes."
+            raise UserError(f"{without_secrets(url)} names a host", where="store url", next_step=hint)
         return wrap(EmbeddedBackend.open(parts.path, **options))
-    if parts.scheme == "flashlake":
+    if parts.scheme in ("flashlake", "flashlake+tls"):
         from storage_engine.client.flight import FlightBackend
 
         return wrap(FlightBackend.connect(url, **options))
@@ -40,7 +43,7 @@ def connect(url: str, **options: Any) -> Store:
             raise UserError("pyfluss is not installed", where="store url", next_step="Install the extra: flashlake[fluss].") from error
         return wrap(FlussBackend.connect(url, **options))
     raise UserError(
-        f"{url} is not a store address", where="store url", next_step="Use file:///path, flashlake://host:port or fluss://host:port."
+        f"{without_secrets(url)} is not a store address", where="store url", next_step="Use file:///path, flashlake://host:port or fluss://host:port."
     )
 
 

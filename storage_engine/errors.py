@@ -107,6 +107,18 @@ class InvalidConfiguration(UserError):
     """A configuration key is unknown or its value is out of range."""
 
 
+class UnknownUser(UserError):
+    """No user or token of that name."""
+
+
+class AuthenticationFailed(UserError):
+    """The credentials are missing, wrong, expired or revoked; which of these is not said."""
+
+
+class AccessDenied(UserError):
+    """The user may see the object, and lacks the right that the call needs."""
+
+
 class StoreLocked(RetriableError):
     """Another process has the store directory open (`pid`)."""
 
@@ -125,6 +137,14 @@ class TableAltered(RetriableError):
 
 class StoreUnavailable(RetriableError):
     """The server does not answer, is stopping, or a port is taken."""
+
+
+class Backpressure(RetriableError):
+    """The server has taken as much as it may hold; nothing of the call was done. Try again after `retry_after_ms`."""
+
+    def __init__(self, what: str, *, where: str, next_step: str, retry_after_ms: int = 100) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.retry_after_ms = retry_after_ms
 
 
 class WriteFailed(RetriableError):

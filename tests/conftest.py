@@ -22,3 +22,11 @@ def fluss_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield cluster.start().url
     finally:
         cluster.stop()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cheap_passwords() -> None:
+    """Password hashes of tests take little time; their parameters are beside them, so servers need no more."""
+    from storage_engine.access import secrets
+
+    secrets.SCRYPT_N, secrets.SCRYPT_P = 1 << 10, 1

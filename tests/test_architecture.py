@@ -19,7 +19,7 @@ BELOW = {
     "assets": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources"},
     "definitions": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources", "assets"},
 }
-STORE_ROOMS = ["errors", "schema", "api", "log", "kv", "engine", "client", "fluss", "stream", "lake", "server", "connection"]
+STORE_ROOMS = ["errors", "schema", "api", "access", "log", "kv", "engine", "client", "fluss", "stream", "lake", "server", "connection"]
 LINES_MAX = 520
 
 

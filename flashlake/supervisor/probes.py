@@ -6,6 +6,7 @@ import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
 Probe = Callable[[], bool]
 TIMEOUT_S = 2.0
@@ -38,19 +39,22 @@ def port_answers(host: str, port: int) -> bool:
         return False
 
 
-def store_answers(url: str) -> Probe:
-    """True when the store server answers a call: a server that only accepts connections is not healthy."""
-    host, _, port = url.removeprefix("flashlake://").rpartition(":")
+def store_answers(url: str, tls_ca: Path | str = "") -> Probe:
+    """True when the store server answers a call: a server that only accepts connections is not healthy, one that asks who we are is."""
 
     def probe() -> bool:
-        if not port_answers(host, int(port)):
-            return False
         import storage_engine
-        from storage_engine.errors import FlashlakeError
+        from storage_engine.client.endpoint import endpoint_of
+        from storage_engine.errors import AuthenticationFailed, FlashlakeError
 
+        endpoint = endpoint_of(url)
+        if not port_answers(endpoint.host.strip("[]"), endpoint.port):
+            return False
         try:
-            with storage_engine.connect(url) as store:
+            with storage_engine.connect(url, **({"tls_ca": tls_ca} if tls_ca else {})) as store:
                 return store.version() >= 0
+        except AuthenticationFailed:
+            return True
         except FlashlakeError:
             return False
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flashlake.access import has_own_credentials
 from flashlake.config import PROJECT_ENV, Config
 from flashlake.setup.java import find_java, spark_environment
 from flashlake.supervisor.probes import Probe, always, http_answers, store_answers
@@ -35,27 +36,55 @@ class Service:
 
 def store_service(config: Config) -> Service:
     store = config.store
-    command = (sys.executable, "-m", "storage_engine.server", "--dir", str(store.dir), "--host", store.host, "--port", str(store.port))
     return Service(
         "store",
-        (
-            *command, "--partitions-max", str(store.partitions_max),
-            "--consumer-expiration-hours", str(store.consumer_expiration_hours), "--key-memory-mb", str(store.key_memory_mb),
-        ),
-        probe=store_answers(f"flashlake://{store.host}:{store.port}"),
-        address=f"flashlake://{store.host}:{store.port}",
+        (sys.executable, "-m", "storage_engine.server", *server_options(config)),
+        probe=store_answers(config.server_url, config.server.tls_ca),
+        address=config.server_url,
         port_key=("store.port", store.host, store.port),
     )
 
 
+def server_options(config: Config) -> list[str]:
+    """The server's command line."""
+    store, server = config.store, config.server
+    options: dict[str, object] = {
+        "--dir": store.dir,
+        "--host": store.host,
+        "--port": store.port,
+        "--partitions-max": store.partitions_max,
+        "--consumer-expiration-hours": store.consumer_expiration_hours,
+        "--key-memory-mb": store.key_memory_mb,
+        "--authentication": server.authentication,
+        "--tls-cert": server.tls_cert,
+        "--tls-key": server.tls_key,
+        "--lane-port": server.lane_port,
+        "--metrics-port": server.metrics_port,
+        "--metrics-host": server.metrics_host,
+        "--memory-max-bytes": server.memory_mb_max << 20,
+        "--request-max-bytes": server.request_mb_max << 20,
+        "--connections-max": server.connections_max,
+        "--idle-timeout-s": server.idle_seconds_max,
+        "--stall-timeout-s": server.stall_seconds_max,
+        "--stop-timeout-s": server.drain_seconds_max,
+        "--log-format": server.log_format,
+        "--log-level": server.log_level,
+    }
+    words = [f"{name}={value}" for name, value in options.items() if value != ""]
+    return [*words, "--allow-plain-passwords"] if server.plain_passwords == "allow" else words
+
+
 def stream_service(config: Config) -> Service:
     command = (sys.executable, "-m", "storage_engine.stream", "--store", config.server_url)
-    return Service("stream", command, probe=always, needs=_store_of(config), settle_s=3.0)
+    environment = _token_environment(config.server.stream_token_file)
+    return Service("stream", command, probe=always, needs=_store_of(config), settle_s=3.0, environment=lambda: environment)
 
 
 def tiering_service(config: Config) -> Service:
     command = (sys.executable, "-m", "storage_engine.lake", "--store", config.server_url, "--lake", str(config.lake.root))
-    return Service("tiering", command, probe=always, needs=_store_of(config), settle_s=3.0, address=str(config.lake.root))
+    environment = _token_environment(config.server.tiering_token_file)
+    root = str(config.lake.root)
+    return Service("tiering", command, probe=always, needs=_store_of(config), settle_s=3.0, address=root, environment=lambda: environment)
 
 
 def webserver_service(config: Config) -> Service:
@@ -95,9 +124,13 @@ def services(config: Config) -> dict[str, Service]:
 
 
 def base_environment(config: Config) -> dict[str, str]:
-    """What every service gets: the project it belongs to, its modules, and unbuffered output."""
+    """What every service gets: the project it belongs to, who it is at the store, its modules, and unbuffered output."""
+    access = {
+        **({} if has_own_credentials() else _token_environment(config.server.token_file)),
+        **({"FLASHLAKE_TLS_CA": str(config.server.tls_ca)} if config.server.tls_ca else {}),
+    }
     path = os.pathsep.join([str(config.project), *filter(None, [os.environ.get("PYTHONPATH", "")])])
-    return {**os.environ, PROJECT_ENV: str(config.project), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **access, PROJECT_ENV: str(config.project), "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def dagster_environment(config: Config) -> dict[str, str]:
@@ -126,6 +159,11 @@ def prepare_dagster_home(config: Config) -> None:
         instance.get_runs_count()
         instance.get_asset_keys()
         instance.all_instigator_state()
+
+
+def _token_environment(file: Path | str) -> dict[str, str]:
+    """For one service user: its token comes before whatever else the environment says."""
+    return {"FLASHLAKE_TOKEN_FILE": str(file), "FLASHLAKE_TOKEN": "", "FLASHLAKE_USER": "", "FLASHLAKE_PASSWORD": ""} if file else {}
 
 
 def _store_of(config: Config) -> tuple[str, ...]:

@@ -14,12 +14,14 @@ from typing import Any
 import pyarrow as pa
 
 import storage_engine
+from flashlake.access import access_of
 from flashlake.config import Config
 from flashlake.supervisor.probes import port_answers
 from flashlake.supervisor.records import RunDir, ServiceRecord
 from flashlake.supervisor.services import services
 from storage_engine.api import Progress
 from storage_engine.client import groups
+from storage_engine.client.endpoint import endpoint_of
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets
@@ -67,12 +69,14 @@ def service_line(record: ServiceRecord, is_wanted: bool, lag_rows: int | None) -
 
 def store_lines(config: Config, run_dir: RunDir) -> tuple[list[dict[str, Any]], str]:
     """One line per stream job, per tiered table and per consumer, from the running store; and why there are none, if it does not answer."""
-    host, _, port = config.server_url.removeprefix("flashlake://").rpartition(":")
     is_ours = run_dir.service("store").is_running
-    if not (is_ours or config.store.url) or not port_answers(host, int(port)):
+    if not (is_ours or config.store.url):
+        return [], "does not answer"
+    endpoint = endpoint_of(config.server_url)
+    if not port_answers(endpoint.host.strip("[]"), endpoint.port):
         return [], "does not answer"
     try:
-        with storage_engine.connect(config.server_url) as store:
+        with storage_engine.connect(config.server_url, **access_of(config, config.server_url)) as store:
             return job_lines(store) + tiering_lines(store) + consumer_lines(store), ""
     except FlashlakeError as error:
         return [], str(error)

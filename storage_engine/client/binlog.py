@@ -17,7 +17,7 @@ from storage_engine.api import FetchedFrame
 from storage_engine.log.frame import APPEND, DELETE, UPDATE_AFTER, UPDATE_BEFORE
 from storage_engine.schema.descriptor import TableBucket
 
-CHANGES = pa.array(["insert", "update", "delete"], pa.string())
+CHANGES = ("insert", "update", "delete")
 _INSERT, _UPDATE, _DELETE = range(3)
 
 
@@ -77,7 +77,8 @@ def _binlog_batch(piece: _Piece, timestamp_ms: int, wanted: tuple[int, int], sch
     before = _structs(piece.rows, np.where(kinds == _DELETE, at, at - 1), (kinds == _DELETE) | follows_old, row_type)
     after = _structs(piece.rows, at, kinds != _DELETE, row_type)
     stamps = pa.repeat(pa.scalar(timestamp_ms, pa.timestamp("ms", "UTC")), len(at))
-    return pa.RecordBatch.from_arrays([CHANGES.take(pa.array(kinds)), pa.array(offsets[at]), stamps, before, after], schema=schema)
+    changes = pa.array(CHANGES, pa.string()).take(pa.array(kinds))
+    return pa.RecordBatch.from_arrays([changes, pa.array(offsets[at]), stamps, before, after], schema=schema)
 
 
 def _structs(rows: pa.RecordBatch, positions: np.ndarray, is_there: np.ndarray, row_type: pa.StructType) -> pa.StructArray:

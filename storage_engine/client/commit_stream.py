@@ -3,6 +3,7 @@
 Owner: the one who opened it, one thread at a time; it holds a Writer of the pool until it is closed.
 Holds: commits are done in the order of send(). What a broken connection leaves unanswered is sent again over the next one, in order, under
        its sequence: the server does each once. A refused commit does not stop those behind it; its error is raised by the next call.
+       What a pressed server refuses, or one that our session is over for, is sent again as well: it does nothing behind it and hangs up.
 Never: has more on its way than `in_flight_max` commits, or than the sockets' buffers hold beside one.
 """
 
@@ -16,9 +17,9 @@ from typing import NamedTuple
 from storage_engine.api import CommitRequest
 from storage_engine.client.lane import LaneBroken, Writer
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
-from storage_engine.client.wire import Call, encode_commit
+from storage_engine.client.wire import Call, Reply, encode_commit
 from storage_engine.client.wire import packed as wire
-from storage_engine.errors import FlashlakeError, StoreUnavailable
+from storage_engine.errors import AuthenticationFailed, Backpressure, FlashlakeError, StoreUnavailable
 
 
 class _Sent(NamedTuple):
@@ -30,9 +31,10 @@ class Connections(NamedTuple):
     """What a stream needs of its backend."""
 
     lane_of: Callable[[Writer], SocketLane | None]
-    call: Callable[[Writer, Call], object]  # over any lane, repeated until it is answered
-    reconnect: Callable[[Exception], None]  # pauses; raises StoreUnavailable when the time is over
-    answered: Callable[[], None]
+    call: Callable[[Writer, Call], Reply]  # over any lane, repeated until it is answered
+    reconnect: Callable[[Exception], None]  # pauses, or logs in; raises StoreUnavailable, or the error, when that is of no use
+    answered: Callable[[Reply], None]
+    wait_for_server: Callable[[], None]  # when it says that it is pressed
     give_back: Callable[[Writer], None]
 
 
@@ -49,14 +51,15 @@ class SocketCommitStream:
     def send(self, request: CommitRequest) -> None:
         """Errors: RequestTooLarge; those of an earlier commit that failed."""
         self._raise_earlier()
+        self._connections.wait_for_server()
         writer = self._held()
         if request.write_id is None:
             request = replace(request, write_id=writer.next_write_id())
         call = Call("commit", *encode_commit(request))
         frame = wire.call_frame_parts(call)
-        if wire.n_bytes_of(frame) > wire.FRAME_BYTES_MAX or self._connections.lane_of(writer) is None:
+        if wire.n_bytes_of(frame) > wire.FRAME_BYTES_MAX or self._lane_of(writer) is None:
             self.finish()
-            self._connections.call(writer, call)
+            self._connections.answered(self._connections.call(writer, call))
             return
         while len(self._in_flight) >= self._in_flight_max:
             self._receive_one()
@@ -87,9 +90,8 @@ class SocketCommitStream:
     def _receive_one(self) -> None:
         """Take the answer to the oldest commit."""
         try:
-            self._lane().take_reply(is_last=len(self._in_flight) == 1)
-            self._connections.answered()
-        except (LaneBroken, StoreUnavailable) as error:  # the latter from a server that is stopping: nothing was done
+            self._connections.answered(self._lane().take_reply(is_last=len(self._in_flight) == 1))
+        except (LaneBroken, StoreUnavailable, Backpressure, AuthenticationFailed) as error:  # refused: nothing was done, nor behind it
             self._send_again(error)
             return
         except AnswerTooLarge as error:
@@ -110,7 +112,7 @@ class SocketCommitStream:
                     return
                 for sent in self._in_flight:
                     lane.post(sent.frame)
-            except LaneBroken as again:
+            except (LaneBroken, AuthenticationFailed) as again:
                 error = again
             else:
                 return
@@ -124,6 +126,13 @@ class SocketCommitStream:
             except FlashlakeError as error:
                 self._error = self._error or error
             self._in_flight.popleft()
+
+    def _lane_of(self, writer: Writer) -> SocketLane | None:
+        while True:
+            try:
+                return self._connections.lane_of(writer)
+            except (LaneBroken, AuthenticationFailed) as error:
+                self._connections.reconnect(error)
 
     def _lane(self) -> SocketLane:
         lane = self._held().socket

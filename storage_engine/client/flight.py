@@ -1,8 +1,8 @@
-"""FlightBackend: a store behind flashlake://host:port. It answers the Backend protocol by carrying each call over Arrow Flight.
+"""FlightBackend: a store behind flashlake://host:port or flashlake+tls://host:port: each call of the Backend protocol over Arrow Flight.
 
 Control calls are actions (JSON both ways); lookups and small commits go over sockets (socket_lane.py), larger ones over kept-open
 Flight streams (lane.py), which carry everything where no socket lane is reachable; fetch and read are streams.
-Holds: a call that may safely be sent twice is sent again after a broken connection, until `retry_s` is over. Commits are such calls:
+Holds: a call that may safely be sent twice is sent again after a broken connection (link.py), for `retry_s` long. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
 Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
 """
@@ -10,19 +10,14 @@ Never: caches anything that the server owns; sends a call that needs what the se
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import os
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.flight as fl
 
 from storage_engine.api import (
     BUCKET_STATISTICS,
@@ -37,83 +32,58 @@ from storage_engine.api import (
 )
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_offsets, features_of_read, require
 from storage_engine.client.commit_stream import Connections, SocketCommitStream
-from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
-from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
+from storage_engine.client.endpoint import endpoint_of
+from storage_engine.client.lane import LaneBroken, Writer
+from storage_engine.client.link import Link, Retry
+from storage_engine.client.socket_lane import AnswerTooLarge
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
     Reply,
     decode_commit_info,
-    decode_error,
-    decode_frames,
     decode_offsets,
     decode_progress,
-    decode_reply,
-    encode_call,
     encode_commit,
     encode_offsets,
     encode_ranges,
 )
-from storage_engine.errors import InvalidConfiguration, MalformedMessage, StoreUnavailable, UnsupportedFormatVersion
+from storage_engine.errors import AuthenticationFailed, Backpressure, StoreUnavailable, UnsupportedFormatVersion
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
-DEFAULT_PORT = 9650
-ERROR_KEY = b"flashlake-error"
-_CALL_TIMEOUT_S = 60.0
 _LONG_CALL_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
-_RETRY_FIRST_S = 0.02
-_RETRY_MAX_S = 0.5
-# Rows from the wire lie where gRPC put them: Arrow's filters copy the odd misaligned buffer instead of warning about it on stderr.
-os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")
 _SOCKET_COMMIT_BYTES = 12 << 20  # a frame holds 16 MiB, and nbytes is an estimate
-# A channel of its own per client: gRPC shares connections and their reconnect back-off between equal channels otherwise.
-_CHANNEL = [
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 500),
-]
-
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
 
-class FlightBackend:
+class FlightBackend(Link):
     """A client of one server; any number of threads may use it."""
 
-    def __init__(self, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> None:
-        """Connect, and learn what the server can do.
+    def __init__(self, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0, **access: Any) -> None:
+        """Connect, log in, and learn what the server can do.
 
         connect_s  how long to wait for a first answer
         retry_s    how long a later call that may be repeated is repeated when the server does not answer
-        Errors: StoreUnavailable naming the address; UnsupportedFormatVersion for a server of another protocol.
+        access     user, password, token, token_file, tls_ca, tls_verify: see endpoint.py
+        Errors: StoreUnavailable naming the address; AuthenticationFailed; UnsupportedFormatVersion for a server of another protocol.
         """
-        self.url = url
-        self._address = parse_url(url)
-        self._retry_s = retry_s
-        self._lock = threading.Lock()
-        self._writers = WriterPool()
-        self._is_closed = False
-        self._client = self._new_client()
-        self._lane_address: Mapping[str, Any] | None = None
-        self._is_flight_only = False
+        super().__init__(url, retry_s=retry_s, **access)
         hello = self._retried(lambda: self._action("hello", timeout_s=connect_s), is_repeatable=True, retry_s=connect_s)
         if hello["protocol"] != PROTOCOL_VERSION:
             self.close()
             raise UnsupportedFormatVersion(
                 f"the server speaks protocol {hello['protocol']}, this client {PROTOCOL_VERSION}",
-                where=url,
+                where=self.url,
                 next_step="Use the same Flashlake version at both ends.",
             )
         self.capabilities = frozenset(hello["capabilities"])
         self.takes_encoded = hello.get("takes_encoded", False)
 
     @classmethod
-    def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0) -> FlightBackend:
-        return cls(url, connect_s=connect_s, retry_s=retry_s)
+    def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0, **access: Any) -> FlightBackend:
+        return cls(url, connect_s=connect_s, retry_s=retry_s, **access)
 
     # catalog
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor:
@@ -155,6 +125,7 @@ class FlightBackend:
     # writes
     def commit(self, request: CommitRequest) -> CommitResult:
         self._require(*features_of_commit(request))
+        self._throttle.wait()
         with self._writers.borrow() as writer:
             is_ours = request.write_id is None
             if is_ours:
@@ -162,24 +133,26 @@ class FlightBackend:
             call = Call("commit", *encode_commit(request))
             is_small = sum(table.nbytes for table in call.tables) + sum(blob.size for blob in call.blobs) <= _SOCKET_COMMIT_BYTES
             result = self._retried(lambda: self._call(writer, call, is_small=is_small), is_repeatable=True).result
+        self._throttle.note(result.get("pressure", 0.0))
         # a duplicate of an id that the caller did not choose is our own retry
         return CommitResult(result["version"], result["is_duplicate"] and not is_ours, result["n_late_rows"])
 
     def commit_stream(self, in_flight_max: int) -> SocketCommitStream:
-        retry = _Retry(self._retry_s)
+        retry = Retry(self._retry_s)
 
         def reconnect(error: Exception) -> None:
-            self._reconnect_after(error, retry)
+            self._go_on_after(error, retry)
 
-        def answered() -> None:
+        def answered(reply: Reply) -> None:
             nonlocal retry
-            if retry.is_used:
-                retry = _Retry(self._retry_s)
+            self._throttle.note(reply.result.get("pressure", 0.0))
+            if retry.is_used or retry.has_logged_in:
+                retry = Retry(self._retry_s)
 
         def call(writer: Writer, request: Call) -> Reply:
             return self._retried(lambda: self._call_lane(writer, request), is_repeatable=True)
 
-        connections = Connections(self._socket_of, call, reconnect, answered, self._writers.give_back)
+        connections = Connections(self._socket_of, call, reconnect, answered, self._throttle.wait, self._writers.give_back)
         return SocketCommitStream(connections, self._writers.take(), in_flight_max)
 
     # journal
@@ -229,7 +202,7 @@ class FlightBackend:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
-        retry = _Retry(self._retry_s)
+        retry = Retry(self._retry_s)
         while left:
             arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "where": where, "as_of": as_of}
             try:
@@ -237,9 +210,11 @@ class FlightBackend:
                     end = frame.base_offset + frame.n_rows
                     stop = left[frame.bucket][1]
                     left[frame.bucket] = (min(end, stop), stop)
-                    retry = _Retry(self._retry_s)
+                    retry = Retry(self._retry_s)
                     yield frame
                 return
+            except AuthenticationFailed as error:
+                self._log_in_again(error, retry)
             except (LaneBroken, StoreUnavailable) as error:
                 self._reconnect_after(error, retry)
                 left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
@@ -256,7 +231,7 @@ class FlightBackend:
         writer = self._writers.take()
         try:
             return self._row(writer, table, lookup, packed)
-        except (LaneBroken, StoreUnavailable):
+        except (LaneBroken, StoreUnavailable, AuthenticationFailed):
             return self._retried(lambda: self._row(writer, table, lookup, packed), is_repeatable=True)
         finally:
             self._writers.give_back(writer)
@@ -291,7 +266,10 @@ class FlightBackend:
 
         with self._writers.borrow() as writer:
             while True:
-                lane = self._socket_of(writer)
+                try:
+                    lane = self._socket_of(writer)
+                except (LaneBroken, StoreUnavailable, AuthenticationFailed):
+                    lane = None  # asked one by one, which logs in and tries again
                 if lane is None:
                     waiting.extend(itertools.islice(left, 1))
                 else:
@@ -300,7 +278,7 @@ class FlightBackend:
                             waiting.popleft()
                             yield rows
                         return
-                    except (LaneBroken, StoreUnavailable, AnswerTooLarge):
+                    except (LaneBroken, StoreUnavailable, AnswerTooLarge, AuthenticationFailed, Backpressure):
                         logger.debug("a pipeline of lookups broke; what waits is asked again", exc_info=True)
                     finally:
                         if not lane.is_usable:
@@ -341,184 +319,8 @@ class FlightBackend:
         arguments = {"target": target, "links": links}
         return BackupInfo(**self._retried(lambda: self._action("backup", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=False))
 
-    def close(self) -> None:
-        self._is_closed = True
-        self._writers.close()
-        self._client.close()
-
-    # the wire
     def _require(self, *features: str) -> None:
         require(self.capabilities, features, backend=self.url)
-
-    def _control(self, method: str, arguments: Mapping[str, Any] | None = None, *, is_repeatable: bool = True) -> Any:
-        return self._retried(lambda: self._action(method, arguments or {}), is_repeatable=is_repeatable)
-
-    def _action(self, method: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
-        (message,) = encode_call(Call(method, arguments or {}))
-        try:
-            results = list(self._client.do_action(fl.Action("call", message.header), fl.FlightCallOptions(timeout=timeout_s)))
-        except (pa.ArrowException, OSError) as error:
-            raise LaneBroken(_first_line(error)) from error
-        return decode_reply(json.loads(results[0].body.to_pybytes()), None).result
-
-    def _table_over_lane(self, call: Call) -> pa.Table:
-        with self._writers.borrow() as writer:
-            return self._retried(lambda: self._rows(writer, call), is_repeatable=True)
-
-    def _row(self, writer: Writer, table: str, lookup: PointLookup, key: bytes) -> list[Any] | LongWay | None:
-        lane = self._socket_of(writer)
-        if lane is None:
-            return LONG_WAY
-        try:
-            row = lane.row(table, lookup, key)
-        except AnswerTooLarge:
-            return LONG_WAY
-        finally:
-            if not lane.is_usable:
-                writer.disconnect_socket()
-        assert lookup.row_shape is not None, "lookup.stored_key() gave the key"
-        return None if row is None else lookup.row_shape.decode(row)
-
-    def _rows(self, writer: Writer, call: Call) -> pa.Table:
-        lane = self._socket_of(writer)
-        if lane is not None:
-            try:
-                return lane.rows(call.method, dict(call.arguments), call.tables[0])
-            except AnswerTooLarge:
-                pass
-            finally:
-                if not lane.is_usable:
-                    writer.disconnect_socket()
-        return self._call_lane(writer, call).tables[0]
-
-    def _call(self, writer: Writer, call: Call, *, is_small: bool) -> Reply:
-        lane = self._socket_of(writer) if is_small else None
-        if lane is not None:
-            try:
-                return lane.call(call)
-            except AnswerTooLarge:
-                pass
-            finally:
-                if not lane.is_usable:
-                    writer.disconnect_socket()
-        return self._call_lane(writer, call)
-
-    def _socket_of(self, writer: Writer) -> SocketLane | None:
-        """The writer's socket lane, connected; None: the server has none that can be reached, and Flight carries everything."""
-        if writer.socket is None and not self._is_flight_only:
-            address = self._lane_address
-            if address is not None:
-                try:
-                    writer.socket = SocketLane(self._address[0], address)
-                except LaneBroken:
-                    self._lane_address = None  # the server may have started anew: ask it
-            if writer.socket is None:
-                self._lane_address = self._ask_lane()
-                try:
-                    writer.socket = SocketLane(self._address[0], self._lane_address) if self._lane_address else None
-                except LaneBroken:
-                    logger.debug("the socket lane cannot be reached", exc_info=True)
-                self._is_flight_only = writer.socket is None
-        return writer.socket
-
-    def _ask_lane(self) -> Mapping[str, Any] | None:
-        try:
-            return self._action("lane")
-        except MalformedMessage:  # an older server
-            return None
-
-    def _call_lane(self, writer: Writer, call: Call) -> Reply:
-        if writer.lane is None:
-            writer.lane = Lane(self._client)
-        try:
-            return writer.lane.call(call)
-        finally:
-            if not writer.lane.is_usable:
-                writer.disconnect()
-
-    def _read_stream(self, call: Call) -> pa.Table:
-        reader = self._open_stream(call)
-        metadata = reader.schema.metadata or {}
-        if ERROR_KEY in metadata:
-            raise decode_error(json.loads(metadata[ERROR_KEY]))
-        try:
-            return reader.read_all()
-        except (pa.ArrowException, OSError) as error:
-            raise LaneBroken(_first_line(error)) from error
-
-    def _stream_frames(self, call: Call) -> Iterator[FetchedFrame]:
-        reader = self._open_stream(call)
-        is_done = False
-        try:
-            while True:
-                try:
-                    received = reader.read_chunk()
-                except StopIteration:
-                    is_done = True
-                    return
-                except (pa.ArrowException, OSError) as error:
-                    raise LaneBroken(_first_line(error)) from error
-                if received.data.num_rows == 0:
-                    raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
-                yield from decode_frames(received.data, received.app_metadata)
-        finally:
-            if not is_done:
-                reader.cancel()
-
-    def _open_stream(self, call: Call) -> fl.FlightStreamReader:
-        (message,) = encode_call(call)
-        try:
-            return self._client.do_get(fl.Ticket(message.header))
-        except (pa.ArrowException, OSError) as error:
-            raise LaneBroken(_first_line(error)) from error
-
-    # connections
-    def _retried(self, attempt: Callable[[], T], *, is_repeatable: bool, retry_s: float | None = None) -> T:
-        retry = _Retry(self._retry_s if retry_s is None else retry_s)
-        while True:
-            try:
-                return attempt()
-            except StoreUnavailable as error:  # refused by a server that is stopping: nothing was done
-                self._reconnect_after(error, retry)
-            except LaneBroken as error:
-                if not is_repeatable:
-                    raise self._unavailable(f"the connection broke and the call may have been done: {error}") from error
-                self._reconnect_after(error, retry)
-
-    def _reconnect_after(self, error: Exception, retry: _Retry) -> None:
-        if self._is_closed:
-            raise StoreUnavailable("this store is closed", where=self.url, next_step="Connect again.") from error
-        if not retry.wait():
-            raise self._unavailable(f"no answer: {error}") from error
-        self._is_flight_only = False
-        with self._lock:
-            self._client = self._new_client()
-
-    def _unavailable(self, what: str) -> StoreUnavailable:
-        next_step = "Is the server running? flashlake status says; flashlake up store starts it."
-        return StoreUnavailable(what, where=self.url, next_step=next_step)
-
-    def _new_client(self) -> fl.FlightClient:
-        host, port = self._address
-        return fl.FlightClient(f"grpc://{host}:{port}", generic_options=_CHANNEL)
-
-
-class _Retry:
-    """Waits longer from time to time, until a deadline."""
-
-    def __init__(self, retry_s: float) -> None:
-        self._deadline = time.monotonic() + retry_s
-        self._pause_s = _RETRY_FIRST_S
-        self.is_used = False
-
-    def wait(self) -> bool:
-        """Pause before another attempt; False when the time is over."""
-        if time.monotonic() + self._pause_s > self._deadline:
-            return False
-        time.sleep(self._pause_s)
-        self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
-        self.is_used = True
-        return True
 
 
 def parse_url(url: str) -> tuple[str, int]:
@@ -529,20 +331,9 @@ def parse_url(url: str) -> tuple[str, int]:
     >>> parse_url("flashlake://[::1]:9650")
     ('[::1]', 9650)
     """
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = -1
-    if parts.scheme != "flashlake" or not parts.hostname or port == -1 or parts.path.strip("/"):
-        raise InvalidConfiguration(f"{url} is not the address of a server", where="store url", next_step="Write flashlake://host:port.")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return host, DEFAULT_PORT if port is None else port
+    endpoint = endpoint_of(url, environ={})
+    return endpoint.host, endpoint.port
 
 
 def _listed(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else list(names)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0].split(". gRPC client debug context")[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -34,13 +35,15 @@ class FrameReader:
         self._frame_bytes_max = frame_bytes_max
         self._held = b""  # received, not given out
         self._poll: select.poll | None = None
+        self.admit: Callable[[int], None] | None = None
+        """Asked about the bytes of a frame beyond the first chunk before they are received: what it raises, frame() does; then skip()."""
         self.is_duplex = not hasattr(connection, "pending")
         """One thread may send while another receives: not over TLS, whose connection is one object to OpenSSL."""
 
     def frame(self) -> Any:
         """The next frame without its length, as bytes or an array of bytes; None at the end of the stream, also inside a frame.
 
-        Errors: FrameTooLong; OSError of the socket.
+        Errors: FrameTooLong; what admit() raises; OSError of the socket.
         """
         data = self._held
         while len(data) < _LENGTH.size:
@@ -58,6 +61,9 @@ class FrameReader:
             return data[_LENGTH.size : stop]
         if n_bytes > self._frame_bytes_max:
             raise FrameTooLong(n_bytes)
+        if self.admit is not None:
+            self._held = data
+            self.admit(n_bytes)
         whole = np.empty(n_bytes, np.uint8)
         filled = len(data) - _LENGTH.size
         view = memoryview(whole.data)
@@ -69,6 +75,17 @@ class FrameReader:
                 return None
             filled += n_received
         return view
+
+    def skip(self) -> bool:
+        """Receive and forget the frame that was not admitted; False when the stream ends inside it. Errors: OSError."""
+        n_left = _LENGTH.size + _LENGTH.unpack_from(self._held)[0] - len(self._held)
+        self._held = b""
+        while n_left > 0:
+            part = self._receive(min(n_left, _CHUNK_BYTES))
+            if not part:
+                return False
+            n_left -= len(part)
+        return True
 
     def has_more(self) -> bool:
         """True when something of another frame, or the end of the stream, has arrived."""

@@ -35,17 +35,17 @@ class LaneBroken(Exception):
 class Lane:
     """One do_exchange stream. `is_usable`: it stands between two calls."""
 
-    def __init__(self, client: fl.FlightClient) -> None:
+    def __init__(self, client: fl.FlightClient, options: fl.FlightCallOptions | None = None) -> None:
         self._assembler = Assembler()
         self.is_usable = True
         try:
-            self._writer, self._reader = client.do_exchange(fl.FlightDescriptor.for_command(LANE))
+            self._writer, self._reader = client.do_exchange(fl.FlightDescriptor.for_command(LANE), options)
             self._writer.begin(CELL_SCHEMA)
         except (pa.ArrowException, OSError) as error:
             raise LaneBroken(str(error)) from error
 
     def call(self, call: Call) -> Reply:
-        """Errors: LaneBroken; otherwise what the server's answer raises."""
+        """Errors: LaneBroken; FlightUnauthenticatedError; otherwise what the server's answer raises."""
         messages = list(encode_call(call))
         self.is_usable = False
         try:
@@ -56,6 +56,8 @@ class Lane:
                 done = self._assembler.feed(read_message(received))
                 if done is not None:
                     break
+        except fl.FlightUnauthenticatedError:
+            raise
         except (pa.ArrowException, OSError, StopIteration) as error:
             raise LaneBroken(str(error) or "the server closed the stream") from error
         self.is_usable = True

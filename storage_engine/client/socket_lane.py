@@ -7,6 +7,7 @@ Never: retries (flight.py does), carries more than FRAME_BYTES_MAX at once (Answ
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,7 @@ from storage_engine.client.frame_reader import FrameReader, FrameTooLong
 from storage_engine.client.lane import LaneBroken
 from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
-from storage_engine.errors import MalformedMessage
+from storage_engine.errors import AuthenticationFailed, Backpressure, MalformedMessage
 from storage_engine.schema.point import PointLookup
 
 _CONNECT_S: Final = 5.0
@@ -38,12 +39,15 @@ class _Prepared:
 class SocketLane:
     """One connection. `is_usable`: it stands between two calls."""
 
-    def __init__(self, host: str, address: Mapping[str, Any]) -> None:
-        """`address`: what the server's action "lane" says: port, unix (name of an abstract socket) and token. Errors: LaneBroken."""
+    def __init__(self, host: str, address: Mapping[str, Any], *, tls: ssl.SSLContext | None = None) -> None:
+        """`address`: what the server's action "lane" says: port, unix (name of an abstract socket) and token; `tls`: for its TCP side.
+
+        Errors: LaneBroken.
+        """
         self._prepared: dict[Hashable, _Prepared] = {}
         self._handles: dict[PointLookup, int] = {}
         try:
-            self._socket = _connect(host.strip("[]"), address)
+            self._socket = _connect(host.strip("[]"), address, tls)
             self._reader = FrameReader(self._socket, wire.FRAME_BYTES_MAX)
             greeting = wire.MAGIC + bytes.fromhex(address["token"])
             self._socket.sendall(greeting)
@@ -173,7 +177,7 @@ class SocketLane:
             raise AnswerTooLarge
         if kind == wire.ERROR:
             error = wire.decode_error_frame(body)
-            if isinstance(error, MalformedMessage):
+            if isinstance(error, (MalformedMessage, AuthenticationFailed, Backpressure)):  # the server closes it too
                 self.close()
             raise error
         if kind != wanted:
@@ -200,7 +204,7 @@ class SocketLane:
         return payload
 
 
-def _connect(host: str, address: Mapping[str, Any]) -> socket.socket:
+def _connect(host: str, address: Mapping[str, Any], tls: ssl.SSLContext | None) -> socket.socket:
     """The abstract Unix socket where it is reachable, else TCP."""
     if address.get("unix"):
         local = socket.socket(socket.AF_UNIX)
@@ -213,4 +217,4 @@ def _connect(host: str, address: Mapping[str, Any]) -> socket.socket:
             return local
     remote = socket.create_connection((host, address["port"]), _CONNECT_S)
     remote.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return remote
+    return remote if tls is None else tls.wrap_socket(remote, server_hostname=host)

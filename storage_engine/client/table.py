@@ -40,7 +40,6 @@ METADATA_FIELDS = (
     pa.field("_log_offset", pa.int64(), nullable=False),
     pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
 )
-_CHANGE_NAMES = pa.array(CHANGE_TYPE_NAMES, pa.string())
 _NAME_WORDS = np.frombuffer("".join(CHANGE_TYPE_NAMES).encode(), np.uint16)  # each name is two bytes
 PREFIX_ROWS_MAX = 1_000_000
 
@@ -312,7 +311,7 @@ class Table:
     def _metadata(name: str, frame: FetchedFrame, first: int, n: int) -> pa.Array:
         if name == "_change_type":
             if frame.change_types is None:
-                return pa.repeat(_CHANGE_NAMES[0], n)
+                return pa.repeat(pa.scalar(CHANGE_TYPE_NAMES[0], pa.string()), n)
             return _change_names(np.frombuffer(frame.change_types, np.uint8)[first : first + n])
         if name == "_partition":
             return pa.repeat(pa.scalar(frame.bucket.partition, pa.string()), n)

@@ -43,6 +43,7 @@ from storage_engine.engine.instants import check_instants
 from storage_engine.engine.key_budget import KeyBudget, KeyMemory
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
+from storage_engine.engine.metrics import StoreMetric, collect
 from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
 from storage_engine.engine.point_reads import PointReads
@@ -134,6 +135,8 @@ class EmbeddedBackend:
         self.maintenance.add(PartitionKeeper(self._table_states, self._keep_partitions))
         self.maintenance.add(self._consumers)
         self._points: dict[tuple[str, tuple[str, ...] | None], PointReads] = {}
+        self.counters: dict[str, float] = {}
+        self.debts: dict[str, Callable[[], float]] = {}
         disk.make_directory(directory)
         self._lock = disk.lock(directory / "LOCK")
         try:
@@ -640,6 +643,9 @@ class EmbeddedBackend:
     def late_rows(self, table: str) -> int:
         with self._readers:
             return self._state.late_rows.get(self._table(table).descriptor.table_id, 0)
+
+    # what it says of itself
+
     def key_memory(self) -> KeyMemory:
         """What the key indexes take of memory, what they may take, and which buckets have moved to disk."""
         return self._budget.memory
@@ -658,6 +664,15 @@ class EmbeddedBackend:
     def cleaning(self) -> CleaningStats:
         """What cleaning has done since the store was opened."""
         return self._cleaner.stats
+
+    def metrics(self) -> list[StoreMetric]:
+        """Numbers for whoever watches. Background work adds to `counters`; its `debts`, each in [0, 1), slow writers."""
+        with self._readers:
+            return collect(self._log, self._state, self._buckets, self.maintenance.reports(), self.counters)
+
+    def syncing_s(self) -> float:
+        """Seconds that the running fdatasync has taken so far; 0 when none runs."""
+        return self._log.syncing_s()
 
     # copies
 

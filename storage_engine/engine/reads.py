@@ -26,7 +26,7 @@ from storage_engine.log.log_file import FrameMoved
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.rows import conform_keys
 
-_ONE_FOUND = pa.array([True])
+_ONE_FOUND = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\x01")])  # pa.array() at import would load pandas
 
 
 Replan = Callable[[FetchStep], "list[FetchStep]"]

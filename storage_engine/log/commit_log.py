@@ -11,6 +11,7 @@ Never: looks into records or rows.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -129,6 +130,9 @@ class CommitLog:
         self._failure: str | None = None
         self._append_lock = threading.Lock()
         self._state = threading.Condition()
+        self._sync_began_s: float | None = None
+        self.sync_s = 0.0
+        self.n_syncs = 0
 
     @classmethod
     def open(
@@ -288,16 +292,26 @@ class CommitLog:
                 self._require_writable()
                 self._is_syncing = True
                 reached, fd = self._end, self._fd
+            self._sync_began_s = begin = time.monotonic()
             try:
                 self._disk.fdatasync(fd)
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
                 self._cut_back_to_durable()
                 self._require_writable()
+            finally:
+                self._sync_began_s = None
             with self._state:
+                self.sync_s += time.monotonic() - begin
+                self.n_syncs += 1
                 self._durable = max(self._durable, reached)
                 self._is_syncing = False
                 self._state.notify_all()
+
+    def syncing_s(self) -> float:
+        """For how long the running fdatasync has been running; 0 when none is. `sync_s` and `n_syncs` add up those that ended."""
+        began_s = self._sync_began_s
+        return 0.0 if began_s is None else time.monotonic() - began_s
 
     def close(self) -> None:
         """Make everything durable, seal the log and close its files; a second call does nothing."""

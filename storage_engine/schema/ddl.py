@@ -17,6 +17,7 @@ from storage_engine.schema.descriptor import Column
 from storage_engine.schema.reader import Reader
 from storage_engine.schema.scanner import split_statements
 from storage_engine.schema.statements import Statement
+from storage_engine.schema.user_statements import USER_STATEMENTS
 
 DEFAULT_DATABASE = "default"
 
@@ -52,7 +53,7 @@ def _parse_one(reader: Reader) -> Statement:
         return st.Query(**reader.place)
     raise reader.refusal(
         f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER or STOP JOB.",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, GRANT or REVOKE.",
     )
 
 
@@ -340,6 +341,7 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("DESCRIBE", "CONSUMER"), consumer_ddl.describe_consumer),
     (("DESC", "CONSUMER"), consumer_ddl.describe_consumer),
     (("RESET", "CONSUMER"), consumer_ddl.reset_consumer),
+    *USER_STATEMENTS,
     (("DESCRIBE",), _named(st.DescribeTable, Reader.table_name)),
     (("DESC",), _named(st.DescribeTable, Reader.table_name)),
 )

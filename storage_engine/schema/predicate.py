@@ -34,7 +34,6 @@ _COMPARISONS: dict[type[Expr], Callable[..., pc.Expression]] = {
 }
 _FLIPPED: dict[type[Expr], type[Expr]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
 _KNOWN_ARGUMENTS = {"this", "expression", "expressions", "low", "high", "negate", "query", "field"}
-_FALSE, _TRUE = pc.scalar(False), pc.scalar(True)  # noqa: FBT003 - scalars, not flags
 
 
 class _PredicateDialect(Dialect):
@@ -124,7 +123,7 @@ def _plain_condition(node: Expr, schema: pa.Schema) -> pc.Expression:
         case exp.Not():
             return ~_condition(node.this, schema)
         case exp.Boolean():
-            return _TRUE if node.this else _FALSE
+            return pc.scalar(bool(node.this))
         case exp.Column():
             name, data_type = _column(node, schema)
             if not pa.types.is_boolean(data_type):
@@ -167,7 +166,7 @@ def _is(node: exp.Is, schema: pa.Schema) -> pc.Expression:
             return pc.field(name).is_null()
         case exp.Boolean() as boolean if pa.types.is_boolean(data_type):
             matches = pc.equal(pc.field(name), pc.scalar(bool(boolean.this)))
-            return pc.if_else(pc.field(name).is_null(), _FALSE, matches)
+            return pc.if_else(pc.field(name).is_null(), pc.scalar(False), matches)  # noqa: FBT003 - a scalar, not a flag
     raise _refusal(f"{node.sql()} is not understood")
 
 

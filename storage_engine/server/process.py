@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -21,12 +22,15 @@ from storage_engine.errors import StoreUnavailable
 class ServerProcess:
     """One `python -m storage_engine.server` over one directory. A context manager; `url` is what to connect to."""
 
-    def __init__(self, directory: Path | str, *, port: int = 0, sync: str = "commit") -> None:
+    def __init__(self, directory: Path | str, *, port: int = 0, sync: str = "commit", options: Sequence[str] = ()) -> None:
+        """`options`: further ones of the command line, as it takes them."""
         self._command = [sys.executable, "-m", "storage_engine.server", "--dir", str(directory), "--port", str(port), "--sync", sync]
+        self._command += options
         self._where = str(directory)
         self._child: subprocess.Popen[bytes] | None = None
         self._log = tempfile.TemporaryFile()
         self.url = ""
+        self.metrics_url = ""
         self.pid = -1
 
     def start(self, timeout_s: float = 60.0) -> ServerProcess:
@@ -38,6 +42,7 @@ class ServerProcess:
             self.kill()
             raise StoreUnavailable(f"the server did not start: {self.log()}", where=self._where, next_step="See its own words above.")
         self.url = line.split()[1]
+        self.metrics_url = line.rpartition(" metrics=")[2].strip() if " metrics=" in line else ""
         return self
 
     def stop(self, timeout_s: float = 30.0) -> int:

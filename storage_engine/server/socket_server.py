@@ -1,45 +1,59 @@
 """SocketServer: the second face of a store, for lookups and small commits: frames on TCP and on an abstract Unix socket.
 
 Owner of its listeners and of one thread per connection; calls in flight are counted by the Flight server, which drains both.
+A connection's greeting is a ticket that the Flight side gave to an authenticated caller; rights are checked when a lookup is prepared,
+and again when users or grants have changed, so that a request costs one comparison for them.
 Holds: requests of a connection are answered in their order; a frame longer than the bound, or one that is none, is refused and
-       the connection closed. Memory per connection: one request and one answer.
-Never: does what the Flight lane would refuse; listens beyond loopback.
+       the connection closed. Memory per connection: one request and one answer; a large request waits, unread, for room.
+       A peer that is silent, or does not take its answers, is closed by the kernel's own timeouts, which cost a request nothing.
+Never: does what the Flight lane would refuse.
 """
 
 from __future__ import annotations
 
 import hmac
+import itertools
 import logging
 import os
 import secrets
 import socket
+import struct
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from storage_engine.api import Backend, CommitRequest, CommitResult
+from storage_engine.api import CommitRequest, CommitResult
 from storage_engine.client.frame_reader import FrameReader, FrameTooLong
-from storage_engine.client.wire import Call, Reply, decode_commit
+from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
 from storage_engine.engine.point_reads import PointReads
-from storage_engine.errors import FlashlakeError, MalformedMessage, ServerFault
+from storage_engine.errors import AuthenticationFailed, Backpressure, FlashlakeError, MalformedMessage, RequestTooLarge, ServerFault
 from storage_engine.schema.point import LONG_WAY
 from storage_engine.server.acknowledger import Acknowledger
-from storage_engine.server.dispatch import answer, commit_reply
+from storage_engine.server.admission import Admission
+from storage_engine.server.authentication import ANYBODY, Principal
+from storage_engine.server.guard import Guard
+from storage_engine.server.metrics import OK, Metrics
+from storage_engine.server.tls import Certificate
 
-_CONNECTIONS_MAX: Final = 1024
-_GREETING_S: Final = 5.0
+_COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
 _METHODS: Final = ("commit", "lookup", "prefix_lookup")
 
 logger = logging.getLogger(__name__)
+_faults = itertools.count(1)
 
 
 class Gate(Protocol):
     """Counts calls in flight and refuses them when the server stops."""
+
+    admission: Admission
+    metrics: Metrics
+    guard: Guard
 
     def in_flight(self) -> AbstractContextManager[None]: ...
     def refuse_when_stopping(self) -> None: ...
@@ -62,24 +76,37 @@ class CommitsLater(Protocol):
 
 
 class SocketServer:
-    """Listens from construction on. `address` is what a client needs to connect: port, unix, token."""
+    """Listens from construction on. `address_for(principal)` is what a client needs to connect: port, unix, token, tls."""
 
-    def __init__(self, backend: Backend, gate: Gate, *, host: str = "127.0.0.1") -> None:
-        self._backend = backend
+    def __init__(self, gate: Gate, *, host: str = "127.0.0.1", port: int = 0, certificate: Certificate | None = None) -> None:
+        """`certificate`: TLS on the TCP side; the Unix socket does not leave the machine. Errors: OSError for a port in use."""
         self._gate = gate
+        self._authenticator = gate.guard.authenticator
+        self._tls = None if certificate is None else certificate.context
         self._token = secrets.token_bytes(wire.TOKEN_BYTES)
-        self._slots = threading.BoundedSemaphore(_CONNECTIONS_MAX)
+        self._slots = threading.BoundedSemaphore(gate.admission.limits.connections_max)
+        self._n_open = 0
+        self._lock = threading.Lock()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         tcp = socket.socket(family)
-        tcp.bind((host.strip("[]"), 0))
-        name = f"flashlake-{os.getpid()}-{secrets.token_hex(8)}"
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind((host.strip("[]"), port))
+        self._name = f"flashlake-{os.getpid()}-{secrets.token_hex(8)}"
         local = socket.socket(socket.AF_UNIX)
-        local.bind(b"\0" + name.encode())
-        self.address = {"port": tcp.getsockname()[1], "unix": name, "token": self._token.hex()}
+        local.bind(b"\0" + self._name.encode())
+        self.port: int = tcp.getsockname()[1]
         self._listeners = (tcp, local)
         for listener in self._listeners:
             listener.listen(128)
             threading.Thread(target=self._accept, args=(listener,), name="lane-accept", daemon=True).start()
+
+    @property
+    def n_open(self) -> int:
+        return self._n_open
+
+    def address_for(self, principal: Principal) -> dict[str, Any]:
+        token = self._authenticator.ticket(principal) if self._authenticator.is_on else self._token
+        return {"port": self.port, "unix": self._name, "token": token.hex(), "tls": self._tls is not None}
 
     def close(self) -> None:
         """Take no more connections; those that stand go on."""
@@ -99,26 +126,40 @@ class SocketServer:
             threading.Thread(target=self._serve, args=(connection,), name="lane", daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._n_open += 1
         try:
             with connection:
-                reader = FrameReader(connection, wire.FRAME_BYTES_MAX)
+                connection.settimeout(self._gate.admission.limits.greeting_s)
                 if connection.family != socket.AF_UNIX:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                connection.settimeout(_GREETING_S)
-                greeting = reader.exactly(len(wire.MAGIC) + wire.TOKEN_BYTES)
-                if greeting is None or not hmac.compare_digest(greeting, wire.MAGIC + self._token):
-                    return
-                connection.sendall(greeting)
-                connection.settimeout(None)
-                served = _Connection(self._backend, self._gate, reader, connection.sendall)
-                try:
-                    served.run()
-                finally:
-                    served.close()
-        except OSError:
+                    if self._tls is not None:
+                        connection = self._tls.wrap_socket(connection, server_side=True)
+                with connection:
+                    self._greeted(connection)
+        except (OSError, ValueError):
             logger.debug("a lane's connection broke", exc_info=True)
         finally:
+            with self._lock:
+                self._n_open -= 1
             self._slots.release()
+
+    def _greeted(self, connection: socket.socket) -> None:
+        """The first bytes say who connects; a connection that says nothing of use is closed without a word."""
+        reader = FrameReader(connection, wire.FRAME_BYTES_MAX)
+        greeting = reader.exactly(len(wire.MAGIC) + wire.TOKEN_BYTES) or b""
+        if self._authenticator.is_on:
+            found = self._authenticator.of_ticket(greeting[len(wire.MAGIC) :]) if greeting.startswith(wire.MAGIC) else None
+        else:
+            found = ANYBODY if hmac.compare_digest(greeting, wire.MAGIC + self._token) else None
+        if found is None:
+            return
+        connection.sendall(greeting)
+        connection.settimeout(None)
+        limits = self._gate.admission.limits
+        for option, seconds in ((socket.SO_RCVTIMEO, limits.idle_s), (socket.SO_SNDTIMEO, limits.stall_s)):
+            connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6)))
+        _Connection(self._gate, found, reader, connection.sendall).run()
 
 
 class _Prepared:
@@ -131,58 +172,123 @@ class _Prepared:
         self.answer: pa.Schema | None = None
         self.codes: tuple[str, str] | None = None
         self.points: PointReads | None = None
+        self.refusal: FlashlakeError | None = None
 
 
 class _Connection:
     """The requests of one connection, from its first to its last."""
 
-    def __init__(self, backend: Backend, gate: Gate, reader: FrameReader, send: Callable[[bytes], object]) -> None:
-        self._backend = backend
+    def __init__(self, gate: Gate, principal: Principal, reader: FrameReader, send: Callable[[bytes], object]) -> None:
+        self._guard = gate.guard
+        self._backend = gate.guard.backend
         self._gate = gate
+        self._principal = principal
+        self._authenticator = gate.guard.authenticator
         self._reader = reader
+        self._reader.admit = self._admit
         self._send = send
         self._prepared: dict[int, _Prepared] = {}
-        self._later = Acknowledger(send)
-        self._commits = backend if isinstance(backend, CommitsLater) else None
+        self._later = Acknowledger(self._send)
+        self._commits = self._backend if isinstance(self._backend, CommitsLater) else None
         self._until: Callable[[], None] | None = None
+        self._counts = gate.metrics.open("socket")
+        self._method = ""
+        self._outcome = OK
+        self._n_admitted = 0
 
     def run(self) -> None:
+        try:
+            self._run_requests()
+        finally:
+            self._later.close()
+            self._gate.metrics.close(self._counts)
+
+    def _run_requests(self) -> None:
         while True:
             try:
-                payload = self._reader.frame()
-            except FrameTooLong as error:
-                self._send(wire.encode_error_frame(malformed(str(error))))
-                return
-            if payload is None:
-                return
-            try:
-                with self._gate.in_flight():
-                    self._until = None
-                    self._reply(self._answer(payload), self._until)
-            except MalformedMessage as error:
-                self._reply(wire.encode_error_frame(error), None)
-                return
+                if not self._run_request():
+                    return
+            finally:
+                if self._n_admitted:
+                    self._gate.admission.release(self._n_admitted)
+                    self._n_admitted = 0
 
-    def close(self) -> None:
-        self._later.close()
+    def _run_request(self) -> bool:
+        """Take one frame and answer it; False when it was the last one of this connection."""
+        try:
+            payload = self._reader.frame()
+        except FrameTooLong as error:
+            self._reply(wire.encode_error_frame(malformed(str(error))), None)
+            return False
+        except (Backpressure, RequestTooLarge) as refusal:
+            if not self._reader.skip():
+                return False
+            self._counts.add("refused", type(refusal).__name__, 0.0, 0, 0)
+            self._reply(wire.encode_error_frame(refusal), None)
+            # What is to be sent again must not be overtaken by the commits behind it: those of one writer are numbered.
+            return not isinstance(refusal, Backpressure)
+        if payload is None:
+            return False
+        begin_s = time.perf_counter()
+        try:
+            with self._gate.in_flight():
+                self._until = None
+                answer = self._answer(payload)
+                if answer:
+                    self._reply(answer, self._until, begin_s, len(payload))
+        except (MalformedMessage, AuthenticationFailed) as error:
+            self._reply(wire.encode_error_frame(error), None)
+            return False
+        return True
 
-    def _reply(self, answer: bytes, until: Callable[[], None] | None) -> None:
-        """Send an answer, after those that wait; one that waits for the disk leaves from beside when the client goes on meanwhile."""
-        if not answer:
-            return
+    def _admit(self, n_bytes: int) -> None:
+        """Take room for a frame that is announced. Errors: Backpressure; RequestTooLarge."""
+        if n_bytes > _COUNTED_BYTES:
+            self._gate.admission.acquire(n_bytes)
+            self._n_admitted = n_bytes
+
+    def _check_again(self) -> None:
+        """Users or grants have changed, or a session's time is over. Errors: AuthenticationFailed."""
+        self._principal = self._authenticator.current(self._principal)
+        for prepared in self._prepared.values():
+            self._check(prepared)
+
+    def _check(self, prepared: _Prepared) -> None:
+        """Decide about a prepared lookup; its refusal is raised when it is run, as a preparation has no answer."""
+        try:
+            self._guard.check(self._principal, prepared.method, prepared.arguments)
+            prepared.refusal = None
+        except FlashlakeError as refusal:
+            prepared.refusal = refusal
+
+    def _reply(self, answer: bytes, until: Callable[[], None] | None, begin_s: float = 0.0, n_in: int = 0) -> None:
+        """Send an answer, after those that wait; one that waits for the disk leaves from beside when the client goes on meanwhile.
+
+        n_in    bytes of the call that it answers, which began at `begin_s` and is counted; 0: of none
+        """
         if self._later.is_idle and (until is None or not self._reader.is_duplex or not self._reader.has_more()):
             if until is not None:
                 try:
                     until()
                 except FlashlakeError as error:
+                    self._outcome = type(error).__name__
                     answer = wire.encode_error_frame(error)
+            if n_in:
+                self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, len(answer))
             self._send(answer)
-        else:
-            self._later.add(answer, until)
+            return
+        if until is not None:
+            until = _counted(until, self._gate.metrics, self._method, begin_s, n_in, len(answer))
+        elif n_in:
+            self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, len(answer))
+        self._later.add(answer, until)
 
     def _answer(self, payload: bytes | memoryview) -> bytes:
         """The answer to one frame, b"" for none. Errors: MalformedMessage."""
         kind, number = wire.parse_head(payload)
+        self._outcome = OK
+        if self._principal.generation != self._authenticator.generation or time.time() >= self._principal.deadline_s:
+            self._check_again()
         try:
             if kind == wire.GET:
                 self._gate.refuse_when_stopping()
@@ -198,44 +304,55 @@ class _Connection:
                 call = wire.decode_call_frame(number, body)
                 if call.method not in _METHODS:
                     raise malformed(f"{call.method} is no call of this lane")
-                reply = wire.encode_reply_frame(self._commit(call) if call.method == "commit" else answer(self._backend, call))
+                self._method = call.method
+                done = self._commit(call) if call.method == "commit" else self._guard.answer(self._principal, call)
+                reply = wire.encode_reply_frame(done)
             else:
                 raise malformed(f"there is no request of kind {kind}")
         except MalformedMessage:
             raise
         except FlashlakeError as error:
-            return wire.encode_error_frame(error)
+            self._outcome = type(error).__name__
+            return wire.encode_error_frame(self._guard.shown(self._principal, error))
         except Exception as error:
-            logger.error("a call of the lane failed", exc_info=error)
+            self._outcome = ServerFault.__name__
+            request = f"s{next(_faults)}"
+            logger.error("a call of the lane failed", exc_info=error, extra={"request": request, "user": self._principal.user})
             next_step = "The server's log has the traceback; report it."
-            return wire.encode_error_frame(ServerFault(f"{type(error).__name__}: {error}", where="server", next_step=next_step))
+            where = f"server, request {request}"
+            return wire.encode_error_frame(ServerFault(f"{type(error).__name__}: {error}", where=where, next_step=next_step))
         return reply if len(reply) <= wire.FRAME_BYTES_MAX else wire.frame(wire.TOO_LARGE, 0)
 
     def _commit(self, call: Call) -> Reply:
         """Do a commit; what its answer has still to wait for is in `_until`."""
         backend = self._commits
         if backend is None:
-            return answer(self._backend, call)
-        result, position = backend.begin_commit(decode_commit(call.arguments, call.tables, call.blobs))
+            return self._guard.answer(self._principal, call)
+        reply, position = self._guard.begin_commit(self._principal, call, backend.begin_commit)
         if not backend.is_durable(position):
             self._until = lambda: backend.await_durable(position)
-        return commit_reply(result)
+        return reply
 
     def _prepare(self, handle: int, body: pa.Buffer) -> None:
         if handle >= wire.HANDLES_MAX:
             raise malformed(f"handle {handle} is beyond {wire.HANDLES_MAX}")
         method, arguments, keys = wire.decode_prepare(body)
+        columns = _texts(arguments.get("columns"))
         prepared = self._prepared[handle] = _Prepared(method, arguments, keys)
         prepared.codes = wire.packed_codes(arguments)
         is_insert = arguments.get("insert_if_not_exists") is True
         if method == "lookup" and not is_insert and isinstance(self._backend, ReadsPoints):
-            prepared.points = self._backend.point_reads(arguments["table"], _texts(arguments.get("columns")))
+            prepared.points = self._backend.point_reads(arguments["table"], columns)
+        self._check(prepared)
 
     def _get(self, handle: int, key: memoryview) -> bytes:
         """The row of one packed key, by the shortest way."""
         prepared = self._prepared.get(handle)
         if prepared is None or prepared.codes is None:
             raise malformed(f"handle {handle} is not prepared for packed keys")
+        self._method = prepared.method
+        if prepared.refusal is not None:
+            raise prepared.refusal
         row = LONG_WAY if prepared.points is None else prepared.points.packed_row(key, prepared.codes)
         if row is None:
             return wire.frame(wire.ROW, 0)
@@ -245,6 +362,9 @@ class _Connection:
         prepared = self._prepared.get(handle)
         if prepared is None:
             raise malformed(f"handle {handle} is not prepared")
+        self._method = prepared.method
+        if prepared.refusal is not None:
+            raise prepared.refusal
         batch = wire.decode_batch(body, prepared.keys)
         if prepared.points is not None and (direct := prepared.points.message(batch.schema, batch.columns)) is not None:
             schema, parts = direct
@@ -275,3 +395,19 @@ def _texts(value: Any) -> list[str] | None:
     if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
         raise malformed("columns are no list of names")
     return value
+
+
+def _counted(until: Callable[[], None], metrics: Metrics, method: str, begin_s: float, n_in: int, n_out: int) -> Callable[[], None]:
+    """What an answer waits for, and then its call is counted: by another thread than the connection's own."""
+
+    def counted() -> None:
+        outcome = OK
+        try:
+            until()
+        except FlashlakeError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            metrics.one("socket", method, outcome, time.perf_counter() - begin_s, n_in, n_out)
+
+    return counted

@@ -30,6 +30,7 @@ from storage_engine.stream.once import insert_once, insert_values
 from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.submit import submit
+from storage_engine.stream.user_statements import ANSWERS as USER_ANSWERS
 
 if TYPE_CHECKING:
     from storage_engine.client.store import Store
@@ -95,6 +96,8 @@ class SqlSession:
             raise type(error)(error.what, where=f"{error.where}, statement at line {statement.line}", next_step=error.next_step) from error
 
     def _handle(self, statement: st.Statement) -> Result:
+        if (answer := USER_ANSWERS.get(type(statement))) is not None:
+            return Result(*answer(self._store, statement))
         handler = _HANDLERS.get(type(statement))
         if handler is None:
             raise StatementRefused(

@@ -10,16 +10,18 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
 import storage_engine
 from storage_engine import Store
+from storage_engine.access import Users
 from storage_engine.errors import UnsupportedByBackend
 from storage_engine.server import ServerProcess
+from tests.server.authority import Authority
 
 _numbers = itertools.count(1)
 
@@ -51,26 +53,42 @@ class Embedded:
 
 
 class Served:
+    _options: Sequence[str] = ()
+    _access: Mapping[str, Any] = {}
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._server = ServerProcess(directory).start()
+        self._server = ServerProcess(directory, options=self._options).start()
         self._peers: list[Store] = []
-        self.store = storage_engine.connect(self._server.url)
+        self.store = storage_engine.connect(self._server.url, **self._access)
 
     def peer(self) -> Store:
-        self._peers.append(storage_engine.connect(self._server.url))
+        self._peers.append(storage_engine.connect(self._server.url, **self._access))
         return self._peers[-1]
 
     def restart(self) -> None:
         self.store.close()
         assert self._server.stop() == 0, self._server.log()
-        self._server = ServerProcess(self._directory).start()
-        self.store = storage_engine.connect(self._server.url)
+        self._server = ServerProcess(self._directory, options=self._options).start()
+        self.store = storage_engine.connect(self._server.url, **self._access)
 
     def close(self) -> None:
         for store in (self.store, *self._peers):
             store.close()
         self._server.kill()
+
+
+class Secured(Served):
+    """A server with authentication and TLS on; the tests' user may do everything, by grants."""
+
+    def __init__(self, directory: Path) -> None:
+        authority = Authority(directory.parent)
+        with storage_engine.connect(directory.as_uri()) as store:
+            Users(store.backend).create("tester", "correct horse")
+            Users(store.backend).make_administrator("tester")
+        self._options = ["--authentication", "on", *authority.server("127.0.0.1").options]
+        self._access = {"user": "tester", "password": "correct horse", "tls_ca": authority.ca}
+        super().__init__(directory)
 
 
 class OnFluss:
@@ -98,7 +116,9 @@ class OnFluss:
 
 
 FLUSS = os.environ.get("FLASHLAKE_TEST_FLUSS", "")
-BACKENDS = {"embedded": Embedded, "server": Served, **({"fluss": OnFluss} if FLUSS else {})}
+BACKENDS = {"embedded": Embedded, "server": Served, "secured": Secured, **({"fluss": OnFluss} if FLUSS else {})}
+SECURED_MODULES = ("test_log_tables.py", "test_users.py")
+"""What runs with authentication and TLS on too; FLASHLAKE_TEST_SECURED=1: everything."""
 FLUSS_DIFFERS = {
     "test_a_scan_whose_partition_is_dropped_before_it_is_read_ends_with_an_error_never_with_other_rows": (
         "Fluss has no store-wide version, which tells a partition from its successor"
@@ -116,11 +136,19 @@ def fluss_cluster(request: pytest.FixtureRequest) -> None:
         OnFluss.cluster_url = request.getfixturevalue("fluss_url")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if _is_secured(item) and item.path.name not in SECURED_MODULES]
+    if left_out and not os.environ.get("FLASHLAKE_TEST_SECURED"):
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in set(left_out)]
     for item in items:
         name, _, parameters = item.name.partition("[")
         if name in FLUSS_DIFFERS and "fluss" in parameters.rstrip("]").split("-"):
             item.add_marker(pytest.mark.xfail(reason=FLUSS_DIFFERS[name], strict=True))
+
+
+def _is_secured(item: pytest.Item) -> bool:
+    return item.path.parent.name == "contract" and "secured" in item.name.partition("[")[2].rstrip("]").split("-")
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))

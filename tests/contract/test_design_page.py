@@ -43,7 +43,7 @@ def test_the_printed_calls_of_a_log_table(store):
 
 @pytest.mark.needs("journal")
 def test_a_store_is_a_context_manager(own):
-    with storage_engine.connect(own.store.url) if own.store.url.startswith("flashlake") else own.store as opened:
+    with own.peer() as opened:
         assert opened.version() >= 0
 
 

@@ -47,8 +47,12 @@ class CuttingProxy:
         while not self._is_closed:
             try:
                 near, _ = self._listener.accept()
+            except OSError:
+                continue
+            try:
                 far = socket.create_connection(self._upstream)
             except OSError:
+                near.close()
                 continue
             threading.Thread(target=self._forward, args=(near, far), daemon=True).start()
 
