@@ -22,7 +22,7 @@ from storage_engine import Progress, Store, TableBucket, WriteId, WriteOp
 N_WRITERS = 3
 N_KEYS = 40
 REOPEN_EVERY = 25
-_BUCKET = TableBucket("", 0)
+_BUCKET = TableBucket("", 0)  # of crash.pk: progress keeps buckets that there are
 _TABLES = """
     CREATE TABLE IF NOT EXISTS crash.log (writer BIGINT NOT NULL, seq BIGINT NOT NULL, i BIGINT NOT NULL, day STRING NOT NULL)
       PARTITIONED BY (day) WITH ('bucket.num' = '3', 'bucket.key' = 'i');
@@ -78,8 +78,8 @@ def request_of(commit: Commit) -> tuple[list[WriteOp], list[Progress], WriteId]:
         WriteOp("crash.pk", "upsert", notes, ("writer", "k", "note")),
         WriteOp("crash.pk", "delete", gone),
     ]
-    before = {"crash.log": {_BUCKET: seq - 1}} if seq > 1 else {}
-    return ops, [Progress(owner_of(writer), {"crash.log": {_BUCKET: seq}}, before)], WriteId(f"writer-{writer}", seq)
+    before = {"crash.pk": {_BUCKET: seq - 1}} if seq > 1 else {}
+    return ops, [Progress(owner_of(writer), {"crash.pk": {_BUCKET: seq}}, before)], WriteId(f"writer-{writer}", seq)
 
 
 def owner_of(writer: int) -> str:
@@ -103,7 +103,7 @@ def make_tables(store: Store) -> None:
 def last_sequence(store: Store, writer: int) -> int:
     """The sequence of the writer's last commit that the store holds; 0: none."""
     recorded = store.progress(owner_of(writer)).get(owner_of(writer))
-    return recorded.offsets["crash.log"][_BUCKET] if recorded else 0
+    return recorded.offsets["crash.pk"][_BUCKET] if recorded else 0
 
 
 def sequences(store: Store, writer: int) -> Iterator[int]:
