@@ -20,10 +20,38 @@ OffsetSpec = Literal["earliest", "latest", "timestamp", "last"]
 
 CAPABILITIES = frozenset(
     {
-        "append", "upsert", "delete", "partial_update", "lookup", "prefix_lookup", "scan", "changelog", "read", "read_at_version",
-        "aggregation", "auto_increment", "insert_if_not_exists", "transactions", "consumers", "jobs", "alter_table", "drop_partition",
-        "backup", "journal", "idempotent_writes", "objects", "tiering", "add_partition", "auto_partition", "late_rows",
-        "statistics_of_buckets", "scan_from_timestamp", "last_rows", "statistics", "retract", "users",
+        "append",
+        "upsert",
+        "delete",
+        "partial_update",
+        "lookup",
+        "prefix_lookup",
+        "scan",
+        "changelog",
+        "read",
+        "read_at_version",
+        "aggregation",
+        "auto_increment",
+        "insert_if_not_exists",
+        "transactions",
+        "consumers",
+        "jobs",
+        "alter_table",
+        "drop_partition",
+        "backup",
+        "journal",
+        "idempotent_writes",
+        "objects",
+        "tiering",
+        "add_partition",
+        "auto_partition",
+        "late_rows",
+        "statistics_of_buckets",
+        "scan_from_timestamp",
+        "last_rows",
+        "statistics",
+        "retract",
+        "users",
     }
 )
 
@@ -173,6 +201,8 @@ BUCKET_STATISTICS = pa.schema(
     ]
 )  # fmt: skip
 """What bucket_statistics answers. Ages are by the clock of the store; null where no row is left."""
+
+
 class CommitStream(Protocol):
     """Commits of one writer in their order, several of them under way at once.
 

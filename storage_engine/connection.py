@@ -43,7 +43,9 @@ def connect(url: str, **options: Any) -> Store:
             raise UserError("pyfluss is not installed", where="store url", next_step="Install the extra: flashlake[fluss].") from error
         return wrap(FlussBackend.connect(url, **options))
     raise UserError(
-        f"{without_secrets(url)} is not a store address", where="store url", next_step="Use file:///path, flashlake://host:port or fluss://host:port."
+        f"{without_secrets(url)} is not a store address",
+        where="store url",
+        next_step="Use file:///path, flashlake://host:port or fluss://host:port.",
     )
 
 

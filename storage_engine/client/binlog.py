@@ -57,9 +57,7 @@ def binlog_batches(
         piece = _Piece(rows, types, np.arange(frame.base_offset, frame.base_offset + frame.n_rows))
         held = waiting.pop(frame.bucket, None)
         if held is not None:
-            piece = _Piece(
-                pa.concat_batches([held.rows, piece.rows]), np.r_[held.types, piece.types], np.r_[held.offsets, piece.offsets]
-            )
+            piece = _Piece(pa.concat_batches([held.rows, piece.rows]), np.r_[held.types, piece.types], np.r_[held.offsets, piece.offsets])
         if len(piece.types) and piece.types[-1] == UPDATE_BEFORE:
             waiting[frame.bucket] = _Piece(piece.rows.slice(len(piece.types) - 1), piece.types[-1:], piece.offsets[-1:])
         batch = _binlog_batch(piece, frame.timestamp_ms, ranges[frame.bucket], schema)

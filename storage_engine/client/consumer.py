@@ -238,6 +238,7 @@ class Consumer:
         self._heard_s = time.monotonic() if self._member is None else self._heard_s
         self._committed = dict(self._position)
 
+
 def _n_rows(begin: Offsets, end: Offsets) -> int:
     return sum(max(offset - begin.get(bucket, 0), 0) for bucket, offset in end.items())
 

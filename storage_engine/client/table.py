@@ -85,6 +85,7 @@ class Table:
         in one commit, give both to store.commit() as operations "upsert" and "retract", in that order.
         """
         return self._write("retract", rows, columns, write_id)
+
     def writer(self, *, in_flight: int = 16) -> TableWriter:
         """For many batches: up to `in_flight` are on their way while the next one is made ready. Close it, or use it in `with`."""
         return TableWriter(self, self._backend.commit_stream(in_flight))
@@ -395,6 +396,8 @@ def _change_names(codes: np.ndarray) -> pa.StringArray:
     """The names of change types (n,). Every name has two bytes: their text is one gather of words."""
     offsets = np.arange(0, 2 * len(codes) + 1, 2, dtype=np.int32)
     return pa.StringArray.from_buffers(len(codes), pa.py_buffer(offsets), pa.py_buffer(_NAME_WORDS[codes]))
+
+
 @lru_cache(maxsize=1024)
 def _stored_schema(names: tuple[str, ...], types: tuple[str, ...]) -> pa.Schema:
     """What a fetched frame's message decodes with."""

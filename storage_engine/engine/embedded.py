@@ -649,6 +649,7 @@ class EmbeddedBackend:
     def key_memory(self) -> KeyMemory:
         """What the key indexes take of memory, what they may take, and which buckets have moved to disk."""
         return self._budget.memory
+
     # space
 
     def clean(self, table: str | None = None) -> CleaningStats:

@@ -7,7 +7,7 @@ Holds: what is recorded speaks of partitions that exist: offsets of a dropped pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from storage_engine.api import CONSUMER_PREFIX, Progress
@@ -21,8 +21,11 @@ COMMITTED_MS = "committed_ms"
 """Names in the detail of a consumer's progress. Members are those of the generation; the time is that of its newest commit."""
 
 
-def advanced(state: StoreState, wanted: Progress, now_ms: int) -> Progress:
-    """What the store records for `wanted`. Errors: ProgressConflict."""
+def advanced(state: StoreState, wanted: Progress, now_ms: int, created: Collection[tuple[int, str]] = ()) -> Progress:
+    """What the store records for `wanted`; `created`: (table id, name) of partitions that the same commit makes.
+
+    Errors: ProgressConflict.
+    """
     recorded = state.progress.get(wanted.owner)
     before: Mapping[str, Offsets] = recorded.offsets if recorded else {}
     detail_before: Mapping[str, Any] = recorded.detail if recorded else {}
@@ -30,7 +33,7 @@ def advanced(state: StoreState, wanted: Progress, now_ms: int) -> Progress:
         raise _conflict(wanted.owner, "its consumer group has a new generation: members came or went, or it was reset")
     if wanted.expected is not None and not _agrees(before, wanted):
         raise _conflict(wanted.owner, "another process runs it, this one is stale, or a partition was dropped")
-    offsets = {table: _checked(state, table, by_bucket, wanted) for table, by_bucket in wanted.offsets.items()}
+    offsets = {table: _checked(state, table, by_bucket, wanted, created) for table, by_bucket in wanted.offsets.items()}
     if wanted.merges:
         offsets = {**before, **{table: {**before.get(table, {}), **by_bucket} for table, by_bucket in offsets.items()}}
     detail = wanted.detail
@@ -52,7 +55,7 @@ def _agrees(before: Mapping[str, Offsets], wanted: Progress) -> bool:
     return all(recorded == expected for recorded, expected in named)
 
 
-def _checked(state: StoreState, name: str, offsets: Offsets, wanted: Progress) -> Offsets:
+def _checked(state: StoreState, name: str, offsets: Offsets, wanted: Progress, created: Collection[tuple[int, str]]) -> Offsets:
     table = state.tables.get(name)
     if table is None:
         return {}
@@ -61,8 +64,9 @@ def _checked(state: StoreState, name: str, offsets: Offsets, wanted: Progress) -
         raise _conflict(wanted.owner, f"{name} was dropped and created again since it was read")
     if not table.descriptor.partition_keys:
         return dict(offsets)
-    kept = {bucket: offset for bucket, offset in offsets.items() if bucket.partition in table.partitions}
-    for partition in {bucket.partition for bucket, offset in kept.items() if offset}:
+    new = {partition for table_id, partition in created if table_id == table.descriptor.table_id}
+    kept = {bucket: offset for bucket, offset in offsets.items() if bucket.partition in table.partitions or bucket.partition in new}
+    for partition in {bucket.partition for bucket, offset in kept.items() if offset and bucket.partition not in new}:
         if born(state, table, partition) > as_of:
             raise _conflict(wanted.owner, f"partition {partition} of {name} was dropped and created again since it was read")
     return kept

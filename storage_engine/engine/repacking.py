@@ -136,5 +136,3 @@ def resting_compression(descriptor: TableDescriptor) -> tuple[str, int | None]:
     if descriptor.has_primary_key or "table.log.arrow.compression.type" in descriptor.options:
         return compression_of(descriptor)
     return "zstd", 3
-
-

@@ -44,10 +44,12 @@ class Transaction:
     staged: list[tuple[Bucket, Staged]] = field(default_factory=list)
     changed: list[tuple[Bucket, KvBucket]] = field(default_factory=list)
     _new_partitions: dict[tuple[int, str], int] = field(default_factory=dict)
+    _progress: list[Progress] = field(default_factory=list)
 
     def add_progress(self, wanted: Progress) -> None:
         """Move an owner's offsets. Errors: ProgressConflict when they are not what the owner expects."""
-        self.record.progress.append(progress.advanced(self.state, wanted, self.record.timestamp_ms))
+        progress.advanced(self.state, wanted, self.record.timestamp_ms)
+        self._progress.append(wanted)
 
     def add(self, op: WriteOp | EncodedAppend) -> None:
         """Plan one operation. Errors: UnknownTable, SchemaMismatch, InvalidPartition, UserError; the transaction is then void."""
@@ -197,7 +199,9 @@ class Transaction:
         return self._new_partitions[key]
 
     def finish(self) -> None:
-        """Complete the record with what the operations took from counters."""
+        """Complete the record: progress, which may be in partitions that this transaction makes, and what was taken from counters."""
+        now_ms = self.record.timestamp_ms
+        self.record.progress = [progress.advanced(self.state, wanted, now_ms, self._new_partitions) for wanted in self._progress]
         for table_id, ids in self.counters.items():
             if ids.last_id != self._table(table_id).last_id:
                 self.record.counters[table_id] = ids.last_id

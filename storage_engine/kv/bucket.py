@@ -112,9 +112,7 @@ class KvBucket:
     hash_keys   64-bit hash of encoded keys; equal hashes of different keys are told apart by the stored rows.
     """
 
-    def __init__(
-        self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: Ids | None = None, hash_keys: HashKeys = hash64
-    ) -> None:
+    def __init__(self, descriptor: TableDescriptor, fetch_rows: FetchRows, *, ids: Ids | None = None, hash_keys: HashKeys = hash64) -> None:
         self.descriptor = descriptor
         self._fetch_rows = fetch_rows
         self._ids = ids

@@ -45,9 +45,7 @@ class Net(NamedTuple):
     begun: Int64s
 
 
-def runs_of_frames(
-    frames: Iterable[tuple[int | Int64s, ChangeTypes | None, pa.Table]], key_names: Sequence[str]
-) -> Iterator[Run]:
+def runs_of_frames(frames: Iterable[tuple[int | Int64s, ChangeTypes | None, pa.Table]], key_names: Sequence[str]) -> Iterator[Run]:
     """Frames (base_offset, or the offsets of a sparse one; change types; rows) joined to runs of about RUN_ROWS rows."""
     held: list[tuple[int | Int64s, ChangeTypes, pa.Table]] = []
     n_held = 0

@@ -99,9 +99,7 @@ def _serve(options: argparse.Namespace) -> int:
     if bool(options.tls_cert) != bool(options.tls_key):
         raise InvalidConfiguration("TLS needs both", where="--tls-cert, --tls-key", next_step="Give certificate and key.")
     certificate = load_certificate(options.tls_cert, options.tls_key) if options.tls_cert else None
-    require_safe(
-        options.host, is_authenticated=is_on, is_encrypted=certificate is not None, allows_plain=options.allow_plain_passwords
-    )
+    require_safe(options.host, is_authenticated=is_on, is_encrypted=certificate is not None, allows_plain=options.allow_plain_passwords)
     require_free_port(options.host, options.port)
     backend = EmbeddedBackend.open(
         options.dir,

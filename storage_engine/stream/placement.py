@@ -134,9 +134,7 @@ def _merge(
     return Placement("merge", sink, keys, (), distinct, "the table merges what the job adds and takes back")
 
 
-def _check_zero(
-    node: Aggregate, outputs: Mapping[str, exp.Expr], sink: TableDescriptor, calls: Mapping[str, Call], where: str
-) -> None:
+def _check_zero(node: Aggregate, outputs: Mapping[str, exp.Expr], sink: TableDescriptor, calls: Mapping[str, Call], where: str) -> None:
     """A group that loses its last row has to go: the table needs a column that says so, and the query has to fill it with COUNT(*)."""
     zero = sink.zero_column
     if zero is None:

@@ -339,3 +339,17 @@ def test_a_reader_never_sees_half_a_commit(shared, store, db, tables):
     finally:
         stop.set()
         writer.join()
+
+
+@pytest.mark.needs("jobs")
+def test_progress_in_a_partition_that_the_same_commit_makes_is_recorded(store, db):
+    store.execute(
+        f"CREATE TABLE {db}.part (day STRING NOT NULL, n BIGINT) PARTITIONED BY (day)"
+        " WITH ('bucket.num' = '1', 'table.auto-partition.enabled' = 'true', 'table.auto-partition.key' = 'day',"
+        " 'table.auto-partition.time-unit' = 'DAY', 'table.auto-partition.num-retention' = '0')"
+    )
+    owner, bucket = f"job:{db}", TableBucket("20300101", 0)
+
+    store.commit([op(f"{db}.part", "append", {"day": ["20300101"], "n": [1]})], [Progress(owner, {f"{db}.part": {bucket: 1}}, {})])
+
+    assert store.progress(owner)[owner].offsets == {f"{db}.part": {bucket: 1}}

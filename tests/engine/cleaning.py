@@ -60,7 +60,13 @@ def opened(
     """A store that cleans when told to."""
     return wrap(
         EmbeddedBackend.open(
-            directory, disk=disk, now_ms=clock, cleaning=policy, checkpoints=checkpoints, maintenance=False, sync=sync  # type: ignore[arg-type]
+            directory,
+            disk=disk,
+            now_ms=clock,
+            cleaning=policy,
+            checkpoints=checkpoints,
+            maintenance=False,
+            sync=sync,  # type: ignore[arg-type]
         )
     )
 

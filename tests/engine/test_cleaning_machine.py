@@ -186,5 +186,3 @@ CleaningMachine.TestCase.settings = settings(
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # programs of real files shrink too slowly to wait for
 )
 TestCleaning = CleaningMachine.TestCase
-
-
