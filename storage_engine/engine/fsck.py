@@ -81,7 +81,7 @@ def check_store(directory: Path, *, keys: bool = False, disk: Disk | None = None
     """
     disk = disk or Disk()
     directory = directory.absolute()
-    if not (directory / FILE_NAME).exists() and not (directory / "log").is_dir():
+    if not disk.exists(directory / FILE_NAME) and not disk.is_directory(directory / "log"):
         raise UserError("there is no store here", where=str(directory), next_step="Name the directory that holds FORMAT and log/.")
     lock = disk.lock(directory / "LOCK")
     try:
@@ -132,7 +132,7 @@ class _Check:
                 claim_directory(self.disk, self.directory)
             except DamageError as error:
                 self.report.add("damage", self.directory / FILE_NAME, 0, error.what, error.next_step)
-        names = self.disk.list(folder) if folder.is_dir() else []
+        names = self.disk.list(folder) if self.disk.is_directory(folder) else []
         starts = sorted(start for name in names if (start := start_of(name)) is not None)
         self.files = [LogFile(self.disk, folder / log_file_name(start), start) for start in starts]
         sizes = [self.disk.file_size(file.path) for file in self.files]
@@ -245,7 +245,7 @@ class _Check:
 
     def _snapshots(self) -> Iterator[tuple[Path, StoredSnapshot]]:
         folder = self.directory / FOLDER
-        for name in self.disk.list(folder) if folder.is_dir() else []:
+        for name in self.disk.list(folder) if self.disk.is_directory(folder) else []:
             stored = read_snapshot(self.disk, folder / name) if name.endswith(".index") else None
             if isinstance(stored, str):
                 self.report.add("damage", folder / name, 0, f"the key snapshot {stored}", _DERIVED)

@@ -101,7 +101,7 @@ class KeySnapshots:
 
     def keep(self, live: set[BucketId]) -> None:
         """Remove the files of all other buckets, and what an interrupted replacement left. Errors: OSError."""
-        if not self.folder.exists():
+        if not self._disk.exists(self.folder):
             return
         names = {file_name(bucket) for bucket in live}
         gone = [name for name in self._disk.list(self.folder) if name not in names]
