@@ -54,7 +54,11 @@ def write(disk: Disk, directory: Path, encoded: bytes) -> None:
 
 def load(disk: Disk, directory: Path) -> Checkpoint | None:
     """The checkpoint, or None when there is none that can be used; a damaged one is named in the log of the process."""
-    data = disk.read_file(_path(directory))
+    try:
+        data = disk.read_file(_path(directory))
+    except OSError as error:
+        _logger.warning("%s cannot be read (%s); the whole log is replayed", _path(directory), error)
+        return None
     if data is None:
         return None
     body = data[_HEAD.size :]

@@ -2,33 +2,46 @@
 
 Owner of: the directory lock, the commit log, the state and the buckets.
 State: all derived from the log; a checkpoint only shortens the replay (engine/checkpoint.py).
-Holds: one writer at a time plans, writes and publishes; readers see whole commits; a caller is answered after the sync.
+Holds: one writer at a time plans, writes and publishes; readers see whole commits; a caller is answered after the sync. Under
+       sync = commit a reader is answered only with what is durable, or waits until it is (docs/adr/0017).
+       After a failed write or sync the store goes on by itself: the log is mended, or log, state and buckets go back to what is durable.
 Threads: `_writer` is held while a commit is planned, written and published; `_readers` only while state or indexes change.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import CAPABILITIES, BackupInfo, CommitInfo, CommitRequest, CommitResult, FetchedFrame, Progress, WriteOp
 from storage_engine.engine import catalog, checkpoint, reads
 from storage_engine.engine.backup import Pinned, write_backup
-from storage_engine.engine.buckets import Buckets
+from storage_engine.engine.buckets import Bucket, Buckets
 from storage_engine.engine.checkpointer import Checkpointer, CheckpointPolicy
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
-from storage_engine.errors import AlreadyExists, InvalidPartition, OffsetOutOfRange, WriteFailed, unknown_table
-from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
-from storage_engine.log.disk import Disk
+from storage_engine.errors import (
+    AlreadyExists,
+    DamagedFrame,
+    InvalidPartition,
+    OffsetOutOfRange,
+    StoreUnavailable,
+    WriteFailed,
+    unknown_table,
+)
+from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation, LogPosition
+from storage_engine.log.disk import DirectoryLock, Disk
 from storage_engine.log.frame import FrameHeader
 from storage_engine.log.frame_index import BucketId, FrameIndex
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
@@ -36,6 +49,8 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 SyncMode = Literal["commit", "none"]
 CACHE_BYTES_MAX = 128 * 1024 * 1024
 CHECKPOINTS = CheckpointPolicy()
+_T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 
 
 def _now_ms() -> int:
@@ -48,7 +63,13 @@ class EmbeddedBackend:
     capabilities = CAPABILITIES
 
     def __init__(
-        self, directory: Path, disk: Disk, sync: SyncMode, now_ms: Callable[[], int], checkpoints: CheckpointPolicy = CHECKPOINTS
+        self,
+        directory: Path,
+        disk: Disk,
+        sync: SyncMode,
+        now_ms: Callable[[], int],
+        checkpoints: CheckpointPolicy = CHECKPOINTS,
+        log_file_bytes_max: int = FILE_BYTES_MAX,
     ) -> None:
         self.url = f"file://{directory}"
         self.directory = directory
@@ -60,13 +81,26 @@ class EmbeddedBackend:
         self._changed = threading.Condition(self._readers)
         self._is_closed = False
         self.maintenance = Maintenance(now_ms)
-        disk.make_directory(directory)
-        self._lock = disk.lock(directory / "LOCK")
+        self._policy = checkpoints
+        self._file_bytes_max = log_file_bytes_max
+        self._unsynced: deque[tuple[int, int]] = deque()
+        self._lock: DirectoryLock | None = None
         try:
-            self._recover(checkpoints)
+            disk.make_directory(directory)
+            self._lock = disk.lock(directory / "LOCK")
+            disk.sync_directory(directory.parent)  # the process that made the directory may have died before it did
+            self._recover(None)
+        except OSError as error:
+            self._release()
+            next_step = "Free space or repair the disk, then open it again; what was acknowledged is safe."
+            raise StoreUnavailable(f"the disk refused to open the store: {error}", where=str(directory), next_step=next_step) from error
         except BaseException:
-            self._lock.release()
+            self._release()
             raise
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     @classmethod
     def open(
@@ -78,38 +112,76 @@ class EmbeddedBackend:
         now_ms: Callable[[], int] = _now_ms,
         checkpoints: CheckpointPolicy = CHECKPOINTS,
         maintenance: bool = True,
+        log_file_bytes_max: int = FILE_BYTES_MAX,
     ) -> EmbeddedBackend:
         """Open or create the store in `directory`.
 
         checkpoints  how much a start after a crash may have to replay
         maintenance  run the background tasks; False: only when maintenance.run_once() is called
         sync     "commit": acknowledged after fdatasync (survives power loss). "none": after the write (survives kill -9).
-        Errors:  StoreLocked; DamagedFrame; UnsupportedFormatVersion.
+        log_file_bytes_max  a log file that would grow beyond it is followed by a new one
+        Errors:  StoreLocked; StoreUnavailable; DamagedFrame; UnsupportedFormatVersion.
         """
-        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints)
+        backend = cls(Path(directory).absolute(), disk or Disk(), sync, now_ms, checkpoints, log_file_bytes_max)
         if maintenance:
             backend.maintenance.start()
         return backend
 
     # recovery
 
-    def _recover(self, policy: CheckpointPolicy) -> None:
+    def _recover(self, upto: LogPosition | None) -> None:
+        """Log, state and buckets from the directory; `upto`: what lies behind it is not durable, and given up."""
         loaded = checkpoint.load(self._disk, self.directory)
-        self._state = loaded.state if loaded else StoreState()
-        self._log = CommitLog.open(self._disk, self.directory, start=loaded.position if loaded else None)
+        self._state = state = loaded.state if loaded else StoreState()
+        start = loaded.position if loaded else None
+        self._log = CommitLog.open(self._disk, self.directory, start=start, file_bytes_max=self._file_bytes_max)
         index = loaded.frames if loaded else FrameIndex()
         snapshots = KeySnapshots(self._disk, self.directory)
-        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, lambda table_id: self._state.by_id(table_id), snapshots)
+        self._buckets = Buckets(self._log, index, CACHE_BYTES_MAX, state.by_id, snapshots)
         for table_id in self._state.names:
             for bucket_id, _ in index.buckets(table_id):
                 self._buckets.get_or_create(bucket_id, self._state.partition_names[bucket_id.partition_id])
         version, position = (self._state.version, int(loaded.position)) if loaded else (0, 0)
-        for commit in self._log.recover():
+        for commit in self._log.recover(upto):
             self._publish(CommitRecord.decode(commit.record), commit.frames)
-        self._checkpointer = Checkpointer(
-            self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, policy,
-            version=version, position=position,
-        )  # fmt: skip
+        self._unsynced.clear()
+        self._shown_version = self._state.version
+        self._catalog_end = self._log.end
+        if upto is None:
+            self._checkpointer = Checkpointer(
+                self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, self._policy,
+                version=version, position=position,
+            )  # fmt: skip
+        else:
+            self._checkpointer.rebind(self._log, self._state, self._buckets, snapshots, version=version, position=position)
+
+    def _mend(self, log: CommitLog) -> None:
+        """After a failed write or sync of `log`: write again what is not durable; else, under sync = commit, go back to what is.
+
+        No error: where the disk refuses both, the log has failed still (the store is as it is, reads go on), and the next write comes here.
+        Nobody reads bytes that are cut off: whoever reads rows that are not durable yet holds one of the two locks.
+        """
+        with self._writer, self._readers:
+            if self._log is not log or not log.has_failed or self._is_closed:
+                return
+            try:
+                log.mend()
+                _logger.warning("the log was written and synced again after a failure; nothing is lost")
+                return
+            except (OSError, DamagedFrame) as error:
+                _logger.warning("the log cannot be written: %s", error)
+            if self._sync == "none" or log.durable == log.end:
+                return
+            before = (self._state, self._log, self._buckets)
+            try:
+                self._recover(log.durable)
+            except (OSError, DamagedFrame) as error:
+                _logger.warning("the store cannot go back to what is durable: %s", error)
+                self._state, self._log, self._buckets = before
+                return
+            _logger.warning("the store went back to version %d, which is durable", self._state.version)
+            log.retire()
+            self._changed.notify_all()
 
     def _publish(self, record: CommitRecord, frames: Sequence[tuple[FrameHeader, FrameLocation]]) -> None:
         """Make a written commit visible: state, then frames. Key indexes follow separately."""
@@ -138,18 +210,20 @@ class EmbeddedBackend:
             if request.write_id is not None:
                 last = self._state.writers.get(request.write_id.writer)
                 if last is not None and request.write_id.sequence <= last[0]:
-                    self._await_durable(self._log.end)
+                    self._await_durable(self._log, self._log.end)
                     return CommitResult(last[1], is_duplicate=True)
-            version, end = self._commit(request, [])
-        self._await_durable(end)
+            version, log, end = self._commit(request, [])
+        self._await_durable(log, end)
         return CommitResult(version)
 
     def _change_catalog(self, changes: list[dict[str, Any]]) -> None:
-        version_end = self._commit(CommitRequest(), changes)
-        self._await_durable(version_end[1])
+        _, log, end = self._commit(CommitRequest(), changes)
+        self._await_durable(log, end)
 
-    def _commit(self, request: CommitRequest, changes: list[dict[str, Any]]) -> tuple[int, LogPosition]:
-        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned position."""
+    def _commit(self, request: CommitRequest, changes: list[dict[str, Any]]) -> tuple[int, CommitLog, LogPosition]:
+        """Plan, write, publish. The caller holds `_writer`; the commit is durable after a sync of the returned log and position."""
+        if self._log.has_failed:
+            self._mend(self._log)
         record = CommitRecord(self._state.version + 1, max(self._now_ms(), self._state.timestamp_ms), changes=changes)
         if request.write_id is not None:
             record.write = (request.write_id.writer, request.write_id.sequence)
@@ -162,21 +236,80 @@ class EmbeddedBackend:
             transaction.finish()
             if not (transaction.frames or record.progress or record.changes):
                 transaction.void()
-                return self._state.version, self._log.end
+                return self._state.version, self._log, self._log.end
             appended = self._log.append(transaction.frames, record.encode(), record.timestamp_ms)
+        except WriteFailed as error:
+            transaction.void()
+            self._mend(self._log)
+            error.is_absent = error.is_absent or not self._log.has_failed
+            raise
         except BaseException:
             transaction.void()
             raise
         with self._changed:
             self._publish(record, [(frame.header, at) for frame, at in zip(transaction.frames, appended.locations, strict=True)])
             transaction.commit()
-            self._changed.notify_all()
+            if changes:
+                self._catalog_end = appended.end
+            if self._sync == "commit":
+                self._unsynced.append((appended.end, record.version))
+            else:
+                self._shown_version = record.version
+                self._changed.notify_all()
+        log = self._log
         self._checkpointer.after_commit(bucket for bucket, _ in transaction.changed)
-        return record.version, appended.end
+        return record.version, log, appended.end
 
-    def _await_durable(self, end: LogPosition) -> None:
-        if self._sync == "commit":
-            self._log.sync(end)
+    def _await_durable(self, log: CommitLog, end: LogPosition) -> None:
+        """Return when the commit that ends at `end` of `log` is durable, as far as the store promises it. Errors: WriteFailed."""
+        if self._sync != "commit":
+            return
+        try:
+            log.sync(end)
+        except WriteFailed as error:
+            self._mend(log)
+            if log.durable < end:
+                is_absent = self._log is not log and not self._log.has_failed
+                outcome = "it was taken back" if is_absent else "whether it is there shows at the next write or start"
+                what = f"the commit could not be made durable, {outcome}: {error.what}"
+                raise WriteFailed(what, where=error.where, next_step=error.next_step, is_absent=is_absent) from error
+        with self._changed:
+            self._durable_version()
+            self._changed.notify_all()
+
+    def _durable_version(self) -> int:
+        """The version of the last commit that readers may know of. The caller holds `_readers`."""
+        durable = self._log.durable
+        while self._unsynced and self._unsynced[0][0] <= durable:
+            self._shown_version = self._unsynced.popleft()[1]
+        return self._shown_version
+
+    def _shown(self, plan: Callable[[], _T], table: str | None = None) -> _T:
+        """What `plan` answers under the readers' lock, returned once all of it is durable: a reader may act on what it saw.
+
+        table    the only table whose rows `plan` looks at: commits that touched others are not waited for
+        Errors: StoreUnavailable when what was seen cannot be made durable, nor taken back.
+        """
+        while True:
+            with self._readers:
+                found = plan()
+                log = self._log
+                if self._sync == "none" or log.durable >= log.end:
+                    return found
+                end = log.end if table is None else LogPosition(max(self._buckets.end_of(self._table(table)), self._catalog_end))
+            if log.durable >= end:
+                return found
+            try:
+                log.sync(end)
+                return found
+            except WriteFailed as error:
+                self._mend(log)
+                if log.durable >= end:
+                    return found
+                if self._log is log:
+                    raise StoreUnavailable(
+                        f"rows asked for are not durable: {error.what}", where=self.url, next_step="Repair the disk, then ask again."
+                    ) from error
 
     def _require_open(self) -> None:
         if self._is_closed:
@@ -233,16 +366,13 @@ class EmbeddedBackend:
             self._change_catalog([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
 
     def tables(self) -> list[TableDescriptor]:
-        with self._readers:
-            return [table.descriptor for table in self._state.tables.values()]
+        return self._shown(lambda: [table.descriptor for table in self._state.tables.values()])
 
     def partitions(self, table: str) -> list[str]:
-        with self._readers:
-            return sorted(self._table(table).partitions)
+        return self._shown(lambda: sorted(self._table(table).partitions))
 
     def objects(self, kind: str) -> dict[str, dict[str, Any]]:
-        with self._readers:
-            return dict(self._state.objects.get(kind, {}))
+        return self._shown(lambda: dict(self._state.objects.get(kind, {})))
 
     def _table(self, name: str) -> TableState:
         table = self._state.tables.get(name)
@@ -253,39 +383,42 @@ class EmbeddedBackend:
     # the journal
 
     def version(self) -> int:
-        return self._state.version
+        with self._readers:
+            return self._durable_version()
 
     def await_version(self, after: int, timeout_s: float) -> int:
         with self._changed:
-            self._changed.wait_for(lambda: self._state.version > after or self._is_closed, timeout_s)
-            return self._state.version
+            self._changed.wait_for(lambda: self._durable_version() > after or self._is_closed, timeout_s)
+            return self._durable_version()
 
     def commits(self, after: int, limit: int) -> list[CommitInfo]:
         with self._readers:
-            return reads.commits(self._state, self._buckets, after, limit)
+            newest = self._durable_version()
+            return [commit for commit in reads.commits(self._state, self._buckets, after, limit) if commit.version <= newest]
 
     def progress(self, owner_prefix: str) -> dict[str, Progress]:
-        with self._readers:
-            return {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)}
+        return self._shown(lambda: {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)})
 
     # reads
 
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
         with self._readers:
             self._require_version(table, at_version)
+            if self._unsynced and at_version is None:
+                at_version = self._durable_version()
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
     def fetch(
         self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
     ) -> Iterator[FetchedFrame]:
-        with self._readers:
+        def plan() -> tuple[CommitLog, TableState, list[reads.FetchStep]]:
             state = self._table(table)
-            plan = reads.plan_fetch(self._buckets, state, ranges)
-        return reads.fetch(self._log, state, plan, columns)
+            return self._log, state, reads.plan_fetch(self._buckets, state, ranges)
+
+        return reads.fetch(*self._shown(plan, table), columns)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
-        with self._readers:
-            found = reads.lookup(self._buckets, self._table(table), keys, columns)
+        found = self._shown(lambda: reads.lookup(self._buckets, self._table(table), keys, columns), table)
         if not insert_if_not_exists or pc.all(found["_found"], min_count=0).as_py():
             return found
         with self._writer:
@@ -294,28 +427,27 @@ class EmbeddedBackend:
                 missing = reads.missing_keys(self._table(table), keys, found)
             if missing.num_rows:
                 op = WriteOp(table, "upsert", missing, tuple(missing.column_names))
-                _, end = self._commit(CommitRequest((op,)), [])
+                _, log, end = self._commit(CommitRequest((op,)), [])
             else:
-                end = self._log.end
+                log, end = self._log, self._log.end
             with self._readers:
                 found = reads.lookup(self._buckets, self._table(table), keys, columns)
-        self._await_durable(end)
+        self._await_durable(log, end)
         return found
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
-        with self._readers:
-            return reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit)
+        return self._shown(lambda: reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit), table)
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
-        with self._readers:
+        def plan() -> tuple[Buckets, TableState, list[tuple[Bucket, np.ndarray]]]:
             state = self._table(table)
             self._require_version(table, at_version)
-            steps = reads.plan_read(self._buckets, state, partitions, at_version)
-        return reads.read(self._buckets, state, steps, columns)
+            return self._buckets, state, reads.plan_read(self._buckets, state, partitions, at_version)
+
+        return reads.read(*self._shown(plan, table), columns)
 
     def count(self, table: str) -> int:
-        with self._readers:
-            return reads.count(self._buckets, self._table(table))
+        return self._shown(lambda: reads.count(self._buckets, self._table(table)), table)
 
     # copies
 
@@ -327,31 +459,40 @@ class EmbeddedBackend:
         """
         with self._writer:
             self._require_open()
-            version, end = self._state.version, self._log.end
+            log, version, end = self._log, self._state.version, self._log.end
             encoded = checkpoint.encode(self._state, self._buckets.index, end)
-        self._log.sync(end)
+        try:
+            log.sync(end)
+        except WriteFailed:
+            self._mend(log)
+            if log.durable < end:
+                raise
         return write_backup(self._disk, self.directory, Path(target), Pinned(version, int(end), encoded), links=links)
 
     def _require_version(self, table: str, at_version: int | None) -> None:
-        if at_version is not None and at_version > self._state.version:
+        if at_version is not None and at_version > self._durable_version():
             raise OffsetOutOfRange(
-                f"version {at_version} is asked for, the store is at {self._state.version}",
+                f"version {at_version} is asked for, the store is at {self._shown_version}",
                 where=table,
                 next_step="Wait for it with await_version, or read an older version.",
             )
 
     def close(self) -> None:
-        """Write a checkpoint, make everything durable and give the directory free; a second call does nothing."""
+        """Write a checkpoint, make everything durable and give the directory free; a second call does nothing.
+
+        Errors: WriteFailed when something acknowledged under sync = none could not be made durable; the directory is free then, too.
+        """
         self.maintenance.stop()
         self._checkpointer.stop()
         with self._writer, self._changed:
             if self._is_closed:
                 return
+            self._mend(self._log)
             self._is_closed = True
             self._changed.notify_all()
             try:
                 self._checkpointer.write_last()
             finally:
                 self._log.close()
-                self._lock.release()
+                self._release()
 

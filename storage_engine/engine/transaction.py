@@ -112,11 +112,16 @@ class Transaction:
         key = (table.descriptor.table_id, partition)
         if key not in self._new_partitions:
             self._new_partitions[key] = self.state.next_partition_id + len(self._new_partitions)
-            self.record.partitions.append((*key, self._new_partitions[key]))
         return self._new_partitions[key]
 
     def finish(self) -> None:
-        """Complete the record with what the operations took from counters."""
+        """Complete the record with the partitions that got rows, and with what the operations took from counters."""
+        filled = {frame.header.partition_id for frame in self.frames}
+        for key, partition_id in self._new_partitions.items():
+            if partition_id in filled:
+                self.record.partitions.append((*key, partition_id))
+            else:  # a delete that found nothing
+                self.buckets.drop(table_id=key[0], partition_id=partition_id)
         for table_id, ids in self.counters.items():
             if ids.last_id != self._table(table_id).last_id:
                 self.record.counters[table_id] = ids.last_id

@@ -2,8 +2,8 @@
 
 Owner: the engine holds the directory's lock, opens the log, runs `recover` to its end, then appends. One process at a time.
 Holds: a transaction exists iff its COMMIT frame and every frame before it are whole; after `sync(end)` it survives power loss.
-A failed write leaves the log as it was. A failed fdatasync ends writing until the log is opened again, because the kernel may
-have dropped the pages it could not write; reads go on.
+A failed write leaves the log as it was. After a failed fdatasync, or a write that could not be taken back, the log takes no writes
+until `mend` has written again what is not durable: the kernel may have dropped the pages it could not write. Reads go on.
 Never: looks into records or rows.
 """
 
@@ -30,6 +30,7 @@ from storage_engine.log.frame import (
     encode_commit_frame,
     encode_seal_frame,
     parse_header,
+    verify_payload,
 )
 from storage_engine.log.log_file import (
     FILE_HEADER_BYTES,
@@ -93,6 +94,7 @@ class CommitLog:
         self._durable = start
         self._sealed = -1
         self._is_recovered = False
+        self._is_closed = False
         self._is_syncing = False
         self._failure: str | None = None
         self._append_lock = threading.Lock()
@@ -131,10 +133,12 @@ class CommitLog:
 
     # recovery
 
-    def recover(self) -> Iterator[RecoveredCommit]:
+    def recover(self, upto: LogPosition | None = None) -> Iterator[RecoveredCommit]:
         """Every transaction from `start` on, in order. At the end, what no COMMIT frame covers is cut off and the log takes appends.
 
         Every frame passed is checked. What was committed is made durable before the iterator ends.
+        upto    the end of a commit, known to be durable: all behind it is cut off. Where the disk refuses that, the log has failed: it
+                can be read below `upto`, and takes writes once it is mended.
         Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged.
         """
         assert not self._is_recovered, "a log is recovered once"
@@ -148,7 +152,7 @@ class CommitLog:
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
             durable = max(durable, file.start + FILE_HEADER_BYTES)
-            stop = file.start + data.size
+            stop = file.start + data.size if upto is None else min(file.start + data.size, int(upto))
             pending: list[tuple[FrameHeader, FrameLocation]] = []
             at = position
             while at < stop:
@@ -156,7 +160,7 @@ class CommitLog:
                     header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
                 except DamagedFrame:
-                    if not is_last or is_acknowledged(data, file, at):
+                    if not is_last or upto is not None or is_acknowledged(data, file, at):
                         raise
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
@@ -176,7 +180,17 @@ class CommitLog:
                 pending = []
             if not is_last and position != stop:
                 _damaged("the file ends inside a transaction", file, position - file.start)
-        self._begin_appending(position, durable)
+        if upto is None:
+            self._begin_appending(position, durable)
+            return
+        if position != upto:
+            _damaged(f"the log was durable to {upto}, its commits end at {position}", self._files[-1], position - self._files[-1].start)
+        try:
+            self._begin_appending(position, durable=position)
+        except OSError as error:
+            self._end = self._durable = position
+            self._is_recovered = True
+            self._poison(f"what is not durable could not be cut off: {error}")
 
     def _drop_headless_file(self) -> None:
         """Remove a last file whose creation did not finish: its header is not whole and nothing in it was acknowledged."""
@@ -200,18 +214,60 @@ class CommitLog:
         else:
             file = self._files[-1]
             self._fd = self._disk.open_file(file.path)
-            data = file.map()
-            self._disk.truncate(self._fd, end - file.start)
-            # pages that an earlier, failed fdatasync dropped look clean: writing them again makes this sync real
-            for offset in range(durable - file.start, end - file.start, _REWRITE_BYTES):
-                n_bytes = min(_REWRITE_BYTES, end - file.start - offset)
-                self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
-            self._disk.fdatasync(self._fd)
+            self._write_again(file.map(), durable, end)
+            self._disk.sync_directory(self._directory)  # the process that made the file may have died before it did
             self._end = end
         self._durable = self._end
         self._is_recovered = True
 
+    def _write_again(self, data: pa.Buffer, durable: int, end: int) -> None:
+        """Make the last file end at `end` and be durable; `data` is the file.
+
+        Pages that a failed fdatasync dropped look clean: writing them again makes this sync real.
+        """
+        start = self._starts[-1]
+        self._disk.truncate(self._fd, end - start)
+        for offset in range(durable - start, end - start, _REWRITE_BYTES):
+            n_bytes = min(_REWRITE_BYTES, end - start - offset)
+            self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
+        self._disk.fdatasync(self._fd)
+
+    def mend(self) -> None:
+        """Take writes again after a failure: what was appended and is not durable is checked, written once more and synced.
+
+        A caller that waits in `sync` has been refused already; whether its commit is durable now, `durable` says.
+        Errors: OSError when the disk still refuses; DamagedFrame when the bytes cannot be read back. The log has then still failed.
+        """
+        with self._append_lock:
+            if self._is_closed or self._failure is None:
+                return
+            file = self._files[-1]
+            self._remove_unfinished(file_name(self._end))
+            if self._fd < 0:
+                self._fd = self._disk.open_file(file.path)
+            data = file.map()
+            at = self._durable
+            while at < self._end:
+                header = parse_header(data, at - file.start, at, str(file.path))
+                verify_payload(data, at - file.start, header, str(file.path))
+                at += header.length
+            self._write_again(data, self._durable, self._end)
+            with self._state:
+                self._durable = self._end
+                self._failure = None
+
+    def _remove_unfinished(self, name: str) -> None:
+        """Remove a file that was begun at the end of the last one and could not be removed then."""
+        if name in self._disk.list(self._directory) and self._starts[-1] != start_of(name):
+            self._disk.unlink(self._directory / name)
+        self._disk.sync_directory(self._directory)
+
     # writing
+
+    @property
+    def has_failed(self) -> bool:
+        """True while the log takes no writes."""
+        return self._failure is not None
 
     @property
     def end(self) -> LogPosition:
@@ -242,7 +298,7 @@ class CommitLog:
     def sync(self, upto: LogPosition | None = None) -> None:
         """Return when everything below `upto` (None: below the present end) survives power loss.
 
-        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no more writes.
+        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no writes until it is mended.
         """
         target = self._end if upto is None else int(upto)
         while True:
@@ -258,7 +314,6 @@ class CommitLog:
                 self._disk.fdatasync(fd)
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
-                self._cut_back_to_durable()
                 self._require_writable()
             with self._state:
                 self._durable = max(self._durable, reached)
@@ -267,7 +322,7 @@ class CommitLog:
 
     def close(self) -> None:
         """Make everything durable, seal the log and close its files; a second call does nothing."""
-        if self._fd < 0:
+        if self._is_closed:
             return
         try:
             if self._failure is None and self._sealed != self._end:
@@ -275,9 +330,15 @@ class CommitLog:
                     self.sync()
                     self._seal()
         finally:
-            with self._append_lock:
-                fd, self._fd = self._fd, -1
-                self._failure = self._failure or "the log is closed"
+            self.retire()
+
+    def retire(self) -> None:
+        """Close the files as they are: nothing is written or made durable any more. Reads go on."""
+        with self._append_lock:
+            fd, self._fd = self._fd, -1
+            self._is_closed = True
+            self._failure = self._failure or "the log is closed"
+            if fd >= 0:
                 self._disk.close(fd)
 
     def _seal(self) -> None:
@@ -303,6 +364,7 @@ class CommitLog:
                 f"the disk refused a write: {error}",
                 where=str(self._files[-1].path),
                 next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
+                is_absent=self._failure is None,
             ) from error
 
     def _roll(self) -> None:
@@ -361,18 +423,13 @@ class CommitLog:
             self._is_syncing = False
             self._state.notify_all()
 
-    def _cut_back_to_durable(self) -> None:
-        """Best effort: without the bytes nobody was promised, the next open finds exactly the acknowledged commits."""
-        with self._append_lock, suppress(OSError):
-            self._disk.truncate(self._fd, self._durable - self._starts[-1])
-
     def _require_writable(self) -> None:
         assert self._is_recovered, "recover() must run to its end before the log is written"
         if self._failure is not None:
             raise WriteFailed(
                 f"the log takes no writes: {self._failure}",
                 where=str(self._directory),
-                next_step="Repair the disk and open the store again; what was acknowledged is safe.",
+                next_step="Free space or repair the disk, then write again; what was acknowledged is safe.",
             )
 
     # reading
