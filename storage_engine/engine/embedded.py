@@ -493,6 +493,8 @@ class EmbeddedBackend:
             try:
                 self._checkpointer.write_last()
             finally:
-                self._log.close()
-                self._release()
+                try:
+                    self._log.close()
+                finally:
+                    self._release()
 

@@ -78,7 +78,7 @@ def fetch_rows(
         source = sources[int(frame_of[begin])]
         local = ordered[begin:end] - source.base_offset
         batch = adapt(cache.get(source), schema)
-        if end - begin == local[-1] - local[0] + 1:
+        if end - begin == local[-1] - local[0] + 1 and (np.diff(local) == 1).all():  # a run; repeats can have a run's length
             pieces.append(batch.slice(int(local[0]), int(end - begin)))
         else:
             pieces.append(batch.take(pa.array(local)))

@@ -315,10 +315,16 @@ class CommitLog:
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
                 self._require_writable()
-            with self._state:
-                self._durable = max(self._durable, reached)
-                self._is_syncing = False
-                self._state.notify_all()
+            except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
+                self._end_sync(self._durable)
+                raise
+            self._end_sync(reached)
+
+    def _end_sync(self, durable: int) -> None:
+        with self._state:
+            self._durable = max(self._durable, durable)
+            self._is_syncing = False
+            self._state.notify_all()
 
     def close(self) -> None:
         """Make everything durable, seal the log and close its files; a second call does nothing."""
@@ -391,10 +397,7 @@ class CommitLog:
         else:
             self._disk.close(old)
         finally:
-            with self._state:
-                self._durable = max(self._durable, self._end)
-                self._is_syncing = False
-                self._state.notify_all()
+            self._end_sync(self._end)
 
     def _start_file(self, start: int) -> None:
         path = self._directory / file_name(start)

@@ -196,7 +196,13 @@ class World:
         self.require(is_faulty, f"{operation} failed on a sound disk: {error!r}")
         self.tally.refused_writes += isinstance(error, WriteFailed)
         self.tally.outcomes[type(error).__name__ + ("" if getattr(error, "is_absent", True) else ", unknown")] += 1
-        if not (isinstance(error, WriteFailed) and error.is_absent) and (after := self._after(operation)) is not None:
+        after = self._after(operation)
+        if not isinstance(error, WriteFailed):
+            # the answer could not be read after the write: it is there or not, whole
+            self.disk.clear_plans()
+            self._adopt([self.model] + ([after] if after is not None else []) + ([self.maybe] if self.maybe is not None else []))
+            return
+        if not error.is_absent and after is not None:
             self.maybe = self.maybe or after
         if not self.disk.is_failing_reads:
             self.compare()
@@ -477,6 +483,7 @@ class _Bystander(World):
         self.store = store
         self._maybe_before = world.maybe
         self._history = world.history
+        self._sync = world._sync
         self._chance = world._chance
         self._damaged, self._offset = damaged, offset
 
@@ -486,6 +493,8 @@ class _Bystander(World):
         if version != self.model.version and not is_derived:
             # a flip in the last commit of a log without a seal looks like a torn write: that commit is cut off, whole
             if self._maybe_before is not None and self._maybe_before.version == version:
+                return
+            if self._sync == "none" and version in {model.version for model in self._history}:
                 return
             self.require(version == self.model.version - 1, f"a flip in {self._damaged} costs more than the last commit: version {version}")
             return

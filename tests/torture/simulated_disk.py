@@ -187,7 +187,9 @@ class SimulatedDisk(Disk):
             old, new = synced[at : at + step].ljust(step, b"\0"), live[at : at + step].ljust(step, b"\0")
             sector = old
             if old != new and at // step not in file.dropped:
-                sector = self._random.choice([old, new, new, self._random.randbytes(step)])
+                # a sector is written whole or not at all; one that never held durable bytes may hold anything
+                garbage = self._random.randbytes(step) if at >= len(synced) else old
+                sector = self._random.choice([old, new, new, garbage])
             out[at : at + step] = sector[: size - at]
         return bytes(out)
 
