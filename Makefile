@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench torture
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench torture kills soak
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,5 +45,11 @@ types: setup ## pyright
 bench: setup ## ratios against sqlite and plain Parquet, in one run
 	@$(PY) -m benchmarks $(ARGS)
 
-torture: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
+torture: setup ## 10,000 seeds of power cuts, I/O errors, full disks and flipped bits, held to a model (SEEDS=1000 FIRST=0)
+	@$(PY) -m tests.torture.campaign $(ARGS)
+
+kills: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
 	@CRASH_ROUNDS=$${ROUNDS:-200} CRASH_SEED=$${SEED:-1} FLASHLAKE_CAMPAIGN=$${ROUNDS:-200} $(PYTEST) -m crash $(ARGS)
+
+soak: setup ## a server under mixed load, killed every minute, held to a model to the row (MINUTES=30)
+	@$(PY) -m tests.torture.soak $(ARGS)

@@ -34,6 +34,7 @@ from storage_engine.engine.transaction import Transaction
 from storage_engine.errors import (
     AlreadyExists,
     DamagedFrame,
+    DamageError,
     InvalidPartition,
     OffsetOutOfRange,
     StoreUnavailable,
@@ -408,9 +409,7 @@ class EmbeddedBackend:
                 at_version = self._durable_version()
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
-    def fetch(
-        self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None
-    ) -> Iterator[FetchedFrame]:
+    def fetch(self, table: str, ranges: Mapping[TableBucket, tuple[int, int]], columns: Sequence[str] | None) -> Iterator[FetchedFrame]:
         def plan() -> tuple[CommitLog, TableState, list[reads.FetchStep]]:
             state = self._table(table)
             return self._log, state, reads.plan_fetch(self._buckets, state, ranges)
@@ -430,9 +429,15 @@ class EmbeddedBackend:
                 _, log, end = self._commit(CommitRequest((op,)), [])
             else:
                 log, end = self._log, self._log.end
-            with self._readers:
-                found = reads.lookup(self._buckets, self._table(table), keys, columns)
+            unreadable: DamageError | None = None
+            try:
+                with self._readers:
+                    found = reads.lookup(self._buckets, self._table(table), keys, columns)
+            except DamageError as error:
+                unreadable = error
         self._await_durable(log, end)
+        if unreadable is not None:
+            raise unreadable  # the rows are there, and durable
         return found
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
@@ -497,4 +502,3 @@ class EmbeddedBackend:
                     self._log.close()
                 finally:
                     self._release()
-

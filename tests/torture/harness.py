@@ -48,7 +48,7 @@ class Tally:
 
     seeds: int = 0
     commits: int = 0
-    refused_writes: int = 0
+    refused: int = 0
     reopens: int = 0
     flips: int = 0
     backups: int = 0
@@ -57,7 +57,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
-        for name in ("seeds", "commits", "refused_writes", "reopens", "flips", "backups", "compared"):
+        for name in ("seeds", "commits", "refused", "reopens", "flips", "backups", "compared"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.disk.faults.update(other.disk.faults)
         self.disk.calls.update(other.disk.calls)
@@ -194,7 +194,7 @@ class World:
     def _has_failed(self, operation: Operation, error: FlashlakeError, *, is_faulty: bool) -> None:
         """The disk failed an operation. Nothing of it is there, and reads go on without a restart."""
         self.require(is_faulty, f"{operation} failed on a sound disk: {error!r}")
-        self.tally.refused_writes += isinstance(error, WriteFailed)
+        self.tally.refused += 1
         self.tally.outcomes[type(error).__name__ + ("" if getattr(error, "is_absent", True) else ", unknown")] += 1
         after = self._after(operation)
         if not isinstance(error, WriteFailed):
@@ -482,7 +482,6 @@ class _Bystander(World):
         self.model = world.model
         self.store = store
         self._maybe_before = world.maybe
-        self._history = world.history
         self._sync = world._sync
         self._chance = world._chance
         self._damaged, self._offset = damaged, offset
@@ -494,7 +493,7 @@ class _Bystander(World):
             # a flip in the last commit of a log without a seal looks like a torn write: that commit is cut off, whole
             if self._maybe_before is not None and self._maybe_before.version == version:
                 return
-            if self._sync == "none" and version in {model.version for model in self._history}:
+            if self._sync == "none" and version < self.model.version:  # nothing in the log says yet that these commits were durable
                 return
             self.require(version == self.model.version - 1, f"a flip in {self._damaged} costs more than the last commit: version {version}")
             return
