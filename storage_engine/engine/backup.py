@@ -19,6 +19,7 @@ import google_crc32c
 from storage_engine.api import BackupInfo
 from storage_engine.engine import checkpoint
 from storage_engine.engine.fsck import check_store
+from storage_engine.engine.state import UNREADABLE
 from storage_engine.errors import AlreadyExists, DamagedFrame, UnsupportedFormatVersion, UserError, WriteFailed
 from storage_engine.log.disk import Disk
 from storage_engine.log.format_file import FORMAT_NAME, FORMAT_VERSION, claim_directory
@@ -125,11 +126,18 @@ def _manifest(disk: Disk, backup: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or data != _signed(values):
         _damaged("the file does not match its checksum", path, 0)
-    if (values["backup"], values["store"]) != (BACKUP_FORMAT, [FORMAT_NAME, FORMAT_VERSION]):
-        what = f"the backup has format {values['backup']!r} of a store {values['store']}; this program reads {BACKUP_FORMAT!r} of "
+    if (values.get("backup"), values.get("store")) != (BACKUP_FORMAT, [FORMAT_NAME, FORMAT_VERSION]):
+        what = f"the backup has format {values.get('backup')!r} of a store {values.get('store')}; this program reads {BACKUP_FORMAT!r} of "
         next_step = "Restore it with the program version that wrote it."
         raise UnsupportedFormatVersion(f"{what}{[FORMAT_NAME, FORMAT_VERSION]}", where=str(path), next_step=next_step)
-    return dict(values)
+    try:
+        files = [[name, int(size)] for name, size in values["files"]]
+        manifest = {"files": files, "version": int(values["version"]), "position": int(values["position"])}
+    except UNREADABLE as error:
+        _damaged(f"the file lacks what a backup says: {type(error).__name__}: {error}", path, 0)
+    if any(start_of(name) is None or size < 0 for name, size in files):
+        _damaged("the file names files that are no log files", path, 0)
+    return manifest
 
 
 def _signed(values: dict[str, Any]) -> bytes:

@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a check saw. `end` is the position after the last whole commit, `version` its number; `n_keys` with keys only."""
+    """What a check saw. `end` is the position after the last whole commit or file header, `version` its number; `n_keys` with keys only."""
 
     directory: str
     findings: list[Finding] = field(default_factory=list)
@@ -172,6 +172,7 @@ class _Check:
             at = file.start + FILE_HEADER_BYTES
             end = file.start + data.size if stop is None else min(stop, file.start + data.size)
             pending: list[FrameHeader] = []
+            self.report.end = at  # a file is begun before its first commit
             yield at
             while at < end:
                 header = parse_header(data, at - file.start, at, str(file.path))

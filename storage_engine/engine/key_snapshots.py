@@ -165,9 +165,15 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
     if google_crc32c.value(data.slice(_HEAD.size)) != crc:
         return "does not match its checksum"
     _, table_id, partition_id, bucket, _, *covered, _ = _REST.unpack(data.slice(_HEAD.size, _REST.size).to_pybytes())
-    batch = pa.ipc.open_stream(data.slice(HEADER_BYTES)).read_next_batch()
-    hashes, offsets, prefixes, prefix_keys = (batch.column(i).values.to_numpy() for i in range(4))
-    homeless = dict(zip(batch.column(4).values.to_pylist(), batch.column(5).values.to_pylist(), strict=True))
+    try:
+        batch = pa.ipc.open_stream(data.slice(HEADER_BYTES)).read_next_batch()
+        batch.validate(full=True)
+        hashes, offsets, prefixes, prefix_keys = (batch.column(i).values.to_numpy() for i in range(4))
+        homeless = dict(zip(batch.column(4).values.to_pylist(), batch.column(5).values.to_pylist(), strict=True))
+        if len(hashes) != len(offsets) or len(prefixes) != len(prefix_keys):
+            raise ValueError("its lists differ in length")
+    except (pa.ArrowException, OSError, EOFError, StopIteration, ValueError, AttributeError, IndexError, TypeError) as error:
+        return f"cannot be read: {type(error).__name__}: {error}"
     return StoredSnapshot(
         BucketId(table_id, partition_id, bucket), Covered(*covered), KvSnapshot(hashes, offsets, prefixes, prefix_keys, homeless)
     )

@@ -511,11 +511,11 @@ def _short(value: Any) -> str:
     return text if len(text) < 1500 else f"{text[:700]} ... {text[-700:]}"
 
 
-def run(operations: list[Operation], seed: int, tally: Tally | None = None) -> Tally:
+def run(operations: list[Operation], seed: int, tally: Tally | None = None, disk: SimulatedDisk | None = None) -> Tally:
     """Run a workload; raises Broken, or whatever the store raises that it must not."""
     tally = tally or Tally()
     tally.seeds += 1
-    world = World(seed, tally)
+    world = World(seed, tally, disk)
     for operation in operations:
         world.step(operation)
     return tally

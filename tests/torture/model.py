@@ -6,7 +6,6 @@ partitions, several tables in one transaction, progress, idempotent writers, cat
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -78,6 +77,10 @@ class ModelTable:
     def rows(self) -> list[Row]:
         return [row for naive in self.partitions.values() if naive is not None for row in naive.rows.values()]
 
+    def copy(self) -> ModelTable:
+        partitions = {name: None if naive is None else _copied(naive) for name, naive in self.partitions.items()}
+        return ModelTable(self.descriptor, {bucket: list(log) for bucket, log in self.logs.items()}, partitions, self.last_id)
+
     def log(self, bucket: TableBucket) -> list[Change]:
         return self.logs.setdefault(bucket, [])
 
@@ -93,7 +96,9 @@ class Model:
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def copy(self) -> Model:
-        return copy.deepcopy(self)
+        """A model that changes on its own. Rows are never changed in place, so that they can be shared."""
+        tables = {name: model.copy() for name, model in self.tables.items()}
+        return Model(self.version, tables, dict(self.progress), dict(self.writers), dict(self.objects))
 
     # commits
 
@@ -213,6 +218,12 @@ class Model:
             elif name in offsets:
                 offsets[name] = {bucket: n for bucket, n in offsets[name].items() if bucket.partition != partition}
             self.progress[owner] = Progress(owner, offsets, None, item.detail)
+
+
+def _copied(naive: NaiveTable) -> NaiveTable:
+    other = NaiveTable(naive.descriptor)
+    other.rows, other.last_id = dict(naive.rows), naive.last_id
+    return other
 
 
 def _plain(offsets: Mapping[str, Mapping[TableBucket, int]]) -> dict[str, dict[TableBucket, int]]:

@@ -8,7 +8,9 @@ Holds: an assembled body is one 64-byte aligned buffer, so tables decode from it
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +71,11 @@ def encode_call(call: Call) -> Iterator[Message]:
 
 
 def decode_call(header: Mapping[str, Any], body: pa.Buffer | None) -> Call:
-    return Call(header["method"], header["arguments"], _decode_tables(header["sizes"], body))
+    with understood("a call"):
+        method, arguments, sizes = header["method"], header["arguments"], header["sizes"]
+        if not isinstance(method, str) or not isinstance(arguments, dict):
+            raise TypeError("no method and arguments")
+    return Call(method, arguments, _decode_tables(sizes, body))
 
 
 def encode_reply(reply: Reply) -> Iterator[Message]:
@@ -82,9 +88,12 @@ def encode_error_reply(error: FlashlakeError) -> Iterator[Message]:
 
 def decode_reply(header: Mapping[str, Any], body: pa.Buffer | None) -> Reply:
     """Errors: raises the FlashlakeError that the other end encoded."""
-    if "error" in header:
-        raise decode_error(header["error"])
-    return Reply(header["result"], _decode_tables(header["sizes"], body))
+    with understood("a reply"):
+        error = decode_error(header["error"]) if "error" in header else None
+        result, sizes = header.get("result"), header["sizes"]
+    if error is not None:
+        raise error
+    return Reply(result, _decode_tables(sizes, body))
 
 
 class Assembler:
@@ -162,12 +171,28 @@ def _decode_tables(sizes: Sequence[int], body: pa.Buffer | None) -> list[pa.Tabl
         try:
             with pa.ipc.open_stream(body.slice(start, size)) as reader:
                 table = reader.read_all()
-            table.validate()
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
+            table.validate(full=True)
+        except BROKEN as error:
             raise malformed(f"a table is not an Arrow IPC stream: {error}") from error
         tables.append(table)
         start += _padded(size)
     return tables
+
+
+BROKEN = (
+    EOFError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+    struct.error,
+)  # fmt: skip
+"""What bytes or values that no peer of ours sends raise where they are decoded."""
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Errors: MalformedMessage where `what` cannot be decoded."""
+    try:
+        yield
+    except BROKEN as error:
+        raise malformed(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def malformed(what: str) -> MalformedMessage:
@@ -182,10 +207,11 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as an asse
 def _parse_header(header: bytes) -> dict[str, Any]:
     try:
         value = json.loads(header)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise malformed(f"a header is not JSON: {error}") from error
     _require(isinstance(value, dict), "a header is not an object")
-    _require(all(isinstance(size, int) and size >= 0 for size in value.get("sizes", [None])), "a header has no sizes")
+    sizes = value.get("sizes")
+    _require(isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes), "a header has no sizes")
     return value
 
 
