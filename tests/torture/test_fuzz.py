@@ -1,4 +1,5 @@
-"""Whatever bytes lie on the disk or come over the wire: a parser answers, or refuses by an error of the tree. Nothing else, and no large allocation.
+"""Whatever bytes lie on the disk or come over the wire: a parser answers, or refuses by an error of the tree; no other error, no crash,
+and no large allocation.
 
 Each parser gets what was written by its encoder, changed: bytes set, cut out, put in, the end lost, or bytes at random. Where a checksum
 would stop all of that at the door, it is also made to match.  Longer: FLASHLAKE_FUZZ=20000 python -m pytest tests/torture/test_fuzz.py
@@ -58,10 +59,14 @@ ROWS = pa.table(
 def bounded_memory() -> Iterator[None]:
     """A parser that believes a length of many gigabytes gets no memory for it."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
+    before, pool = resource.getrlimit(resource.RLIMIT_AS), pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())  # gives back at once what a false length made it take
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY_BYTES, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_AS, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        pa.set_memory_pool(pool)
 
 
 def changed(chance: random.Random, data: bytes) -> bytes:
@@ -147,7 +152,7 @@ def test_a_store_with_a_changed_log_opens_or_says_what_is_damaged() -> None:
     def parse(data: bytes) -> None:
         disk = _holding(str(LOGS[-1]), data)
         disk.unlink(STORE / "CHECKPOINT")
-        for file in (check_store(STORE, disk=disk).damages if len(data) % 3 == 0 else ()):
+        for file in check_store(STORE, disk=disk).damages if len(data) % 3 == 0 else ():
             assert file.file.startswith("/s/")
         log = CommitLog.open(disk, STORE)
         for commit in log.recover():
@@ -272,11 +277,10 @@ def test_replies_and_errors_in_them() -> None:
     with pytest.raises(UserError):
         parse(samples[0])
     for number in range(N):
-        with pytest.raises(FlashlakeError) if False else nullcontext():
-            try:
-                parse(changed(random.Random(number), samples[0]))
-            except FlashlakeError:
-                continue
+        try:
+            parse(changed(random.Random(number), samples[0]))
+        except FlashlakeError:
+            continue
 
 
 def test_frames_on_the_wire() -> None:

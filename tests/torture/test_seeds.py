@@ -51,7 +51,7 @@ class _NeverSyncing(SimulatedDisk):
 class _NamelessDirectories(SimulatedDisk):
     """Names are never made durable."""
 
-    def sync_directory(self, directory) -> None:  # noqa: ANN001
+    def sync_directory(self, directory) -> None:
         self._enter("sync_directory")
 
 
@@ -60,7 +60,7 @@ class _FlippingReads(SimulatedDisk):
 
     n_reads = 0
 
-    def read(self, path, offset, n_bytes):  # noqa: ANN001, ANN201
+    def read(self, path, offset, n_bytes):
         found = super().read(path, offset, n_bytes)
         self.n_reads += 1
         if self.n_reads % 100 or not found.size:
@@ -85,16 +85,16 @@ def _first_seed_that_fails(disk_of: Callable[[int], SimulatedDisk] | None = None
     raise AssertionError
 
 
-def _skip_checksum(data, offset, header, file="", data_at=0) -> None:  # noqa: ANN001
+def _skip_checksum(data, offset, header, file="", data_at=0) -> None:
     return
 
 
-def _forget_to_write_again(self, data, durable, end) -> None:  # noqa: ANN001
+def _forget_to_write_again(self, data, durable, end) -> None:
     self._disk.truncate(self._fd, end - self._starts[-1])
     self._disk.fdatasync(self._fd)
 
 
-def _answer_before_sync(self, upto=None) -> None:  # noqa: ANN001
+def _answer_before_sync(self, upto=None) -> None:
     return
 
 

@@ -172,6 +172,7 @@ def _decode_tables(sizes: Sequence[int], body: pa.Buffer | None) -> list[pa.Tabl
             with pa.ipc.open_stream(body.slice(start, size)) as reader:
                 table = reader.read_all()
             table.validate(full=True)
+            readable(table.schema)
         except BROKEN as error:
             raise malformed(f"a table is not an Arrow IPC stream: {error}") from error
         tables.append(table)
@@ -184,6 +185,12 @@ BROKEN = (
     struct.error,
 )  # fmt: skip
 """What bytes or values that no peer of ours sends raise where they are decoded."""
+
+
+def readable(schema: pa.Schema) -> pa.Schema:
+    """The schema, whose names are text. Errors: UnicodeDecodeError, which Arrow raises only when a name is looked at."""
+    assert len(schema.names) == len(schema)
+    return schema
 
 
 @contextmanager

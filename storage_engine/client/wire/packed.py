@@ -30,6 +30,7 @@ from storage_engine.client.wire.envelope import (
     encode_call,
     encode_reply,
     malformed,
+    readable,
 )
 from storage_engine.client.wire.errors import decode_error, encode_error
 from storage_engine.errors import FlashlakeError
@@ -80,7 +81,7 @@ def decode_prepare(body: pa.Buffer) -> tuple[str, dict[str, Any], pa.Schema]:
             raise ValueError("its columns are no names")
         if limit is not None and type(limit) is not int:
             raise ValueError("its limit is no number")
-        return method, arguments, pa.ipc.read_schema(body.slice(LENGTH.size + n_header))
+        return method, arguments, readable(pa.ipc.read_schema(body.slice(LENGTH.size + n_header)))
     except BROKEN as error:
         raise malformed(f"a prepared lookup: {error}") from error
 
@@ -153,7 +154,7 @@ def encode_rows(rows: pa.RecordBatch, known: pa.Schema | None) -> bytes:
 
 def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[pa.RecordBatch, pa.Schema]:
     try:
-        schema = pa.ipc.read_schema(body.slice(0, number)) if number else known
+        schema = readable(pa.ipc.read_schema(body.slice(0, number))) if number else known
         if schema is None or number > body.size:
             raise ValueError("no schema came")
         return pa.ipc.read_record_batch(body.slice(number), schema), schema
