@@ -147,7 +147,7 @@ class EmbeddedBackend:
             self._publish(CommitRecord.decode(commit.record), commit.frames)
         self._unsynced.clear()
         self._shown_version = self._state.version
-        self._catalog_end = self._log.end
+        self._catalog_end = self._progress_end = self._log.end
         if upto is None:
             self._checkpointer = Checkpointer(
                 self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, self._policy,
@@ -252,6 +252,8 @@ class EmbeddedBackend:
             transaction.commit()
             if changes:
                 self._catalog_end = appended.end
+            if changes or record.progress:
+                self._progress_end = appended.end
             if self._sync == "commit":
                 self._unsynced.append((appended.end, record.version))
             else:
@@ -285,10 +287,10 @@ class EmbeddedBackend:
             self._shown_version = self._unsynced.popleft()[1]
         return self._shown_version
 
-    def _shown(self, plan: Callable[[], _T], table: str | None = None) -> _T:
+    def _shown(self, plan: Callable[[], _T], newest: Callable[[], int]) -> _T:
         """What `plan` answers under the readers' lock, returned once all of it is durable: a reader may act on what it saw.
 
-        table    the only table whose rows `plan` looks at: commits that touched others are not waited for
+        newest   the position after the newest commit that `plan` may have seen something of: later ones are not waited for
         Errors: StoreUnavailable when what was seen cannot be made durable, nor taken back.
         """
         while True:
@@ -297,7 +299,7 @@ class EmbeddedBackend:
                 log = self._log
                 if self._sync == "none" or log.durable >= log.end:
                     return found
-                end = log.end if table is None else LogPosition(max(self._buckets.end_of(self._table(table)), self._catalog_end))
+                end = LogPosition(newest())
             if log.durable >= end:
                 return found
             try:
@@ -367,13 +369,17 @@ class EmbeddedBackend:
             self._change_catalog([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
 
     def tables(self) -> list[TableDescriptor]:
-        return self._shown(lambda: [table.descriptor for table in self._state.tables.values()])
+        return self._shown(lambda: [table.descriptor for table in self._state.tables.values()], lambda: self._catalog_end)
 
     def partitions(self, table: str) -> list[str]:
-        return self._shown(lambda: sorted(self._table(table).partitions))
+        return self._shown(lambda: sorted(self._table(table).partitions), lambda: self._end_of(table))
 
     def objects(self, kind: str) -> dict[str, dict[str, Any]]:
-        return self._shown(lambda: dict(self._state.objects.get(kind, {})))
+        return self._shown(lambda: dict(self._state.objects.get(kind, {})), lambda: self._catalog_end)
+
+    def _end_of(self, table: str) -> int:
+        """The position after the newest commit that touched a table, or the catalog."""
+        return max(self._buckets.end_of(self._table(table)), self._catalog_end)
 
     def _table(self, name: str) -> TableState:
         table = self._state.tables.get(name)
@@ -398,7 +404,10 @@ class EmbeddedBackend:
             return [commit for commit in reads.commits(self._state, self._buckets, after, limit) if commit.version <= newest]
 
     def progress(self, owner_prefix: str) -> dict[str, Progress]:
-        return self._shown(lambda: {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)})
+        return self._shown(
+            lambda: {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)},
+            lambda: self._progress_end,
+        )
 
     # reads
 
@@ -414,10 +423,10 @@ class EmbeddedBackend:
             state = self._table(table)
             return self._log, state, reads.plan_fetch(self._buckets, state, ranges)
 
-        return reads.fetch(*self._shown(plan, table), columns)
+        return reads.fetch(*self._shown(plan, lambda: self._end_of(table)), columns)
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
-        found = self._shown(lambda: reads.lookup(self._buckets, self._table(table), keys, columns), table)
+        found = self._shown(lambda: reads.lookup(self._buckets, self._table(table), keys, columns), lambda: self._end_of(table))
         if not insert_if_not_exists or pc.all(found["_found"], min_count=0).as_py():
             return found
         with self._writer:
@@ -441,7 +450,9 @@ class EmbeddedBackend:
         return found
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
-        return self._shown(lambda: reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit), table)
+        return self._shown(
+            lambda: reads.prefix_lookup(self._buckets, self._table(table), prefixes, columns, limit), lambda: self._end_of(table)
+        )
 
     def read(self, table: str, columns: Sequence[str] | None, partitions: Sequence[str] | None, at_version: int | None) -> pa.Table:
         def plan() -> tuple[Buckets, TableState, list[tuple[Bucket, np.ndarray]]]:
@@ -449,10 +460,10 @@ class EmbeddedBackend:
             self._require_version(table, at_version)
             return self._buckets, state, reads.plan_read(self._buckets, state, partitions, at_version)
 
-        return reads.read(*self._shown(plan, table), columns)
+        return reads.read(*self._shown(plan, lambda: self._end_of(table)), columns)
 
     def count(self, table: str) -> int:
-        return self._shown(lambda: reads.count(self._buckets, self._table(table)), table)
+        return self._shown(lambda: reads.count(self._buckets, self._table(table)), lambda: self._end_of(table))
 
     # copies
 

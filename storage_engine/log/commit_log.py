@@ -109,6 +109,7 @@ class CommitLog:
         """
         disk.make_directory(directory / "log")
         claim_directory(disk, directory)
+        disk.sync_directory(directory)  # the process that made FORMAT and log/ may have died before it did
         log_directory = directory / "log"
         starts = sorted(position for name in disk.list(log_directory) if (position := start_of(name)) is not None)
         files = [LogFile(disk, log_directory / file_name(position), position) for position in starts]
