@@ -101,11 +101,6 @@ class Buckets:
                 if bucket is not None:
                     yield bucket
 
-    def end_of(self, table: TableState) -> int:
-        """The position after the newest frame of a table; 0: it has none."""
-        newest = [bucket.frames.entries[-1] for bucket in self.of_table(table) if len(bucket.frames)]
-        return max((int(entry["position"]) + int(entry["length"]) for entry in newest), default=0)
-
     def ids(self) -> set[BucketId]:
         return set(self._all)
 

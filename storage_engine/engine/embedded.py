@@ -148,6 +148,7 @@ class EmbeddedBackend:
         self._unsynced.clear()
         self._shown_version = self._state.version
         self._catalog_end = self._progress_end = self._log.end
+        self._table_ends: dict[int, int] = {}
         if upto is None:
             self._checkpointer = Checkpointer(
                 self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, self._policy,
@@ -252,6 +253,7 @@ class EmbeddedBackend:
             transaction.commit()
             if changes:
                 self._catalog_end = appended.end
+            self._table_ends.update(dict.fromkeys((frame.header.table_id for frame in transaction.frames), appended.end))
             if changes or record.progress:
                 self._progress_end = appended.end
             if self._sync == "commit":
@@ -379,7 +381,7 @@ class EmbeddedBackend:
 
     def _end_of(self, table: str) -> int:
         """The position after the newest commit that touched a table, or the catalog."""
-        return max(self._buckets.end_of(self._table(table)), self._catalog_end)
+        return max(self._table_ends.get(self._table(table).descriptor.table_id, 0), self._catalog_end)
 
     def _table(self, name: str) -> TableState:
         table = self._state.tables.get(name)
