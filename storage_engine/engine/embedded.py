@@ -85,6 +85,7 @@ class EmbeddedBackend:
         self._policy = checkpoints
         self._file_bytes_max = log_file_bytes_max
         self._unsynced: deque[tuple[int, int]] = deque()
+        self._is_going_back = False
         self._lock: DirectoryLock | None = None
         try:
             disk.make_directory(directory)
@@ -166,14 +167,16 @@ class EmbeddedBackend:
         with self._writer, self._readers:
             if self._log is not log or not log.has_failed or self._is_closed:
                 return
-            try:
-                log.mend()
-                _logger.warning("the log was written and synced again after a failure; nothing is lost")
-                return
-            except (OSError, DamagedFrame) as error:
-                _logger.warning("the log cannot be written: %s", error)
+            if not self._is_going_back:
+                try:
+                    log.mend()
+                    _logger.warning("the log was written and synced again after a failure; nothing is lost")
+                    return
+                except (OSError, DamagedFrame) as error:
+                    _logger.warning("the log cannot be written: %s", error)
             if self._sync == "none" or log.durable == log.end:
                 return
+            self._is_going_back = True  # a caller is told now: what is not durable must not turn up in this process any more
             before = (self._state, self._log, self._buckets)
             try:
                 self._recover(log.durable)
@@ -181,6 +184,7 @@ class EmbeddedBackend:
                 _logger.warning("the store cannot go back to what is durable: %s", error)
                 self._state, self._log, self._buckets = before
                 return
+            self._is_going_back = False
             _logger.warning("the store went back to version %d, which is durable", self._state.version)
             log.retire()
             self._changed.notify_all()
@@ -510,6 +514,10 @@ class EmbeddedBackend:
             self._changed.notify_all()
             try:
                 self._checkpointer.write_last()
+            except WriteFailed as error:
+                if self._sync == "none":
+                    raise
+                _logger.warning("closed without a checkpoint: %s", error)  # all that was acknowledged is durable
             finally:
                 try:
                     self._log.close()
