@@ -109,7 +109,6 @@ class CommitLog:
         """
         disk.make_directory(directory / "log")
         claim_directory(disk, directory)
-        disk.sync_directory(directory)  # the process that made FORMAT and log/ may have died before it did
         log_directory = directory / "log"
         starts = sorted(position for name in disk.list(log_directory) if (position := start_of(name)) is not None)
         files = [LogFile(disk, log_directory / file_name(position), position) for position in starts]
@@ -210,6 +209,7 @@ class CommitLog:
             self._starts.pop()
 
     def _begin_appending(self, end: int, durable: int) -> None:
+        self._disk.sync_directory(self._directory.parent)  # the process that made FORMAT and log/ may have died before it did
         if not self._files:
             self._start_file(self._start)
         else:
