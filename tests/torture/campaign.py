@@ -12,40 +12,42 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.torture.harness import Tally, generate, report_of, run
+from tests.torture.harness import N_STEPS, Tally, generate, report_of, run
 from tests.torture.simulated_disk import PowerLost
 
 _SEEDS_PER_TASK = 10
 
 
-def attack(seed: int, tally: Tally) -> str:
+def attack(seed: int, tally: Tally, n_steps: int) -> str:
     """Run one seed; what went wrong, shrunk, or nothing."""
     try:
-        run(generate(seed), seed, tally)
+        run(generate(seed, n_steps), seed, tally)
     except (Exception, PowerLost):  # noqa: BLE001 - anything is a finding
-        return report_of(seed)
+        return report_of(seed, n_steps)
     return ""
 
 
-def attack_many(seeds: Sequence[int]) -> tuple[Tally, list[str]]:
+def attack_many(seeds: Sequence[int], n_steps: int = N_STEPS) -> tuple[Tally, list[str]]:
     """Run some seeds in this process, quietly."""
     logging.disable(logging.CRITICAL)
     tally = Tally()
-    return tally, [report for seed in seeds if (report := attack(seed, tally))]
+    return tally, [report for seed in seeds if (report := attack(seed, tally, n_steps))]
 
 
-def campaign(first: int, n_seeds: int, n_processes: int, console: Console) -> tuple[Tally, list[str]]:
+def campaign(first: int, n_seeds: int, n_processes: int, console: Console, n_steps: int = N_STEPS) -> tuple[Tally, list[str]]:
+    """Run seeds `first` to `first + n_seeds`, each a workload of `n_steps` operations and faults; what was done, and what failed."""
     tasks = [range(at, min(at + _SEEDS_PER_TASK, first + n_seeds)) for at in range(first, first + n_seeds, _SEEDS_PER_TASK)]
     tally, reports = Tally(), []
     columns = (TextColumn("torture"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     context = multiprocessing.get_context("spawn")
     with context.Pool(n_processes) as pool, Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("seeds", total=n_seeds)
-        for seeds, (done, failed) in zip(tasks, pool.imap(attack_many, tasks), strict=True):
+        for seeds, (done, failed) in zip(tasks, pool.imap(partial(attack_many, n_steps=n_steps), tasks), strict=True):
             tally.add(done)
             reports += failed
             for report in failed:

@@ -35,6 +35,7 @@ POLICIES = (
     CheckpointPolicy(commits=7, log_bytes=4096, rows=1 << 40, rows_at_close=5, is_inline=True),
     CheckpointPolicy(commits=1 << 40, log_bytes=1 << 40, rows=1 << 40, rows_at_close=1 << 40, is_inline=True),
 )
+N_STEPS = 26
 FILE_BYTES = (2048, 8192, 1 << 20)
 
 
@@ -64,7 +65,7 @@ class Tally:
         self.outcomes.update(other.outcomes)
 
 
-def generate(seed: int, n_steps: int = 26) -> list[Operation]:
+def generate(seed: int, n_steps: int = N_STEPS) -> list[Operation]:
     """The workload of a seed: tables first, then operations with faults between them. Plain values, so that it can be cut and run again."""
     chance = random.Random(seed)
     tables = chance.sample(sorted(KINDS), chance.choice([2, 3, 4]))
@@ -550,8 +551,8 @@ def shrink(seed: int, operations: list[Operation] | None = None, *, runs_max: in
     return operations, failure
 
 
-def report_of(seed: int) -> str:
+def report_of(seed: int, n_steps: int = N_STEPS) -> str:
     """The text for a seed that fails: the shrunk list of operations and what went wrong."""
-    operations, failure = shrink(seed)
+    operations, failure = shrink(seed, generate(seed, n_steps))
     lines = [f"seed {seed}: {type(failure).__name__}: {failure}", "shrunk to:"]
     return "\n".join([*lines, *(f"    {operation.name} {operation.args}" for operation in operations)])
