@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -31,6 +30,7 @@ from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.engine.transaction import Transaction
+from storage_engine.engine.visibility import Visibility
 from storage_engine.errors import (
     AlreadyExists,
     DamagedFrame,
@@ -84,7 +84,6 @@ class EmbeddedBackend:
         self.maintenance = Maintenance(now_ms)
         self._policy = checkpoints
         self._file_bytes_max = log_file_bytes_max
-        self._unsynced: deque[tuple[int, int]] = deque()
         self._is_going_back = False
         self._lock: DirectoryLock | None = None
         try:
@@ -146,10 +145,7 @@ class EmbeddedBackend:
         version, position = (self._state.version, int(loaded.position)) if loaded else (0, 0)
         for commit in self._log.recover(upto):
             self._publish(CommitRecord.decode(commit.record), commit.frames)
-        self._unsynced.clear()
-        self._shown_version = self._state.version
-        self._catalog_end = self._progress_end = self._log.end
-        self._table_ends: dict[int, int] = {}
+        self._seen = Visibility(self._state.version, self._log.end)
         if upto is None:
             self._checkpointer = Checkpointer(
                 self._disk, self.directory, self._log, self._state, self._buckets, snapshots, self._writer, self._policy,
@@ -255,15 +251,9 @@ class EmbeddedBackend:
         with self._changed:
             self._publish(record, [(frame.header, at) for frame, at in zip(transaction.frames, appended.locations, strict=True)])
             transaction.commit()
-            if changes:
-                self._catalog_end = appended.end
-            self._table_ends.update(dict.fromkeys((frame.header.table_id for frame in transaction.frames), appended.end))
-            if changes or record.progress:
-                self._progress_end = appended.end
-            if self._sync == "commit":
-                self._unsynced.append((appended.end, record.version))
-            else:
-                self._shown_version = record.version
+            tables = (frame.header.table_id for frame in transaction.frames)
+            self._seen.published(record, tables, appended.end, awaits_sync=self._sync == "commit")
+            if self._sync != "commit":
                 self._changed.notify_all()
         log = self._log
         self._checkpointer.after_commit(bucket for bucket, _ in transaction.changed)
@@ -288,10 +278,7 @@ class EmbeddedBackend:
 
     def _durable_version(self) -> int:
         """The version of the last commit that readers may know of. The caller holds `_readers`."""
-        durable = self._log.durable
-        while self._unsynced and self._unsynced[0][0] <= durable:
-            self._shown_version = self._unsynced.popleft()[1]
-        return self._shown_version
+        return self._seen.version(self._log.durable)
 
     def _shown(self, plan: Callable[[], _T], newest: Callable[[], int]) -> _T:
         """What `plan` answers under the readers' lock, returned once all of it is durable: a reader may act on what it saw.
@@ -375,17 +362,17 @@ class EmbeddedBackend:
             self._change_catalog([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
 
     def tables(self) -> list[TableDescriptor]:
-        return self._shown(lambda: [table.descriptor for table in self._state.tables.values()], lambda: self._catalog_end)
+        return self._shown(lambda: [table.descriptor for table in self._state.tables.values()], lambda: self._seen.catalog_end)
 
     def partitions(self, table: str) -> list[str]:
         return self._shown(lambda: sorted(self._table(table).partitions), lambda: self._end_of(table))
 
     def objects(self, kind: str) -> dict[str, dict[str, Any]]:
-        return self._shown(lambda: dict(self._state.objects.get(kind, {})), lambda: self._catalog_end)
+        return self._shown(lambda: dict(self._state.objects.get(kind, {})), lambda: self._seen.catalog_end)
 
     def _end_of(self, table: str) -> int:
         """The position after the newest commit that touched a table, or the catalog."""
-        return max(self._table_ends.get(self._table(table).descriptor.table_id, 0), self._catalog_end)
+        return self._seen.end_of(self._table(table).descriptor.table_id)
 
     def _table(self, name: str) -> TableState:
         table = self._state.tables.get(name)
@@ -412,7 +399,7 @@ class EmbeddedBackend:
     def progress(self, owner_prefix: str) -> dict[str, Progress]:
         return self._shown(
             lambda: {owner: item for owner, item in self._state.progress.items() if owner.startswith(owner_prefix)},
-            lambda: self._progress_end,
+            lambda: self._seen.progress_end,
         )
 
     # reads
@@ -420,7 +407,7 @@ class EmbeddedBackend:
     def offsets(self, table: str, which: Literal["earliest", "latest"], at_version: int | None = None) -> Offsets:
         with self._readers:
             self._require_version(table, at_version)
-            if self._unsynced and at_version is None:
+            if self._seen.has_unsynced and at_version is None:
                 at_version = self._durable_version()
             return reads.offsets(self._buckets, self._table(table), which, at_version)
 
@@ -494,7 +481,7 @@ class EmbeddedBackend:
     def _require_version(self, table: str, at_version: int | None) -> None:
         if at_version is not None and at_version > self._durable_version():
             raise OffsetOutOfRange(
-                f"version {at_version} is asked for, the store is at {self._shown_version}",
+                f"version {at_version} is asked for, the store is at {self._durable_version()}",
                 where=table,
                 next_step="Wait for it with await_version, or read an older version.",
             )
