@@ -1,6 +1,6 @@
 """Buckets: the live parts of every table. Per bucket its frames, and for a primary-key table the key index over them.
 
-Owner: engine/embedded.py creates and publishes; transactions plan against them.
+Owner: engine/core.py creates and publishes; transactions plan against them.
 State: derived. Frame indexes come from the log (or a checkpoint); a key index is made when first needed, from its snapshot and the
        tail of its changelog, or from the whole changelog.
 Never: writes the log, decides what a row becomes (kv/merge does).

@@ -22,12 +22,12 @@ from storage_engine.engine.key_snapshots import FOLDER, StoredSnapshot, belongs,
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
 from storage_engine.kv import KvBucket, KvSnapshot, items_of, joined
-from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation, is_acknowledged
+from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation
 from storage_engine.log.disk import Disk
 from storage_engine.log.format_file import FILE_NAME, claim_directory
 from storage_engine.log.frame import HEADER_BYTES, FrameHeader, FrameKind, parse_header
 from storage_engine.log.frame_index import BucketId, FrameIndex
-from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile, start_of
+from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile, is_acknowledged, start_of
 from storage_engine.log.log_file import file_name as log_file_name
 from storage_engine.schema.keys import encode_keys
 
@@ -51,7 +51,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a check saw. `end` is the position after the last whole commit, `version` its number; `n_keys` with keys only."""
+    """What a check saw. `end` is the position after the last whole commit or file header, `version` its number; `n_keys` with keys only."""
 
     directory: str
     findings: list[Finding] = field(default_factory=list)
@@ -81,7 +81,7 @@ def check_store(directory: Path, *, keys: bool = False, disk: Disk | None = None
     """
     disk = disk or Disk()
     directory = directory.absolute()
-    if not (directory / FILE_NAME).exists() and not (directory / "log").is_dir():
+    if not disk.exists(directory / FILE_NAME) and not disk.is_directory(directory / "log"):
         raise UserError("there is no store here", where=str(directory), next_step="Name the directory that holds FORMAT and log/.")
     lock = disk.lock(directory / "LOCK")
     try:
@@ -132,7 +132,7 @@ class _Check:
                 claim_directory(self.disk, self.directory)
             except DamageError as error:
                 self.report.add("damage", self.directory / FILE_NAME, 0, error.what, error.next_step)
-        names = self.disk.list(folder) if folder.is_dir() else []
+        names = self.disk.list(folder) if self.disk.is_directory(folder) else []
         starts = sorted(start for name in names if (start := start_of(name)) is not None)
         self.files = [LogFile(self.disk, folder / log_file_name(start), start) for start in starts]
         sizes = [self.disk.file_size(file.path) for file in self.files]
@@ -172,6 +172,7 @@ class _Check:
             at = file.start + FILE_HEADER_BYTES
             end = file.start + data.size if stop is None else min(stop, file.start + data.size)
             pending: list[FrameHeader] = []
+            self.report.end = at  # a file is begun before its first commit
             yield at
             while at < end:
                 header = parse_header(data, at - file.start, at, str(file.path))
@@ -245,7 +246,7 @@ class _Check:
 
     def _snapshots(self) -> Iterator[tuple[Path, StoredSnapshot]]:
         folder = self.directory / FOLDER
-        for name in self.disk.list(folder) if folder.is_dir() else []:
+        for name in self.disk.list(folder) if self.disk.is_directory(folder) else []:
             stored = read_snapshot(self.disk, folder / name) if name.endswith(".index") else None
             if isinstance(stored, str):
                 self.report.add("damage", folder / name, 0, f"the key snapshot {stored}", _DERIVED)

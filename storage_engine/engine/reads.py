@@ -14,11 +14,13 @@ from storage_engine.engine.routing import bucket_of_rows, key_arrays, split
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
+from storage_engine.kv.batch import group_keys
 from storage_engine.kv.single import encode_key
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
+from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.array([True])
@@ -154,11 +156,11 @@ def _answer_schema(descriptor: TableDescriptor, names: list[str]) -> pa.Schema:
 
 
 def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table:
-    """The distinct keys that have no row."""
-    names = list(table.descriptor.primary_key)
+    """The distinct keys that have no row, in the order in which they were asked for: their ids follow it."""
     checked = _keys(table.descriptor, keys, table.descriptor.primary_key, "lookup")
-    missing = checked.filter(pc.invert(found["_found"]))
-    return missing.group_by(names, use_threads=False).aggregate([]).select(names)
+    missing = checked.filter(pc.invert(found["_found"])).combine_chunks()
+    groups = group_keys(encode_keys(key_arrays(missing, table.descriptor.primary_key)))
+    return missing if groups is None else missing.take(pa.array(groups.first))
 
 
 def prefix_lookup(

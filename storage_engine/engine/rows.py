@@ -54,9 +54,7 @@ class FrameCache:
         return batch
 
 
-def fetch_rows(
-    sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.ndarray, schema: pa.Schema, cache: FrameCache
-) -> pa.Table:
+def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.ndarray, schema: pa.Schema, cache: FrameCache) -> pa.Table:
     """Rows at `offsets` (n,), in their order, as one contiguous table.
 
     Shapes: source_of (n,): row i lies in sources[source_of[i]]; sources are in the order of their offsets.
@@ -78,7 +76,7 @@ def fetch_rows(
         source = sources[int(frame_of[begin])]
         local = ordered[begin:end] - source.base_offset
         batch = adapt(cache.get(source), schema)
-        if end - begin == local[-1] - local[0] + 1:
+        if end - begin == local[-1] - local[0] + 1 and (np.diff(local) == 1).all():  # a run; repeats can have a run's length
             pieces.append(batch.slice(int(local[0]), int(end - begin)))
         else:
             pieces.append(batch.take(pa.array(local)))

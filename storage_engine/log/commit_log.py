@@ -2,8 +2,8 @@
 
 Owner: the engine holds the directory's lock, opens the log, runs `recover` to its end, then appends. One process at a time.
 Holds: a transaction exists iff its COMMIT frame and every frame before it are whole; after `sync(end)` it survives power loss.
-A failed write leaves the log as it was. A failed fdatasync ends writing until the log is opened again, because the kernel may
-have dropped the pages it could not write; reads go on.
+A failed write leaves the log as it was. After a failed fdatasync, or a write that could not be taken back, the log takes no writes
+until `mend` has written again what is not durable: the kernel may have dropped the pages it could not write. Reads go on.
 Never: looks into records or rows.
 """
 
@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NamedTuple, NewType, NoReturn
+from typing import Final, NamedTuple, NewType
 
 import pyarrow as pa
 
@@ -30,14 +30,17 @@ from storage_engine.log.frame import (
     encode_commit_frame,
     encode_seal_frame,
     parse_header,
+    verify_payload,
 )
 from storage_engine.log.log_file import (
     FILE_HEADER_BYTES,
     LogFile,
     check_file_header,
+    damaged,
     encode_file_header,
     file_name,
     frames_after,
+    is_acknowledged,
     start_of,
 )
 from storage_engine.log.statistics import statistics_bytes
@@ -94,6 +97,7 @@ class CommitLog:
         self._durable = start
         self._sealed = -1
         self._is_recovered = False
+        self._is_closed = False
         self._is_syncing = False
         self._failure: str | None = None
         self._append_lock = threading.Lock()
@@ -114,10 +118,10 @@ class CommitLog:
         for file, successor in itertools.pairwise(files):
             size = disk.file_size(file.path)
             if file.start + size != successor.start:
-                _damaged(f"the file holds {size} bytes where {successor.start - file.start} were written", file, size)
+                damaged(f"the file holds {size} bytes where {successor.start - file.start} were written", file, size)
         first = files[0].start if files else 0
         if start is None and first != 0:
-            _damaged("the log begins here, and what came before is not on disk", files[0], 0)
+            damaged("the log begins here, and what came before is not on disk", files[0], 0)
         log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start))
         end = files[-1].start + disk.file_size(files[-1].path) if files else 0
         if start is not None and (not files or not first <= start <= end):
@@ -132,10 +136,12 @@ class CommitLog:
 
     # recovery
 
-    def recover(self) -> Iterator[RecoveredCommit]:
+    def recover(self, upto: LogPosition | None = None) -> Iterator[RecoveredCommit]:
         """Every transaction from `start` on, in order. At the end, what no COMMIT frame covers is cut off and the log takes appends.
 
         Every frame passed is checked. What was committed is made durable before the iterator ends.
+        upto    the end of a commit, known to be durable: all behind it is cut off. Where the disk refuses that, the log has failed: it
+                can be read below `upto`, and takes writes once it is mended.
         Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged.
         """
         assert not self._is_recovered, "a log is recovered once"
@@ -149,7 +155,7 @@ class CommitLog:
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
             durable = max(durable, file.start + FILE_HEADER_BYTES)
-            stop = file.start + data.size
+            stop = file.start + data.size if upto is None else min(file.start + data.size, int(upto))
             pending: list[tuple[FrameHeader, FrameLocation]] = []
             at = position
             while at < stop:
@@ -157,11 +163,11 @@ class CommitLog:
                     header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
                 except DamagedFrame:
-                    if not is_last or is_acknowledged(data, file, at):
+                    if not is_last or upto is not None or is_acknowledged(data, file, at):
                         raise
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
-                    _damaged(f"a commit of {header.n_rows} frames follows {len(pending)}", file, at - file.start)
+                    damaged(f"a commit of {header.n_rows} frames follows {len(pending)}", file, at - file.start)
                 at += header.length
                 if header.kind == FrameKind.DATA:
                     pending.append((header, FrameLocation(header.position, header.length)))
@@ -176,8 +182,18 @@ class CommitLog:
                 yield RecoveredCommit(record, pending, LogPosition(at))
                 pending = []
             if not is_last and position != stop:
-                _damaged("the file ends inside a transaction", file, position - file.start)
-        self._begin_appending(position, durable)
+                damaged("the file ends inside a transaction", file, position - file.start)
+        if upto is None:
+            self._begin_appending(position, durable)
+            return
+        if position != upto:
+            damaged(f"the log was durable to {upto}, its commits end at {position}", self._files[-1], position - self._files[-1].start)
+        try:
+            self._begin_appending(position, durable=position)
+        except OSError as error:
+            self._end = self._durable = position
+            self._is_recovered = True
+            self._poison(f"what is not durable could not be cut off: {error}")
 
     def _drop_headless_file(self) -> None:
         """Remove a last file whose creation did not finish: its header is not whole and nothing in it was acknowledged."""
@@ -196,23 +212,66 @@ class CommitLog:
             self._starts.pop()
 
     def _begin_appending(self, end: int, durable: int) -> None:
+        self._disk.sync_directory(self._directory.parent)  # the process that made FORMAT and log/ may have died before it did
         if not self._files:
             self._start_file(self._start)
         else:
             file = self._files[-1]
             self._fd = self._disk.open_file(file.path)
-            data = file.map()
-            self._disk.truncate(self._fd, end - file.start)
-            # pages that an earlier, failed fdatasync dropped look clean: writing them again makes this sync real
-            for offset in range(durable - file.start, end - file.start, _REWRITE_BYTES):
-                n_bytes = min(_REWRITE_BYTES, end - file.start - offset)
-                self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
-            self._disk.fdatasync(self._fd)
+            self._write_again(file.map(), durable, end)
+            self._disk.sync_directory(self._directory)  # the process that made the file may have died before it did
             self._end = end
         self._durable = self._end
         self._is_recovered = True
 
+    def _write_again(self, data: pa.Buffer, durable: int, end: int) -> None:
+        """Make the last file end at `end` and be durable; `data` is the file.
+
+        Pages that a failed fdatasync dropped look clean: writing them again makes this sync real.
+        """
+        start = self._starts[-1]
+        self._disk.truncate(self._fd, end - start)
+        for offset in range(durable - start, end - start, _REWRITE_BYTES):
+            n_bytes = min(_REWRITE_BYTES, end - start - offset)
+            self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
+        self._disk.fdatasync(self._fd)
+
+    def mend(self) -> None:
+        """Take writes again after a failure: what was appended and is not durable is checked, written once more and synced.
+
+        A caller that waits in `sync` has been refused already; whether its commit is durable now, `durable` says.
+        Errors: OSError when the disk still refuses; DamagedFrame when the bytes cannot be read back. The log has then still failed.
+        """
+        with self._append_lock:
+            if self._is_closed or self._failure is None:
+                return
+            file = self._files[-1]
+            self._remove_unfinished(file_name(self._end))
+            if self._fd < 0:
+                self._fd = self._disk.open_file(file.path)
+            data = file.map()
+            at = self._durable
+            while at < self._end:
+                header = parse_header(data, at - file.start, at, str(file.path))
+                verify_payload(data, at - file.start, header, str(file.path))
+                at += header.length
+            self._write_again(data, self._durable, self._end)
+            with self._state:
+                self._durable = self._end
+                self._failure = None
+
+    def _remove_unfinished(self, name: str) -> None:
+        """Remove a file that was begun at the end of the last one and could not be removed then."""
+        if name in self._disk.list(self._directory) and self._starts[-1] != start_of(name):
+            self._disk.unlink(self._directory / name)
+        self._disk.sync_directory(self._directory)
+
     # writing
+
+    @property
+    def has_failed(self) -> bool:
+        """True while the log takes no writes."""
+        return self._failure is not None
 
     @property
     def end(self) -> LogPosition:
@@ -243,7 +302,7 @@ class CommitLog:
     def sync(self, upto: LogPosition | None = None) -> None:
         """Return when everything below `upto` (None: below the present end) survives power loss.
 
-        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no more writes.
+        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no writes until it is mended.
         """
         target = self._end if upto is None else int(upto)
         while True:
@@ -259,16 +318,21 @@ class CommitLog:
                 self._disk.fdatasync(fd)
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
-                self._cut_back_to_durable()
                 self._require_writable()
-            with self._state:
-                self._durable = max(self._durable, reached)
-                self._is_syncing = False
-                self._state.notify_all()
+            except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
+                self._end_sync(self._durable)
+                raise
+            self._end_sync(reached)
+
+    def _end_sync(self, durable: int) -> None:
+        with self._state:
+            self._durable = max(self._durable, durable)
+            self._is_syncing = False
+            self._state.notify_all()
 
     def close(self) -> None:
         """Make everything durable, seal the log and close its files; a second call does nothing."""
-        if self._fd < 0:
+        if self._is_closed:
             return
         try:
             if self._failure is None and self._sealed != self._end:
@@ -276,9 +340,15 @@ class CommitLog:
                     self.sync()
                     self._seal()
         finally:
-            with self._append_lock:
-                fd, self._fd = self._fd, -1
-                self._failure = self._failure or "the log is closed"
+            self.retire()
+
+    def retire(self) -> None:
+        """Close the files as they are: nothing is written or made durable any more. Reads go on."""
+        with self._append_lock:
+            fd, self._fd = self._fd, -1
+            self._is_closed = True
+            self._failure = self._failure or "the log is closed"
+            if fd >= 0:
                 self._disk.close(fd)
 
     def _seal(self) -> None:
@@ -304,6 +374,7 @@ class CommitLog:
                 f"the disk refused a write: {error}",
                 where=str(self._files[-1].path),
                 next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
+                is_absent=self._failure is None,
             ) from error
 
     def _roll(self) -> None:
@@ -330,10 +401,7 @@ class CommitLog:
         else:
             self._disk.close(old)
         finally:
-            with self._state:
-                self._durable = max(self._durable, self._end)
-                self._is_syncing = False
-                self._state.notify_all()
+            self._end_sync(self._end)
 
     def _start_file(self, start: int) -> None:
         path = self._directory / file_name(start)
@@ -362,18 +430,13 @@ class CommitLog:
             self._is_syncing = False
             self._state.notify_all()
 
-    def _cut_back_to_durable(self) -> None:
-        """Best effort: without the bytes nobody was promised, the next open finds exactly the acknowledged commits."""
-        with self._append_lock, suppress(OSError):
-            self._disk.truncate(self._fd, self._durable - self._starts[-1])
-
     def _require_writable(self) -> None:
         assert self._is_recovered, "recover() must run to its end before the log is written"
         if self._failure is not None:
             raise WriteFailed(
                 f"the log takes no writes: {self._failure}",
                 where=str(self._directory),
-                next_step="Repair the disk and open the store again; what was acknowledged is safe.",
+                next_step="Free space or repair the disk, then write again; what was acknowledged is safe.",
             )
 
     # reading
@@ -386,7 +449,7 @@ class CommitLog:
         file = self._files[max(0, bisect_right(self._starts, location.position) - 1)]
         header, data = file.frame_at(location.position, location.length)
         if header.length != location.length or header.kind != FrameKind.DATA:
-            _damaged("another frame lies here than the index says", file, location.position - file.start)
+            damaged("another frame lies here than the index says", file, location.position - file.start)
         start = header.message_start
         if header.has_statistics:
             start += self._statistics_bytes(data, header, file)
@@ -408,7 +471,7 @@ class CommitLog:
     def _statistics_bytes(data: pa.Buffer, header: FrameHeader, file: LogFile) -> int:
         n_bytes = statistics_bytes(data, header.message_start)
         if n_bytes == 0 or header.message_start + n_bytes > header.payload_stop:
-            _damaged("a frame's statistics do not fit into it", file, header.position - file.start)
+            damaged("a frame's statistics do not fit into it", file, header.position - file.start)
         return n_bytes
 
     def check(self) -> Iterator[DamagedFrame]:
@@ -450,23 +513,3 @@ def _place(frames: Sequence[EncodedFrame], position: int) -> tuple[list[object],
         locations.append(FrameLocation(position, frame.header.length))
         position += frame.header.length
     return buffers, locations, position
-
-
-def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
-    """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
-    for header in frames_after(data, file.start, position - file.start):
-        if header.kind != FrameKind.DATA and header.base_offset > position:
-            with suppress(DamagedFrame):
-                file.check(data, header)
-                return True
-    return False
-
-
-def _damaged(what: str, file: LogFile, offset: int) -> NoReturn:
-    raise DamagedFrame(
-        what,
-        where=f"{file.path}, byte {offset}",
-        next_step="Restore the file from a copy; run a check of the whole store to learn what else is damaged.",
-        file=str(file.path),
-        offset=offset,
-    )

@@ -70,8 +70,9 @@ def crash(store: Store) -> None:
     """Leave the directory as a killed process leaves it: nothing is written any more."""
     backend = store.backend
     assert isinstance(backend, EmbeddedBackend), "an embedded store"
-    backend._checkpointer.stop()
-    backend._lock.release()
+    backend.core.checkpointer.stop()
+    assert backend.core.lock is not None, "open"
+    backend.core.lock.release()
 
 
 def snapshots(directory: Path) -> list[Path]:
