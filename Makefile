@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture kills soak
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,5 +51,11 @@ bench-peers: setup ## ratios against Redis, Kafka and Apache Fluss, started and 
 load: setup ## writers and readers on one server at once, bounded in time (ARGS="--seconds 60 --writers 2")
 	@$(PY) -m benchmarks.load $(ARGS)
 
-torture: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
+torture: setup ## 10,000 seeds of power cuts, I/O errors, full disks and flipped bits, held to a model (SEEDS=1000 FIRST=0)
+	@$(PY) -m tests.torture.campaign $(ARGS)
+
+kills: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
 	@CRASH_ROUNDS=$${ROUNDS:-200} CRASH_SEED=$${SEED:-1} FLASHLAKE_CAMPAIGN=$${ROUNDS:-200} $(PYTEST) -m crash $(ARGS)
+
+soak: setup ## a server under mixed load, killed every minute, held to a model to the row (MINUTES=30)
+	@$(PY) -m tests.torture.soak $(ARGS)

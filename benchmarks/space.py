@@ -69,9 +69,9 @@ def overwritten(root: Path, n_rows: int) -> list[Case]:
     store, backend = _opened(root, "space", clock)
     written = largest = 0
     for seed in range(OVERWRITES + 1):
-        before = int(backend._log.end)
+        before = int(backend.core.log.end)
         _overwrite(store, n_rows, seed)
-        written += int(backend._log.end) - before
+        written += int(backend.core.log.end) - before
         largest = max(largest, _log_bytes(root, "space"))
         clock.ahead_ms += 2 * HOUR_MS
         backend.clean()
@@ -153,7 +153,7 @@ def joined(root: Path, n_rows: int, runs: int) -> list[Case]:
         if name == "joined":
             clock.ahead_ms += HOUR_MS
             backend.clean()
-        frames = backend._buckets.index.bucket(store.describe("bench.log").table_id, 0, 0).entries
+        frames = backend.core.buckets.index.bucket(store.describe("bench.log").table_id, 0, 0).entries
         sizes.append([float(frames["length"].sum()) / 1e6])
 
     def scan(name: str) -> float:

@@ -136,7 +136,7 @@ class TableAltered(RetriableError):
 
 
 class StoreUnavailable(RetriableError):
-    """The server does not answer, is stopping, or a port is taken."""
+    """The server does not answer, is stopping, or a port is taken; or the disk does not let a store be opened or read."""
 
 
 class Backpressure(RetriableError):
@@ -148,7 +148,15 @@ class Backpressure(RetriableError):
 
 
 class WriteFailed(RetriableError):
-    """The disk refused a write (full, or an I/O error). Nothing of the commit is visible; reads go on."""
+    """The disk refused a write (full, or an I/O error). Nothing of the commit is visible; reads go on.
+
+    is_absent   True: nothing of it is there, nor ever will be. False: it may be found, whole, after the next start, unless a later
+                write succeeds first; a retry with the same write id is applied once either way.
+    """
+
+    def __init__(self, what: str, *, where: str, next_step: str, is_absent: bool = True) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.is_absent = is_absent
 
 
 class DamagedFrame(DamageError):

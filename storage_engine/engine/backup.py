@@ -20,11 +20,12 @@ import google_crc32c
 from storage_engine.api import BackupInfo
 from storage_engine.engine import checkpoint
 from storage_engine.engine.fsck import check_store
+from storage_engine.engine.state import UNREADABLE
 from storage_engine.errors import AlreadyExists, DamagedFrame, UnsupportedFormatVersion, UserError, WriteFailed
 from storage_engine.log.disk import Disk
 from storage_engine.log.file_set import FileEntry
 from storage_engine.log.format_file import FORMAT_NAME, FORMAT_VERSION, READABLE_VERSIONS, claim_directory
-from storage_engine.log.log_file import file_name
+from storage_engine.log.log_file import file_name, start_of
 
 MANIFEST: Final = "BACKUP"
 BACKUP_FORMAT: Final = "flashlake-backup 1"
@@ -88,7 +89,7 @@ def restore(backup: Path, directory: Path, *, disk: Disk | None = None) -> Backu
         disk.make_directory(partial / "log")
         for name, size in manifest["files"]:
             path = backup / "log" / name
-            held = disk.file_size(path) if path.exists() else 0
+            held = disk.file_size(path) if disk.exists(path) else 0
             if held != size:
                 _damaged(f"the backup's file holds {held} bytes where {size} were written", path, held)
             _copy(disk, path, partial / "log" / name, size)
@@ -96,15 +97,15 @@ def restore(backup: Path, directory: Path, *, disk: Disk | None = None) -> Backu
         data = disk.read_file(backup / "CHECKPOINT")
         if data is not None:
             checkpoint.write(disk, partial, data)
-        _require_whole(partial, backup, manifest)
+        _require_whole(disk, partial, backup, manifest)
         _finish(disk, partial, directory)
     except OSError as error:
         raise WriteFailed(f"the store was not restored: {error}", where=str(directory), next_step="Free space, then try again.") from error
     return BackupInfo(str(directory), manifest["version"], manifest["position"], sum(size for _, size in manifest["files"]))
 
 
-def _require_whole(partial: Path, backup: Path, manifest: dict[str, Any]) -> None:
-    report = check_store(partial)
+def _require_whole(disk: Disk, partial: Path, backup: Path, manifest: dict[str, Any]) -> None:
+    report = check_store(partial, disk=disk)
     for finding in report.findings:
         path = backup / Path(finding.file).relative_to(partial)
         _damaged(finding.what.removeprefix("torn tail: "), path, finding.offset)
@@ -126,11 +127,19 @@ def _manifest(disk: Disk, backup: Path) -> dict[str, Any]:
         values = None
     if not isinstance(values, dict) or data != _signed(values):
         _damaged("the file does not match its checksum", path, 0)
-    if values["backup"] != BACKUP_FORMAT or values["store"] not in [[FORMAT_NAME, version] for version in READABLE_VERSIONS]:
-        what = f"the backup has format {values['backup']!r} of a store {values['store']}; this program reads {BACKUP_FORMAT!r} of "
+    store = values.get("store")
+    if values.get("backup") != BACKUP_FORMAT or store not in [[FORMAT_NAME, version] for version in READABLE_VERSIONS]:
+        what = f"the backup has format {values.get('backup')!r} of a store {store}; this program reads {BACKUP_FORMAT!r} of "
         next_step = "Restore it with the program version that wrote it."
         raise UnsupportedFormatVersion(f"{what}{[FORMAT_NAME, FORMAT_VERSION]}", where=str(path), next_step=next_step)
-    return dict(values)
+    try:
+        files = [[name, int(size)] for name, size in values["files"]]
+        manifest = {"files": files, "version": int(values["version"]), "position": int(values["position"])}
+    except UNREADABLE as error:
+        _damaged(f"the file lacks what a backup says: {type(error).__name__}: {error}", path, 0)
+    if any(start_of(name) is None or size < 0 for name, size in files):
+        _damaged("the file names files that are no log files", path, 0)
+    return manifest
 
 
 def _signed(values: dict[str, Any]) -> bytes:
@@ -141,21 +150,20 @@ def _signed(values: dict[str, Any]) -> bytes:
 def _begin(disk: Disk, target: Path) -> Path:
     """An empty TARGET.partial; what an interrupted run left there is removed. Errors: AlreadyExists, StoreLocked."""
     partial = target.with_name(target.name + ".partial")
-    if target.exists() and (not target.is_dir() or disk.list(target)):
+    if disk.exists(target) and (not disk.is_directory(target) or disk.list(target)):
         raise AlreadyExists(f"{target} is not empty", where=str(target), next_step="Name a new directory; nothing is overwritten.")
-    if partial.exists():
-        if not partial.is_dir() or not _OURS.issuperset(name.removesuffix(".tmp") for name in disk.list(partial)):
+    if disk.exists(partial):
+        if not disk.is_directory(partial) or not _OURS.issuperset(name.removesuffix(".tmp") for name in disk.list(partial)):
             hint = "Remove it if it is yours, or name another directory."
             raise AlreadyExists(f"{partial} exists and is no interrupted copy", where=str(partial), next_step=hint)
         disk.lock(partial / "LOCK").release()
-        for path in sorted(partial.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else disk.unlink(path)
+        disk.remove_tree(partial)
     disk.make_directory(partial)
     return partial
 
 
 def _finish(disk: Disk, partial: Path, target: Path) -> None:
-    if (partial / "LOCK").exists():
+    if disk.exists(partial / "LOCK"):
         disk.unlink(partial / "LOCK")
     disk.sync_directory(partial)
     disk.rename(partial, target)

@@ -1,6 +1,6 @@
 """Buckets: the live parts of every table. Per bucket its frames, and for a primary-key table the key index over them.
 
-Owner: engine/embedded.py creates and publishes; transactions plan against them.
+Owner: engine/core.py creates and publishes; transactions plan against them.
 State: derived. Frame indexes come from the log (or a checkpoint); a key index is made when first needed, from its snapshot and the
        tail of its changelog, or from the whole changelog.
 Never: writes the log, decides what a row becomes (kv/merge does).
@@ -25,11 +25,12 @@ from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.state import LogStart, TableState
 from storage_engine.errors import RetriableError
 from storage_engine.kv import AutoIncrement, Ids, IdSegments, KvBucket
-from storage_engine.log.commit_log import CommitLog, FrameLocation, StoredFrame
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame import FLAG_SPARSE, decode_batch
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex, locate
 from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.message_template import ColumnBuffers
+from storage_engine.log.stored_frame import FrameLocation, StoredFrame
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 
 _SCATTERED = 4  # a read of less than one row in so many is gathered row by row

@@ -16,7 +16,7 @@ from pathlib import Path
 import google_crc32c
 import pyarrow as pa
 
-from storage_engine.engine.state import StoreState
+from storage_engine.engine.state import UNREADABLE, StoreState
 from storage_engine.engine.upkeep import apply_log_starts
 from storage_engine.log.commit_log import LogPosition
 from storage_engine.log.disk import Disk
@@ -56,19 +56,28 @@ def write(disk: Disk, directory: Path, encoded: bytes) -> None:
 
 def load(disk: Disk, directory: Path) -> Checkpoint | None:
     """The checkpoint, or None when there is none that can be used; a damaged one is named in the log of the process."""
-    data = disk.read_file(_path(directory))
+    try:
+        data = disk.read_file(_path(directory))
+    except OSError as error:
+        _logger.warning("%s cannot be read (%s); the whole log is replayed", _path(directory), error)
+        return None
     if data is None:
         return None
     body = data[_HEAD.size :]
     if len(data) < _HEAD.size + _BODY.size or _HEAD.unpack_from(data) != (_MAGIC, google_crc32c.value(body)):
         _logger.warning("%s does not match its checksum or version; the whole log is replayed", _path(directory))
         return None
-    position, n_state = _BODY.unpack_from(body)
-    state = StoreState.from_json(json.loads(body[_BODY.size : _BODY.size + n_state]))
-    table = pa.ipc.open_stream(pa.py_buffer(body[_BODY.size + n_state :])).read_all()
-    index = FrameIndex.from_table(table)
-    apply_log_starts(state, index)
-    return Checkpoint(state, index, LogPosition(position))
+    try:
+        position, n_state = _BODY.unpack_from(body)
+        state = StoreState.from_json(json.loads(body[_BODY.size : _BODY.size + n_state]))
+        table = pa.ipc.open_stream(pa.py_buffer(body[_BODY.size + n_state :])).read_all()
+        table.validate(full=True)
+        index = FrameIndex.from_table(table)
+        apply_log_starts(state, index)
+        return Checkpoint(state, index, LogPosition(position))
+    except (*UNREADABLE, pa.ArrowException, OSError, EOFError) as error:
+        _logger.warning("%s cannot be read (%s: %s); the whole log is replayed", _path(directory), type(error).__name__, error)
+        return None
 
 
 def is_older(disk: Disk, directory: Path) -> bool:

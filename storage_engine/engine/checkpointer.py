@@ -1,6 +1,6 @@
 """Checkpointer: decides when derived state is worth a copy on disk, and writes it beside the commits.
 
-Owner: engine/embedded.py tells it of each commit and closes it. It holds the writer's lock only to copy what it writes.
+Owner: engine/core.py tells it of each commit and closes it. It holds the writer's lock only to copy what it writes.
 State: the thread, begun when a copy is first due; versions and positions of the last checkpoint.
 Holds: what is written covers only what is durable in the log. A copy that cannot be written is named in the log of the process and
        tried again later: the log is the truth, only the next start takes longer.
@@ -37,12 +37,14 @@ class CheckpointPolicy:
     rows                 changes of a bucket since its last key snapshot, while the store runs; more for a large bucket, so that
                          the copies stay a part of what is written: an eighth of its keys (20 M keys: 2.5 M changes)
     rows_at_close        the same when the store is closed: fewer are replayed faster than a file is read
+    is_inline            copies are written by the commit that makes them due, not by a thread beside it: a simulation repeats itself
     """
 
     commits: int = 20_000
     log_bytes: int = 256 * 1024 * 1024
     rows: int = 1_000_000
     rows_at_close: int = 100_000
+    is_inline: bool = False
 
 
 class Checkpointer:
@@ -81,6 +83,11 @@ class Checkpointer:
         self._is_closing = False
         self._thread: threading.Thread | None = None
 
+    def rebind(self, log: CommitLog, state: StoreState, buckets: Buckets, snapshots: KeySnapshots, *, version: int, position: int) -> None:
+        """The store went back to what is durable: follow its new log and state. The caller holds the writer's lock."""
+        self._log, self._state, self._buckets, self._snapshots = log, state, buckets, snapshots
+        self._version, self._position = version, position
+
     def after_commit(self, changed: Iterable[Bucket]) -> None:
         """Wake the thread when a copy is due. The caller holds the writer's lock; `changed` are buckets with a key index."""
         if self._state.version < self._not_before:
@@ -88,6 +95,9 @@ class Checkpointer:
         due = [bucket for bucket in changed if self._n_uncovered(bucket) >= self._rows_max(bucket)]
         policy = self._policy
         if not due and self._state.version - self._version < policy.commits and self._log.end - self._position < policy.log_bytes:
+            return
+        if policy.is_inline:
+            self._write_copies()
             return
         self.ask()
 
@@ -125,8 +135,11 @@ class Checkpointer:
                 if self._is_closing:
                     return
                 self._is_asked = False
-            self._save_snapshots(self._rows_max)
-            self.save_checkpoint()
+            self._write_copies()
+
+    def _write_copies(self) -> None:
+        self._save_snapshots(self._rows_max)
+        self.save_checkpoint()
 
     def _rows_max(self, bucket: Bucket) -> int:
         return max(self._policy.rows, bucket.kv.n_keys // 8 if bucket.kv else 0)
@@ -145,16 +158,17 @@ class Checkpointer:
                     if bucket.kv is None or covered is None or self._n_uncovered(bucket) < rows_max(bucket):
                         continue
                     keys = bucket.kv.snapshot()
+                    log, end, snapshots = self._log, self._log.end, self._snapshots  # those that have the rows: a store may go back
                 try:
-                    self._log.sync()
-                    self._snapshots.save(bucket.id, covered, keys)
+                    log.sync(end)
+                    snapshots.save(bucket.id, covered, keys)
                 except (OSError, RetriableError) as error:
                     _logger.warning("the key index of bucket %s could not be stored: %s", bucket.id, error)
                     self._not_before = self._state.version + RETRY_COMMITS
         with self._writer:
-            live = self._buckets.ids()
+            live, snapshots = self._buckets.ids(), self._snapshots
         try:
-            self._snapshots.keep(live)
+            snapshots.keep(live)
         except OSError as error:
             _logger.warning("old key snapshots could not be removed: %s", error)
 
@@ -169,14 +183,17 @@ class Checkpointer:
             version, position = self._state.version, self._log.end
             self._state.files = file_entries(self._log)
             encoded = checkpoint.encode(self._state, self._buckets.index, position)
+            log = self._log
         try:
-            self._log.sync(position)
+            log.sync(position)
             checkpoint.write(self._disk, self._directory, encoded)
         except (OSError, WriteFailed) as error:
             _logger.warning("the checkpoint could not be written: %s", error)
             self._not_before = self._state.version + RETRY_COMMITS
             return
-        self._version, self._position = version, int(position)
+        with self._writer:
+            if self._log is log:
+                self._version, self._position = version, int(position)
 
 
 def file_entries(log: CommitLog, *, with_last: bool = False) -> list[FileEntry]:

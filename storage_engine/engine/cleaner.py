@@ -94,6 +94,7 @@ class Cleaner:
         with self._one_at_a_time:
             stats = self._mover.stats
             begun = time.monotonic()
+            self._mover.begin()
             try:
                 self._expire(now_ms, table)
                 for state, bucket in self._buckets(table):
@@ -180,7 +181,7 @@ class Cleaner:
     def _finish_file_of(self, doomed: np.ndarray) -> None:
         """Do not write copies into a file that the same pass leaves mostly dead: they would have to be moved out of it at once."""
         self._mover.log.sync()  # beginning a file waits for the old one's bytes: not while writers wait too
-        with self._mover.writer:
+        with self._mover.writing():
             last, end = self._mover.log.files[-1], int(self._mover.log.end)
             n_doomed = int(doomed["length"][doomed["position"] >= last.start].sum())
             if n_doomed >= self._policy.bytes_min and 2 * n_doomed >= end - last.start:
@@ -191,7 +192,7 @@ class Cleaner:
         uses = self._uses()
         if file_cleaning.should_finish(uses, self._policy.bytes_min):
             log.sync()
-            with mover.writer:
+            with mover.writing():
                 log.begin_next_file()
             uses = self._uses()
         for use in file_cleaning.mostly_dead(uses, self._policy.bytes_min):
@@ -207,7 +208,7 @@ class Cleaner:
             gone = file_cleaning.removable(uses, [begins_with_state(use.file) for use in uses], covered)
             if not gone:
                 return
-            with mover.writer:
+            with mover.writing():
                 end = log.append([], upkeep.encode(upkeep.Removed([use.file.start for use in gone]))).end
                 files = log.release({use.file.start for use in gone})
         log.sync(end)

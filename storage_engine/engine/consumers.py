@@ -7,8 +7,8 @@ Holds: a change of members is committed as the group's next generation before an
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from storage_engine.api import CONSUMER_PREFIX, Membership, Progress
@@ -33,13 +33,13 @@ class Consumers:
 
     def __init__(
         self,
-        writer: threading.RLock,  # type: ignore[valid-type]  # a factory in typeshed of 3.11
+        writing: Callable[[], AbstractContextManager[None]],
         state: Callable[[], StoreState],
         commit: Commit,
         expiration_ms: int,
     ) -> None:
-        """`commit(progress, changes)` returns when it is durable; the writer's lock is held around it. expiration_ms 0: never."""
-        self._writer = writer
+        """`writing()` holds the writer's lock; within it `commit(progress, changes)` returns when it is durable. expiration_ms 0: never."""
+        self._writing = writing
         self._state = state
         self._commit = commit
         self._expiration_ms = expiration_ms
@@ -55,7 +55,7 @@ class Consumers:
             )
         group = self._groups.beat(owner, member, session_timeout_ms, now_ms, self._generation(owner))
         if group is None:
-            with self._writer:
+            with self._writing():
                 group = self._changed(owner, member, session_timeout_ms, now_ms)
         return Membership(group.generation, tuple(sorted(group.until_ms)))
 
@@ -69,7 +69,7 @@ class Consumers:
 
     def leave(self, owner: str, member: str, now_ms: int) -> None:
         """Take a member out at once: the others need not wait for its session to end."""
-        with self._writer:
+        with self._writing():
             group = self._groups.get(owner)
             if member not in group.until_ms:
                 return
@@ -80,7 +80,7 @@ class Consumers:
         """Forget the consumers that are dead."""
         if self._expiration_ms <= 0:
             return
-        with self._writer:
+        with self._writing():
             dead = [owner for owner in self._state().progress if owner.startswith(CONSUMER_PREFIX) and self._is_dead(owner, now_ms)]
             if dead:
                 self._commit((), [{"op": "drop_progress", "owner": owner} for owner in dead])

@@ -24,13 +24,14 @@ from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.engine.state import CommitRecord, StoreState
 from storage_engine.errors import DamagedFrame, DamageError, FlashlakeError, UserError
 from storage_engine.kv import KvBucket, KvSnapshot, items_of, joined
-from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, FrameLocation
+from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog
 from storage_engine.log.disk import Disk
-from storage_engine.log.file_set import begins_with_state, files_of, gaps, is_acknowledged
+from storage_engine.log.file_set import begins_with_state, files_of, gaps
 from storage_engine.log.format_file import FILE_NAME, read_format
 from storage_engine.log.frame import HEADER_BYTES, FrameHeader, FrameKind, parse_header
 from storage_engine.log.frame_index import BucketId, FrameIndex
-from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile
+from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile, is_acknowledged
+from storage_engine.log.stored_frame import FrameLocation
 from storage_engine.schema.keys import encode_keys
 
 Severity = Literal["damage", "note"]
@@ -53,7 +54,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """What a check saw. `end` is the position after the last whole commit, `version` its number; `n_keys` with keys only."""
+    """What a check saw. `end` is the position after the last whole commit or file header, `version` its number; `n_keys` with keys only."""
 
     directory: str
     findings: list[Finding] = field(default_factory=list)
@@ -83,7 +84,7 @@ def check_store(directory: Path, *, keys: bool = False, disk: Disk | None = None
     """
     disk = disk or Disk()
     directory = directory.absolute()
-    if not (directory / FILE_NAME).exists() and not (directory / "log").is_dir():
+    if not disk.exists(directory / FILE_NAME) and not disk.is_directory(directory / "log"):
         raise UserError("there is no store here", where=str(directory), next_step="Name the directory that holds FORMAT and log/.")
     lock = disk.lock(directory / "LOCK")
     try:
@@ -137,7 +138,7 @@ class _Check:
                 read_format(self.disk, self.directory)
             except DamageError as error:
                 self.report.add("damage", self.directory / FILE_NAME, 0, error.what, error.next_step)
-        self.files = files_of(self.disk, folder) if folder.is_dir() else []
+        self.files = files_of(self.disk, folder) if self.disk.is_directory(folder) else []
         sizes = [self.disk.file_size(file.path) for file in self.files]
         self.report.n_files, self.report.n_bytes = len(sizes), sum(sizes)
         self.log = CommitLog(self.disk, folder, self.files, FILE_BYTES_MAX, self.files[0].start if self.files else 0)
@@ -178,6 +179,7 @@ class _Check:
             at = file.start + FILE_HEADER_BYTES
             end = file.start + data.size if stop is None else min(stop, file.start + data.size)
             pending: list[FrameHeader] = []
+            self.report.end = at  # a file is begun before its first commit
             yield at
             while at < end:
                 header = parse_header(data, at - file.start, at, str(file.path))
@@ -311,7 +313,7 @@ class _Check:
 
     def _snapshots(self) -> Iterator[tuple[Path, StoredSnapshot]]:
         folder = self.directory / FOLDER
-        for name in self.disk.list(folder) if folder.is_dir() else []:
+        for name in self.disk.list(folder) if self.disk.is_directory(folder) else []:
             stored = read_snapshot(self.disk, folder / name) if name.endswith(".index") else None
             if isinstance(stored, str):
                 severity: Severity = "note" if stored == OF_EARLIER_VERSION else "damage"

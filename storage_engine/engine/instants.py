@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from storage_engine.engine.buckets import Buckets
 from storage_engine.engine.state import TableState
 from storage_engine.errors import StatementRefused
-from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame import decode_batch
+from storage_engine.log.stored_frame import FrameLocation
 from storage_engine.schema.descriptor import TableDescriptor
 
 _MS_MAX = (2**63 - 1) // 1000

@@ -1,7 +1,7 @@
 """Key budget: what key indexes may take of memory, all tables together. Beyond it, whole buckets move their indexes to RocksDB on disk.
 
 Directory DIR/spill/<table_id>-<partition_id>-<bucket>-<n>/{keys,prefixes}: derived, of this process alone; cleared at every start.
-Owner: engine/embedded.py opens and stops it; Buckets tells it of every index that is made, changed or dropped.
+Owner: engine/core.py opens and stops it; Buckets tells it of every index that is made, changed or dropped.
 Holds: commits go on while an index moves; they wait for the copy of its offsets, and at the end for the last changes. A move that fails
        (a full disk) costs memory only: the index stays where it is, and the move is tried again later.
 """
@@ -9,7 +9,6 @@ Holds: commits go on while an index moves; they wait for the copy of its offsets
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 import time
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from storage_engine.errors import RetriableError
 from storage_engine.kv import KvBucket, SpilledIndex, SpilledPrefixes, follow
+from storage_engine.log.disk import Disk
 from storage_engine.log.frame_index import BucketId
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ class _Index:
 class KeyBudget:
     """Weighs the key indexes of one store, and moves them."""
 
-    def __init__(self, directory: Path, bytes_max: int, writer: threading.RLock) -> None:  # type: ignore[valid-type]
+    def __init__(self, disk: Disk, directory: Path, bytes_max: int, writer: threading.RLock) -> None:  # type: ignore[valid-type]
         """`writer`: the lock under which indexes change."""
+        self._disk = disk
         self._folder = directory / FOLDER
         self._bytes_max = bytes_max
         self._writer = writer
@@ -65,8 +66,8 @@ class KeyBudget:
         self._wake = threading.Condition()
         self._is_closing = False
         self._thread: threading.Thread | None = None
-        if self._folder.exists():
-            shutil.rmtree(self._folder)
+        if disk.exists(self._folder):
+            disk.remove_tree(self._folder)
 
     def weigh(self, bucket: Bucket) -> None:
         """The bucket's index was made or has changed."""
@@ -93,8 +94,18 @@ class KeyBudget:
             self._total -= known.n_bytes if known else 0
         if bucket.kv is not None:
             bucket.kv.close()
-        for path in self._folder.glob(_name(bucket.id, "*")):
-            shutil.rmtree(path, ignore_errors=True)
+        self._remove_files(bucket.id)
+
+    def forget(self) -> None:
+        """The store goes back, to other buckets: give up the indexes on disk, and weigh nothing. The caller holds the writer's lock."""
+        with self._wake:
+            buckets = [weight.bucket for weight in self._weights.values()]
+            self._weights.clear()
+            self._total = 0
+        for bucket in buckets:
+            if bucket.kv is not None and bucket.kv.spilled_bytes is not None:
+                bucket.kv.close()
+                bucket.kv = None
 
     @property
     def memory(self) -> KeyMemory:
@@ -121,7 +132,7 @@ class KeyBudget:
         for bucket in buckets:
             if bucket.kv is not None:
                 bucket.kv.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._remove(self._folder)
 
     def _run(self) -> None:
         while True:
@@ -148,7 +159,7 @@ class KeyBudget:
     def _move(self, bucket: Bucket) -> bool:
         with self._writer:
             kv = bucket.kv
-            if kv is None or bucket.id not in self._weights:
+            if kv is None or not self._is_weighed(bucket):
                 return True
             copy = kv.begin_move()
             self._n_moves += 1
@@ -157,7 +168,7 @@ class KeyBudget:
         prefixes: SpilledPrefixes | None = None
         is_done = False
         try:
-            path.mkdir(parents=True)
+            self._disk.make_directory(path)
             index = SpilledIndex(path / "keys", lambda: self._give_up(bucket, kv))
             index.load(copy.keys)
             if kv.descriptor.is_prefix_lookup_possible:
@@ -177,13 +188,13 @@ class KeyBudget:
                 for part in (index, prefixes):
                     if part is not None:
                         part.close()
-                shutil.rmtree(path, ignore_errors=True)
+                self._remove(path)
 
     def _swap(self, bucket: Bucket, kv: KvBucket, index: SpilledIndex, prefixes: SpilledPrefixes | None) -> bool:
         """Follow what has changed meanwhile, then use the new indexes; False when the bucket is gone or the store closes."""
         while True:
             with self._writer:
-                if self._is_closing or bucket.kv is not kv or bucket.id not in self._weights:
+                if self._is_closing or bucket.kv is not kv or not self._is_weighed(bucket):
                     return False
                 changes = kv.take_changes()
                 if len(changes) <= _CHANGES_MAX:
@@ -192,6 +203,30 @@ class KeyBudget:
                     self.weigh(bucket)
                     return True
             follow(changes, index, prefixes)
+
+    def _is_weighed(self, bucket: Bucket) -> bool:
+        """Whether this is a bucket of the store as it is: not dropped, nor one from before the store went back."""
+        known = self._weights.get(bucket.id)
+        return known is not None and known.bucket is bucket
+
+    def _remove_files(self, bucket_id: BucketId) -> None:
+        """Remove what a bucket has on disk."""
+        if self._n_moves == 0:
+            return
+        try:
+            names = self._disk.list(self._folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            if name.startswith(_name(bucket_id, "")):
+                self._remove(self._folder / name)
+
+    def _remove(self, path: Path) -> None:
+        try:
+            if self._disk.exists(path):
+                self._disk.remove_tree(path)
+        except OSError as error:
+            _logger.debug("%s is left until the next start: %s", path, error)
 
     def _give_up(self, bucket: Bucket, kv: KvBucket) -> None:
         """An index on disk has failed: the next to need it makes another."""

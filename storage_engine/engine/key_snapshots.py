@@ -117,7 +117,7 @@ class KeySnapshots:
 
     def keep(self, live: set[BucketId]) -> None:
         """Remove the files of all other buckets, and what an interrupted replacement left. Errors: OSError."""
-        if not self.folder.exists():
+        if not self._disk.exists(self.folder):
             return
         names = {file_name(bucket) for bucket in live}
         gone = [name for name in self._disk.list(self.folder) if name not in names]
@@ -227,15 +227,19 @@ def read_snapshot(disk: Disk, path: Path) -> StoredSnapshot | str | None:
         return "does not match its checksum"
     if google_crc32c.value(data.slice(HEADER_BYTES)) != body_crc:
         return "does not match its checksum"
-    words = np.frombuffer(data, np.uint64, n_words, HEADER_BYTES)
-    sizes = (n_sorted, n_sorted, n_recent, n_recent, 2 * n_prefixes, n_homeless, n_homeless)
-    spread, offsets, recent, recent_offsets, pairs, homeless, ends = np.split(words, np.cumsum(sizes)[:-1])
-    text = data.slice(HEADER_BYTES + 8 * n_words).to_pybytes()
-    starts = [0, *ends.tolist()]
-    homeless_keys = [text[start:stop] for start, stop in pairwise(starts)]
-    keys = ArrayCopy((spread,), (offsets.view(np.int64),), (recent, recent_offsets.view(np.int64)))
+    try:
+        words = np.frombuffer(data, np.uint64, n_words, HEADER_BYTES)
+        sizes = (n_sorted, n_sorted, n_recent, n_recent, 2 * n_prefixes, n_homeless, n_homeless)
+        spread, offsets, recent, recent_offsets, pairs, homeless, ends = np.split(words, np.cumsum(sizes)[:-1])
+        text = data.slice(HEADER_BYTES + 8 * n_words).to_pybytes()
+        starts = [0, *ends.tolist()]
+        homeless_keys = [text[start:stop] for start, stop in pairwise(starts)]
+        places = dict(zip(homeless_keys, homeless.view(np.int64).tolist(), strict=True))
+        keys = ArrayCopy((spread,), (offsets.view(np.int64),), (recent, recent_offsets.view(np.int64)))
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
+        return f"cannot be read: {type(error).__name__}: {error}"
     return StoredSnapshot(
         BucketId(table_id, partition_id, bucket),
         Covered(*covered),
-        KvSnapshot(keys, (pairs.reshape(-1, 2),), dict(zip(homeless_keys, homeless.view(np.int64).tolist(), strict=True))),
+        KvSnapshot(keys, (pairs.reshape(-1, 2),), places),
     )

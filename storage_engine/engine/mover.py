@@ -8,27 +8,31 @@ Holds: a frame that is moved is compared with its checksum right before; its cop
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from storage_engine.engine import upkeep
 from storage_engine.engine.buckets import Bucket, Buckets
-from storage_engine.engine.checkpointer import Checkpointer
 from storage_engine.engine.key_snapshots import KeySnapshots
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import DamagedFrame
-from storage_engine.log.commit_log import CommitLog, FrameLocation, StoredFrame
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame import FLAG_CHANGE_TYPES, EncodedFrame
 from storage_engine.log.frame_index import FLAG_MOVED, BucketId, entries_of
+from storage_engine.log.stored_frame import FrameLocation, StoredFrame
+
+if TYPE_CHECKING:
+    from storage_engine.engine.core import Core
 
 _logger = logging.getLogger(__name__)
 
 
 class CleaningStopped(Exception):
-    """The store closes: what was prepared is left behind."""
+    """The store closes, or went back to what is durable: what was prepared is left behind."""
 
 
 @dataclass
@@ -59,20 +63,36 @@ class Copy:
     version: int
 
 
-@dataclass
 class Mover:
-    """The parts of a store that cleaning works on. `writer` and `changed` are the engine's locks."""
+    """What cleaning works on: the parts of a store as they were at begin()."""
 
     log: CommitLog
     state: StoreState
     buckets: Buckets
     snapshots: KeySnapshots
-    checkpointer: Checkpointer
-    writer: threading.RLock  # type: ignore[valid-type]  # a factory in typeshed of 3.11
-    changed: threading.Condition
-    stats: CleaningStats
-    chunk_bytes: int
-    is_stopping: Callable[[], bool]
+
+    def __init__(self, core: Core, chunk_bytes: int, is_stopping: Callable[[], bool]) -> None:
+        self._core = core
+        self.chunk_bytes = chunk_bytes
+        self._is_stopping = is_stopping
+        self.stats = CleaningStats()
+        self.checkpointer = core.checkpointer
+        self.changed = core.changed
+        self.begin()
+
+    def begin(self) -> None:
+        """A round begins: with the present log. When the store goes back meanwhile, the round ends with CleaningStopped."""
+        core = self._core
+        with core.readers:
+            self.log, self.state, self.buckets, self.snapshots = core.log, core.state, core.buckets, core.snapshots
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the writer's lock, while nothing else is appended. Errors: CleaningStopped; WriteFailed."""
+        with self._core.writing():
+            if self._core.log is not self.log:
+                raise CleaningStopped
+            yield
 
     def table_of(self, bucket_id: BucketId) -> TableState | None:
         """The live table of a bucket; None when table or partition are gone."""
@@ -94,17 +114,17 @@ class Mover:
     def prepare(self, copies: Sequence[Copy]) -> np.ndarray:
         """Write copies; the entries (n,) that will answer for their offsets. Durable on return.
 
-        Errors: WriteFailed; CleaningStopped when the store is about to close.
+        Errors: WriteFailed; CleaningStopped when the store is about to close, or went back.
         """
         entries: list[tuple[int, ...]] = []
         begin = n_bytes = 0
         for stop in range(1, len(copies) + 1):
             n_bytes += copies[stop - 1].frame.header.length
-            if self.is_stopping():
+            if self._is_stopping():
                 raise CleaningStopped
             if n_bytes >= self.chunk_bytes or stop == len(copies):
                 part = copies[begin:stop]
-                with self.writer:
+                with self.writing():
                     appended = self.log.append([copy.frame for copy in part], upkeep.encode(upkeep.Prepared()))
                 self.log.sync(appended.end)
                 entries += [_entry(copy, at) for copy, at in zip(part, appended.locations, strict=True)]
@@ -118,7 +138,7 @@ class Mover:
         also    what else changes at that moment, with the bucket of the first move
         Errors: WriteFailed; nothing has changed then.
         """
-        with self.writer:
+        with self.writing():
             if not all(self.state.holds(move.bucket) for move in moves):
                 return False
             record = upkeep.Moved(moves)
@@ -135,7 +155,7 @@ class Mover:
 
     def record(self, record: upkeep.Expired) -> None:
         """Write and follow a record that moves nothing. Errors: WriteFailed."""
-        with self.writer:
+        with self.writing():
             end = self.log.append([], upkeep.encode(record)).end
             with self.changed:
                 replaced = upkeep.follow(record, self.state, self.buckets.index)

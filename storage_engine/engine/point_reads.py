@@ -2,23 +2,24 @@
 
 Owner: engine/embedded.py makes one per table and column list that somebody looks up by; it keeps no rows.
 State: what follows from the table's descriptor; found anew when the descriptor is another one.
-Holds: answers are what reads.lookup() answers, of one moment: index and frames are read under the readers' lock. LONG_WAY and None
-       (of message) mean: ask reads.lookup(), as for a key that is not there among several, hashes that keys share, rare types.
+Holds: answers are what reads.lookup() answers, of one moment: index and frames are read under the readers' lock, and leave when they are
+       durable. LONG_WAY and None (of message) mean: ask reads.lookup(), as for a key that is not there among several, hashes
+       that keys share, rare types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import RLock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from storage_engine.engine.buckets import Bucket, Buckets
+from storage_engine.engine.buckets import Bucket
+from storage_engine.engine.core import Core
 from storage_engine.engine.gather import GATHER_ROWS_MAX
 from storage_engine.engine.schemas import Schemas
-from storage_engine.engine.state import StoreState, TableState
+from storage_engine.engine.state import TableState
 from storage_engine.errors import unknown_table
 from storage_engine.kv.single import encode_key
 from storage_engine.log.frame_index import BucketId
@@ -57,31 +58,39 @@ class _Plan:
 class PointReads:
     """Lookups of one table in one list of columns (None: all)."""
 
-    def __init__(self, lock: RLock, state: StoreState, buckets: Buckets, table: str, columns: Sequence[str] | None) -> None:  # type: ignore[valid-type]
-        self._lock = lock
-        self._state = state
-        self._buckets = buckets
+    def __init__(self, core: Core, table: str, columns: Sequence[str] | None) -> None:
+        self._core = core
         self._name = table
         self._columns = columns
         self._plan: _Plan | None = None
 
     def packed_row(self, key: bytes | memoryview, codes: tuple[str, str]) -> bytes | LongWay | None:
         """As row(), of a packed key, as a packed row. Errors: MalformedMessage for a key that is none."""
-        with self._lock:
-            table, plan = self._planned()
-            if plan.codes != codes or plan.key_shape is None or plan.row_shape is None:
-                return LONG_WAY
-            row = self._row(table, plan, plan.key_shape.decode_stored(key))
-        return plan.row_shape.encode(row) if isinstance(row, list) else row
+        while True:
+            with self._core.readers:
+                table, plan = self._planned()
+                if plan.codes != codes or plan.key_shape is None or plan.row_shape is None:
+                    return LONG_WAY
+                row = self._row(table, plan, plan.key_shape.decode_stored(key))
+                waits_for = self._core.unsettled(self._end)
+            if waits_for is None or self._core.settle(waits_for):
+                return plan.row_shape.encode(row) if isinstance(row, list) else row
 
     def row(self, key: Sequence[Any], codes: tuple[str, str]) -> list[Any] | LongWay | None:
         """The stored values of the row of one key (given as stored values, texts as bytes); None when there is none.
 
         `codes` of the RowShapes of key and row that the caller knows: the way is long where the table has others by now.
         """
-        with self._lock:
-            table, plan = self._planned()
-            return self._row(table, plan, key) if plan.codes == codes else LONG_WAY
+        while True:
+            with self._core.readers:
+                table, plan = self._planned()
+                row = self._row(table, plan, key) if plan.codes == codes else LONG_WAY
+                waits_for = self._core.unsettled(self._end)
+            if waits_for is None or self._core.settle(waits_for):
+                return row
+
+    def _end(self) -> int:
+        return self._core.end_of(self._name)
 
     def _row(self, table: TableState, plan: _Plan, key: Sequence[Any]) -> list[Any] | LongWay | None:
         encoded = encode_key(key, plan.key_kinds)
@@ -91,12 +100,12 @@ class PointReads:
         bucket = self._bucket(table, 0 if n_buckets == 1 else self._bucket_number(plan, key, n_buckets))
         if bucket is None:
             return None
-        offset = (bucket.kv or self._buckets.kv_of(bucket)).find_one(encoded)
+        offset = (bucket.kv or self._core.buckets.kv_of(bucket)).find_one(encoded)
         if offset is None:
             return LONG_WAY
         if offset < 0:
             return None
-        values = self._buckets.values_at(bucket, table.schemas, offset)
+        values = self._core.buckets.values_at(bucket, table.schemas, offset)
         if values is None or any(values[at] != wanted for at, wanted in zip(plan.key_columns, key, strict=True)):
             return LONG_WAY
         return values if plan.is_whole else [values[i] for i in plan.columns]
@@ -117,36 +126,46 @@ class PointReads:
 
         Shapes: keys (n,) of `schema` as conform_keys() leaves keys, else None -> columns (n,) and `_found`.
         """
-        with self._lock:
-            table, plan = self._planned()
-            if not plan.is_direct or plan.answer is None or table.n_buckets_of("") != 1 or len(keys[0]) < _KEYS_MIN:
-                return None
-            if not schema.equals(plan.descriptor.key_schema) or any(key.null_count for key in keys):
-                return None
-            bucket = self._bucket(table, 0)
-            if bucket is None:
-                return None
-            offsets = (bucket.kv or self._buckets.kv_of(bucket)).find(keys)
-            if offsets is None or int(offsets.min()) < 0:
-                return None
-            columns = self._buckets.columns_at(bucket, table.schemas, offsets)
-        if columns is None or not all(_is_column(columns[at], key) for at, key in zip(plan.key_columns, keys, strict=True)):
+        while True:
+            with self._core.readers:
+                plan, offsets, columns = self._gathered(schema, keys)
+                waits_for = self._core.unsettled(self._end)
+            if waits_for is None or self._core.settle(waits_for):
+                break
+        if offsets is None or columns is None or plan.answer is None:
+            return None
+        if not all(_is_column(columns[at], key) for at, key in zip(plan.key_columns, keys, strict=True)):
             return None
         n = len(offsets)
         found = ColumnBuffers(0, None, (_ones(n),))
         return plan.answer.schema, plan.answer.parts(n, [*(columns[i] for i in plan.columns), found])
 
+    def _gathered(self, schema: pa.Schema, keys: Sequence[pa.Array]) -> tuple[_Plan, np.ndarray | None, list[ColumnBuffers] | None]:
+        """Offsets (n,) and columns (n,) of the rows of n keys, of the log at this moment; None where the way is long."""
+        table, plan = self._planned()
+        if not plan.is_direct or plan.answer is None or table.n_buckets_of("") != 1 or len(keys[0]) < _KEYS_MIN:
+            return plan, None, None
+        if not schema.equals(plan.descriptor.key_schema) or any(key.null_count for key in keys):
+            return plan, None, None
+        bucket = self._bucket(table, 0)
+        if bucket is None:
+            return plan, None, None
+        offsets = (bucket.kv or self._core.buckets.kv_of(bucket)).find(keys)
+        if offsets is None or int(offsets.min()) < 0:
+            return plan, None, None
+        return plan, offsets, self._core.buckets.columns_at(bucket, table.schemas, offsets)
+
     def _planned(self) -> tuple[TableState, _Plan]:
-        table = self._state.tables.get(self._name)
+        table = self._core.state.tables.get(self._name)
         if table is None:
-            raise unknown_table(self._name, self._state.tables)
+            raise unknown_table(self._name, self._core.state.tables)
         plan = self._plan
         if plan is None or plan.descriptor is not table.descriptor:
             plan = self._plan = _Plan(table.schemas, self._columns)
         return table, plan
 
     def _bucket(self, table: TableState, number: int) -> Bucket | None:
-        return self._buckets.get(BucketId(table.descriptor.table_id, 0, number))
+        return self._core.buckets.get(BucketId(table.descriptor.table_id, 0, number))
 
     def _bucket_number(self, plan: _Plan, key: Sequence[Any], n_buckets: int) -> int:
         encoded = encode_key([key[i] for i in plan.bucket_key], [plan.key_kinds[i] for i in plan.bucket_key])

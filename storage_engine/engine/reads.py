@@ -18,12 +18,15 @@ from storage_engine.engine.schemas import FrameColumns, Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep
 from storage_engine.engine.state import LogStart, StoreState, TableState
 from storage_engine.errors import OffsetOutOfRange, SchemaMismatch, UserError
+from storage_engine.kv.batch import group_keys
 from storage_engine.kv.single import encode_key
-from storage_engine.log.commit_log import CommitLog, StoredFrame
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame import FLAG_ORIGINS, decode_batch
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.log_file import FrameMoved
+from storage_engine.log.stored_frame import StoredFrame
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
+from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform_keys
 
 _ONE_FOUND = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\x01")])  # pa.array() at import would load pandas
@@ -227,11 +230,11 @@ def _answer_schema(descriptor: TableDescriptor, names: list[str]) -> pa.Schema:
 
 
 def missing_keys(table: TableState, keys: pa.Table, found: pa.Table) -> pa.Table:
-    """The distinct keys that have no row."""
-    names = list(table.descriptor.primary_key)
+    """The distinct keys that have no row, in the order in which they were asked for: their ids follow it."""
     checked = _keys(table.schemas, keys, table.descriptor.primary_key, "lookup")
-    missing = checked.filter(pc.invert(found["_found"]))
-    return missing.group_by(names, use_threads=False).aggregate([]).select(names)
+    missing = checked.filter(pc.invert(found["_found"])).combine_chunks()
+    groups = group_keys(encode_keys(key_arrays(missing, table.descriptor.primary_key)))
+    return missing if groups is None else missing.take(pa.array(groups.first))
 
 
 def prefix_lookup(

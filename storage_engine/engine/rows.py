@@ -98,7 +98,7 @@ def fetch_rows(sources: Sequence[RowSource], source_of: np.ndarray, offsets: np.
         source = sources[int(frame_of[begin])]
         local = source.rows_of(ordered[begin:end])
         batch = adapt(cache.get(source), schema)
-        if end - begin == local[-1] - local[0] + 1:
+        if end - begin == local[-1] - local[0] + 1 and (np.diff(local) == 1).all():  # a run; repeats can have a run's length
             pieces.append(batch.slice(int(local[0]), int(end - begin)))
         else:
             pieces.append(batch.take(pa.array(local)))

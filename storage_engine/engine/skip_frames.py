@@ -12,10 +12,11 @@ from threading import Lock
 from typing import NamedTuple
 
 from storage_engine.engine.schemas import Schemas
-from storage_engine.log.commit_log import CommitLog, FrameLocation
+from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.statistics import decode_statistics
+from storage_engine.log.stored_frame import FrameLocation
 from storage_engine.schema.descriptor import TableBucket
 from storage_engine.schema.skipping import ColumnRange, FrameFilter
 

@@ -1,6 +1,6 @@
 """State: everything the journal says besides rows, and how one commit record changes it.
 
-Owner: engine/embedded.py holds the only instance; `apply` is its only writer.
+Owner: engine/core.py holds the only instance; `apply` is its only writer.
 State: derived. Replaying all commit records from an empty StoreState gives the same state; a checkpoint is a copy.
 Holds: table ids, partition ids and versions are never reused; `version` is the number of the last applied commit.
 Never: touches a file, a clock or a row.
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from storage_engine.api import CONSUMER_PREFIX, Progress
 from storage_engine.engine.schemas import Schemas
+from storage_engine.errors import DamagedFrame
 from storage_engine.log.file_set import FileEntry
 from storage_engine.log.frame_index import BucketId
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
@@ -22,6 +23,8 @@ from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescript
 WRITER_EXPIRATION_MS = 7 * 24 * 3600 * 1000
 """A writer that has not written for so long is forgotten, and with it the recognition of its retries (Fluss: 7 days)."""
 WRITERS_SWEEP_COMMITS = 4096
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What values of another shape than expected raise where they are decoded."""
 
 
 @dataclass
@@ -65,17 +68,25 @@ class CommitRecord:
 
     @classmethod
     def decode(cls, payload: bytes) -> CommitRecord:
-        value = json.loads(payload)
-        return cls(
-            version=value["v"],
-            timestamp_ms=value["t"],
-            write=tuple(value["w"]) if "w" in value else None,
-            progress=[decode_progress(item) for item in value.get("p", [])],
-            partitions=[(int(t), name, int(p)) for t, name, p in value.get("n", [])],
-            counters={int(t): int(n) for t, n in value.get("c", [])},
-            changes=value.get("d", []),
-            late_rows={int(t): int(n) for t, n in value.get("l", [])},
-        )
+        """The inverse of encode. Errors: DamagedFrame when the bytes are no such record."""
+        try:
+            value = json.loads(payload)
+            return cls(
+                version=value["v"],
+                timestamp_ms=value["t"],
+                write=(value["w"][0], value["w"][1]) if "w" in value else None,
+                progress=[decode_progress(item) for item in value.get("p", [])],
+                partitions=[(int(t), name, int(p)) for t, name, p in value.get("n", [])],
+                counters={int(t): int(n) for t, n in value.get("c", [])},
+                changes=value.get("d", []),
+                late_rows={int(t): int(n) for t, n in value.get("l", [])},
+            )
+        except UNREADABLE as error:
+            raise DamagedFrame(
+                f"a commit record cannot be read: {type(error).__name__}: {error}",
+                where="commit record",
+                next_step="Open the store with the program version that wrote it, or restore it from a copy.",
+            ) from error
 
 
 def encode_offsets(offsets: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:

@@ -1,6 +1,6 @@
 """Transaction: from operations to frames. Plans one commit against the state; nothing is visible before the log has it.
 
-Owner: engine/embedded.py, which holds the writer's lock from begin to commit() or void().
+Owner: engine/core.py, which holds the writer's lock from begin to commit() or void().
 Data goes one way: rows -> conform -> route -> (merge) -> frame; rows encoded by a client -> check -> frame.
 Holds: an operation sees the rows of the operations before it in the same transaction; void() leaves no trace.
 """
@@ -195,13 +195,18 @@ class Transaction:
             n_new = sum(table_id == key[0] for table_id, _ in self._new_partitions)
             partitions.check_room(table, len(table.partitions) + n_new, self.partitions_max)
             self._new_partitions[key] = self.state.next_partition_id + len(self._new_partitions)
-            self.record.partitions.append((*key, self._new_partitions[key]))
         return self._new_partitions[key]
 
     def finish(self) -> None:
-        """Complete the record: progress, which may be in partitions that this transaction makes, and what was taken from counters."""
+        """Complete the record: the partitions that got rows, progress, which may be in them, and what was taken from counters."""
+        filled = {frame.header.partition_id for frame in self.frames}
+        created = {key: partition_id for key, partition_id in self._new_partitions.items() if partition_id in filled}
+        self.record.partitions += [(*key, partition_id) for key, partition_id in created.items()]
+        for (table_id, _), partition_id in self._new_partitions.items():
+            if partition_id not in filled:  # a delete that found nothing
+                self.buckets.drop(table_id=table_id, partition_id=partition_id)
         now_ms = self.record.timestamp_ms
-        self.record.progress = [progress.advanced(self.state, wanted, now_ms, self._new_partitions) for wanted in self._progress]
+        self.record.progress = [progress.advanced(self.state, wanted, now_ms, created) for wanted in self._progress]
         for table_id, ids in self.counters.items():
             if ids.last_id != self._table(table_id).last_id:
                 self.record.counters[table_id] = ids.last_id

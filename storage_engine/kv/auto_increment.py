@@ -55,7 +55,7 @@ class AutoIncrement:
         self.last_id += n
         return pa.array(np.arange(first, first + n, dtype=self.type.to_pandas_dtype()))
 
-    def touch(self, segments: IdSegments) -> None:
+    def remember(self, segments: IdSegments) -> None:
         """Ids of these segments are taken in the running commit: they follow commit() and rollback()."""
         self._touched.append(segments)
 
@@ -98,7 +98,7 @@ class IdSegments:
 
     def take(self, n: int) -> pa.Array:
         """`n` ids, ascending, in the column's type. Errors: as AutoIncrement.take()."""
-        self._counter.touch(self)
+        self._counter.remember(self)
         start, stop = self._free
         n_left = min(stop - start, n)
         ids = np.arange(start, start + n_left)

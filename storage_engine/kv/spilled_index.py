@@ -9,8 +9,8 @@ Holds: after a failed read or write the index answers no more (RetriableError), 
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,6 +31,7 @@ from rocksdict import (
 from storage_engine.errors import RetriableError
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, spread_hashes, unspread
 from storage_engine.kv.key_run import MARK
+from storage_engine.log.disk import Disk
 
 _PIECE_KEYS: Final = 1 << 18
 _BLOCK_CACHE_BYTES: Final = 8 << 20
@@ -107,7 +108,8 @@ class _Database:
         if not self._is_broken:
             self._is_broken = True
             self.db.close()
-        shutil.rmtree(self._path, ignore_errors=True)
+        with suppress(OSError):  # the next start removes what is left
+            Disk().remove_tree(self._path)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
         if not self._is_broken:

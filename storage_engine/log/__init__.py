@@ -1,6 +1,6 @@
 """Log: the append-only files that are the truth of a store, their frames, and where each bucket's rows lie in them."""
 
-from storage_engine.log.commit_log import AppendedCommit, CommitLog, FrameLocation, LogPosition, RecoveredCommit, StoredFrame
+from storage_engine.log.commit_log import AppendedCommit, CommitLog, LogPosition, RecoveredCommit
 from storage_engine.log.disk import DirectoryLock, Disk
 from storage_engine.log.frame import (
     CHANGE_TYPE_NAMES,
@@ -14,6 +14,7 @@ from storage_engine.log.frame import (
 )
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex, IndexedFrame
 from storage_engine.log.pruning import MessagePruner, prune_message, pruner_of
+from storage_engine.log.stored_frame import FrameLocation, StoredFrame
 
 __all__ = [
     "CHANGE_TYPE_NAMES",

@@ -3,8 +3,8 @@
 Owner: the engine holds the directory's lock, opens the log, runs `recover` to its end, then appends. One process at a time.
 Holds: a transaction exists iff its COMMIT frame and every frame before it are whole; after `sync(end)` it survives power loss.
 With `begin_file`, each new file begins with a COMMIT frame of the record that it gives (the whole state): files before it may go.
-A failed write leaves the log as it was. A failed fdatasync ends writing until the log is opened again, because the kernel may
-have dropped the pages it could not write; reads go on.
+A failed write leaves the log as it was. After a failed fdatasync, or a write that could not be taken back, the log takes no writes
+until `mend` has written again what is not durable: the kernel may have dropped the pages it could not write. Reads go on.
 Never: looks into records or rows.
 """
 
@@ -17,8 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, NewType
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from storage_engine.errors import DamagedFrame, WriteFailed
@@ -28,19 +26,11 @@ from storage_engine.log.file_set import (
     FileSet,
     begins_with_state,
     check_files,
-    damaged,
-    drop_unfinished_file,
-    files_of,
-    gaps,
-    is_acknowledged,
-    reaches,
+    usable_files,
 )
 from storage_engine.log.format_file import claim_directory
 from storage_engine.log.frame import (
-    FLAG_ORIGINS,
-    FLAG_SPARSE,
     HEADER_BYTES,
-    ORIGIN,
     EncodedFrame,
     FrameHeader,
     FrameKind,
@@ -55,23 +45,19 @@ from storage_engine.log.log_file import (
     STATE_VERSION,
     LogFile,
     check_file_header,
+    damaged,
     encode_file_header,
     file_name,
+    is_acknowledged,
+    start_of,
 )
-from storage_engine.log.statistics import statistics_bytes
+from storage_engine.log.stored_frame import FrameLocation, StoredFrame, encoded_frame, stored_frame, stored_statistics
 
 LogPosition = NewType("LogPosition", int)
 """A byte of the whole log; the end of a commit is the start of the next one."""
 
 FILE_BYTES_MAX: Final = 256 * 1024 * 1024
 _REWRITE_BYTES: Final = 16 * 1024 * 1024
-
-
-class FrameLocation(NamedTuple):
-    """Where a frame lies: its position in the log and its length in bytes."""
-
-    position: int
-    length: int
 
 
 class AppendedCommit(NamedTuple):
@@ -87,19 +73,6 @@ class RecoveredCommit(NamedTuple):
     record: bytes
     frames: list[tuple[FrameHeader, FrameLocation]]
     end: LogPosition
-
-
-class StoredFrame(NamedTuple):
-    """A data frame read from the log. `message` (and `change_types`, one byte per row, or None) refer to the mapped file.
-
-    offsets (n_rows,) of a sparse frame; origins (n_commits,) of one that was re-packed; else None.
-    """
-
-    header: FrameHeader
-    change_types: memoryview | None
-    message: pa.Buffer
-    offsets: npt.NDArray[np.int64] | None = None
-    origins: npt.NDArray[np.void] | None = None
 
 
 class CommitLog:
@@ -126,6 +99,7 @@ class CommitLog:
         self._durable = start
         self._sealed = -1
         self._is_recovered = False
+        self._is_closed = False
         self._is_syncing = False
         self._failure: str | None = None
         self._append_lock = threading.Lock()
@@ -154,33 +128,17 @@ class CommitLog:
         disk.make_directory(directory / "log")
         claim_directory(disk, directory)
         log_directory = directory / "log"
-        files = files_of(disk, log_directory)
-        drop_unfinished_file(disk, log_directory, files, None if start is None else int(start))
-        for file, what in gaps(files):
-            damaged(what, file, disk.file_size(file.path))
-        first = files[0].start if files else 0
-        if start is None:
-            first = next((file.start for file in reversed(files) if begins_with_state(file)), first)
-            if first != 0 and not begins_with_state(files[0]):
-                damaged("the log begins here, and what came before is not on disk", files[0], 0)
-        log = cls(disk, log_directory, files, file_bytes_max, first if start is None else int(start), begin_file)
-        end = files[-1].start + disk.file_size(files[-1].path) if files else 0
-        if start is not None and (not files or not first <= start <= end or not reaches(files, int(start))):
-            raise DamagedFrame(
-                f"the checkpoint says {start}, the log holds {first} to {end}",
-                where=str(log_directory),
-                next_step="Restore the missing log files, or remove the checkpoint to recover from the log alone.",
-                file=str(log_directory),
-                offset=int(start),
-            )
-        return log
+        files, begin = usable_files(disk, log_directory, None if start is None else int(start))
+        return cls(disk, log_directory, files, file_bytes_max, begin, begin_file)
 
     # recovery
 
-    def recover(self) -> Iterator[RecoveredCommit]:
+    def recover(self, upto: LogPosition | None = None) -> Iterator[RecoveredCommit]:
         """Every transaction from `start` on, in order. At the end, what no COMMIT frame covers is cut off and the log takes appends.
 
         Every frame passed is checked. What was committed is made durable before the iterator ends.
+        upto    the end of a commit, known to be durable: all behind it is cut off. Where the disk refuses that, the log has failed: it
+                can be read below `upto`, and takes writes once it is mended.
         Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged.
         """
         assert not self._is_recovered, "a log is recovered once"
@@ -192,7 +150,7 @@ class CommitLog:
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
             durable = max(durable, file.start + FILE_HEADER_BYTES)
-            stop = file.start + data.size
+            stop = file.start + data.size if upto is None else min(file.start + data.size, int(upto))
             pending: list[tuple[FrameHeader, FrameLocation]] = []
             at = position
             while at < stop:
@@ -200,7 +158,7 @@ class CommitLog:
                     header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
                 except DamagedFrame:
-                    if not is_last or is_acknowledged(data, file, at):
+                    if not is_last or upto is not None or is_acknowledged(data, file, at):
                         raise
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
@@ -220,29 +178,84 @@ class CommitLog:
                 pending = []
             if not is_last and position != stop:
                 damaged("the file ends inside a transaction", file, position - file.start)
-        self._begin_appending(position, durable)
+        if upto is None:
+            self._begin_appending(position, durable)
+            return
+        if position != upto:
+            last = self._set.files[-1]
+            damaged(f"the log was durable to {upto}, its commits end at {position}", last, position - last.start)
+        try:
+            self._begin_appending(position, durable=position)
+        except OSError as error:
+            self._end = self._durable = position
+            self._is_recovered = True
+            self._poison(f"what is not durable could not be cut off: {error}")
 
     def _begin_appending(self, end: int, durable: int) -> None:
+        self._disk.sync_directory(self._directory.parent)  # the process that made FORMAT and log/ may have died before it did
         if not self._set.files:
             self._start_file(self._start)
         else:
             file = self._set.files[-1]
-            self._fd = self._disk.open_file(file.path)
             data = file.map()
-            self._disk.truncate(self._fd, end - file.start)
-            # pages that an earlier, failed fdatasync dropped look clean: writing them again makes this sync real
-            for offset in range(durable - file.start, end - file.start, _REWRITE_BYTES):
-                n_bytes = min(_REWRITE_BYTES, end - file.start - offset)
-                self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
-            self._disk.fdatasync(self._fd)
-            self._end = end
             self._begun = file.start + FILE_HEADER_BYTES
             if begins_with_state(file):
                 self._begun += parse_header(data, FILE_HEADER_BYTES, self._begun, str(file.path)).length
+            self._fd = self._disk.open_file(file.path)
+            self._write_again(data, durable, end)
+            self._disk.sync_directory(self._directory)  # the process that made the file may have died before it did
+            self._end = end
         self._durable = self._end
         self._is_recovered = True
 
+    def _write_again(self, data: pa.Buffer, durable: int, end: int) -> None:
+        """Make the last file end at `end` and be durable; `data` is the file.
+
+        Pages that a failed fdatasync dropped look clean: writing them again makes this sync real.
+        """
+        start = self._set.files[-1].start
+        self._disk.truncate(self._fd, end - start)
+        for offset in range(durable - start, end - start, _REWRITE_BYTES):
+            n_bytes = min(_REWRITE_BYTES, end - start - offset)
+            self._disk.write(self._fd, [data.slice(offset, n_bytes).to_pybytes()], offset)
+        self._disk.fdatasync(self._fd)
+
+    def mend(self) -> None:
+        """Take writes again after a failure: what was appended and is not durable is checked, written once more and synced.
+
+        A caller that waits in `sync` has been refused already; whether its commit is durable now, `durable` says.
+        Errors: OSError when the disk still refuses; DamagedFrame when the bytes cannot be read back. The log has then still failed.
+        """
+        with self._append_lock:
+            if self._is_closed or self._failure is None:
+                return
+            file = self._set.files[-1]
+            self._remove_unfinished(file_name(self._end))
+            if self._fd < 0:
+                self._fd = self._disk.open_file(file.path)
+            data = file.map()
+            at = self._durable
+            while at < self._end:
+                header = parse_header(data, at - file.start, at, str(file.path))
+                verify_payload(data, at - file.start, header, str(file.path))
+                at += header.length
+            self._write_again(data, self._durable, self._end)
+            with self._state:
+                self._durable = self._end
+                self._failure = None
+
+    def _remove_unfinished(self, name: str) -> None:
+        """Remove a file that was begun at the end of the last one and could not be removed then."""
+        if name in self._disk.list(self._directory) and self._set.files[-1].start != start_of(name):
+            self._disk.unlink(self._directory / name)
+        self._disk.sync_directory(self._directory)
+
     # writing
+
+    @property
+    def has_failed(self) -> bool:
+        """True while the log takes no writes."""
+        return self._failure is not None
 
     @property
     def end(self) -> LogPosition:
@@ -280,7 +293,7 @@ class CommitLog:
     def sync(self, upto: LogPosition | None = None) -> None:
         """Return when everything below `upto` (None: below the present end) survives power loss.
 
-        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no more writes.
+        Threads that wait together are served by one fdatasync. Errors: WriteFailed; the log then takes no writes until it is mended.
         """
         target = self._end if upto is None else int(upto)
         while True:
@@ -297,16 +310,21 @@ class CommitLog:
                 self._disk.fdatasync(fd)
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
-                self._cut_back_to_durable()
                 self._require_writable()
+            except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
+                self._end_sync(self._durable)
+                raise
             finally:
                 self._sync_began_s = None
-            with self._state:
-                self.sync_s += time.monotonic() - begin
-                self.n_syncs += 1
-                self._durable = max(self._durable, reached)
-                self._is_syncing = False
-                self._state.notify_all()
+            self.sync_s += time.monotonic() - begin
+            self.n_syncs += 1
+            self._end_sync(reached)
+
+    def _end_sync(self, durable: int) -> None:
+        with self._state:
+            self._durable = max(self._durable, durable)
+            self._is_syncing = False
+            self._state.notify_all()
 
     def syncing_s(self) -> float:
         """For how long the running fdatasync has been running; 0 when none is. `sync_s` and `n_syncs` add up those that ended."""
@@ -315,7 +333,7 @@ class CommitLog:
 
     def close(self) -> None:
         """Make everything durable, seal the log and close its files; a second call does nothing."""
-        if self._fd < 0:
+        if self._is_closed:
             return
         try:
             if self._failure is None and self._sealed != self._end:
@@ -323,9 +341,15 @@ class CommitLog:
                     self.sync()
                     self._seal()
         finally:
-            with self._append_lock:
-                fd, self._fd = self._fd, -1
-                self._failure = self._failure or "the log is closed"
+            self.retire()
+
+    def retire(self) -> None:
+        """Close the files as they are: nothing is written or made durable any more. Reads go on."""
+        with self._append_lock:
+            fd, self._fd = self._fd, -1
+            self._is_closed = True
+            self._failure = self._failure or "the log is closed"
+            if fd >= 0:
                 self._disk.close(fd)
 
     def _seal(self) -> None:
@@ -351,6 +375,7 @@ class CommitLog:
                 f"the disk refused a write: {error}",
                 where=str(self._set.files[-1].path),
                 next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
+                is_absent=self._failure is None,
             ) from error
 
     def _roll(self) -> None:
@@ -377,10 +402,7 @@ class CommitLog:
         else:
             self._disk.close(old)
         finally:
-            with self._state:
-                self._durable = max(self._durable, self._end)
-                self._is_syncing = False
-                self._state.notify_all()
+            self._end_sync(self._end)
 
     def _start_file(self, start: int) -> None:
         path = self._directory / file_name(start)
@@ -415,18 +437,13 @@ class CommitLog:
             self._is_syncing = False
             self._state.notify_all()
 
-    def _cut_back_to_durable(self) -> None:
-        """Best effort: without the bytes nobody was promised, the next open finds exactly the acknowledged commits."""
-        with self._append_lock, suppress(OSError):
-            self._disk.truncate(self._fd, self._durable - self._set.files[-1].start)
-
     def _require_writable(self) -> None:
         assert self._is_recovered, "recover() must run to its end before the log is written"
         if self._failure is not None:
             raise WriteFailed(
                 f"the log takes no writes: {self._failure}",
                 where=str(self._directory),
-                next_step="Repair the disk and open the store again; what was acknowledged is safe.",
+                next_step="Free space or repair the disk, then write again; what was acknowledged is safe.",
             )
 
     # files
@@ -470,50 +487,18 @@ class CommitLog:
         Errors: DamagedFrame. The checksum is compared at the first read of a frame since the log was opened, with `verify` now.
         FrameMoved when its file was removed.
         """
-        file = self._set.at(location.position)
-        header, data = file.frame_at(location.position, location.length)
-        if verify:
-            verify_payload(data, 0, header, str(file.path), location.position - file.start)
-        if header.length != location.length or header.kind != FrameKind.DATA:
-            damaged("another frame lies here than the index says", file, location.position - file.start)
-        start = header.message_start
-        codes = memoryview(data)[HEADER_BYTES : HEADER_BYTES + header.n_rows] if header.has_change_types else None
-        offsets = np.frombuffer(data, np.int64, header.n_rows, header.sparse_start) if header.flags & FLAG_SPARSE else None
-        origins = None
-        if header.flags & FLAG_ORIGINS:
-            n_origins = int.from_bytes(data.slice(start, 8).to_pybytes(), "little")
-            origins = np.frombuffer(data, ORIGIN, n_origins, start + 8)
-            start += 8 + origins.nbytes
-        if header.has_statistics:
-            start += self._statistics_bytes(data, start, header, file)
-        return StoredFrame(header, codes, data.slice(start, header.payload_stop - start), offsets, origins)
+        return stored_frame(self._set.at(location.position), location, verify=verify)
 
     def read_encoded(self, location: FrameLocation) -> EncodedFrame:
         """A data frame as it is stored, compared with its checksum now, to be written elsewhere. Errors: as `read`."""
-        self.read(location, verify=True)
-        header, data = self._set.at(location.position).frame_at(location.position, location.length)
-        return EncodedFrame(header, [data.slice(HEADER_BYTES)])
+        return encoded_frame(self._set.at(location.position), location)
 
     def read_statistics(self, location: FrameLocation) -> tuple[FrameHeader, pa.Buffer | None]:
         """Header and statistics block of the data frame at a location, None when it has none. The rest of it is not read.
 
         Errors: DamagedFrame. Only the header's checksum is compared; the block has one of its own.
         """
-        file = self._set.at(location.position)
-        header, data = file.frame_at(location.position, location.length, is_whole=False)
-        if not header.has_statistics:
-            return header, None
-        start = header.message_start
-        if header.flags & FLAG_ORIGINS:
-            start += 8 + ORIGIN.itemsize * int.from_bytes(data.slice(start, 8).to_pybytes(), "little")
-        return header, data.slice(start, self._statistics_bytes(data, start, header, file))
-
-    @staticmethod
-    def _statistics_bytes(data: pa.Buffer, start: int, header: FrameHeader, file: LogFile) -> int:
-        n_bytes = statistics_bytes(data, start) if start <= header.payload_stop else 0
-        if n_bytes == 0 or start + n_bytes > header.payload_stop:
-            damaged("a frame's statistics do not fit into it", file, header.position - file.start)
-        return n_bytes
+        return stored_statistics(self._set.at(location.position), location)
 
     def check(self) -> Iterator[DamagedFrame]:
         """Compare every byte below the end with its checksum, whatever was checked before; each damage found, in order.

@@ -20,6 +20,7 @@ import pyarrow as pa
 from storage_engine.errors import StoreLocked
 
 _BUFFERS_PER_WRITE_MAX = 1024  # IOV_MAX of Linux
+_PID_BYTES = 32  # of the lock file
 
 
 class DirectoryLock:
@@ -119,6 +120,13 @@ class Disk:
         self.sync_directory(path.parent)
 
     # directories
+    def exists(self, path: Path) -> bool:
+        """Whether a file or directory has this name."""
+        return path.exists()
+
+    def is_directory(self, path: Path) -> bool:
+        return path.is_dir()
+
     def make_directory(self, path: Path) -> None:
         """Create a directory and those above it; existing ones are fine. Their names survive power loss."""
         missing = [path, *path.parents]
@@ -141,6 +149,20 @@ class Disk:
     def unlink(self, path: Path) -> None:
         os.unlink(path)
 
+    def remove_directory(self, path: Path) -> None:
+        """Remove an empty directory. Errors: OSError when it holds anything."""
+        os.rmdir(path)
+
+    def remove_tree(self, path: Path) -> None:
+        """Remove a directory with all that is in it."""
+        for name in self.list(path):
+            entry = path / name
+            if self.is_directory(entry):
+                self.remove_tree(entry)
+            else:
+                self.unlink(entry)
+        self.remove_directory(path)
+
     def sync_directory(self, directory: Path) -> None:
         """Make names created, renamed or removed in a directory survive power loss."""
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -158,7 +180,7 @@ class Disk:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            text = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+            text = os.pread(fd, _PID_BYTES, 0).decode("ascii", "replace").strip()
             os.close(fd)
             pid = int(text) if text.isdecimal() else None
             raise StoreLocked(
@@ -167,6 +189,5 @@ class Disk:
                 next_step="Stop that process, or connect to its server instead of opening the directory.",
                 pid=pid,
             ) from None
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode().ljust(_PID_BYTES), 0)  # in place: a full disk can be opened, too
         return DirectoryLock(fd)

@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn
-
-import pyarrow as pa
+from typing import NamedTuple
 
 from storage_engine.errors import DamagedFrame
 from storage_engine.log.disk import Disk
-from storage_engine.log.frame import FrameKind, parse_header
+from storage_engine.log.frame import parse_header
 from storage_engine.log.log_file import (
     FILE_HEADER_BYTES,
     STATE_VERSION,
     FrameMoved,
     LogFile,
     check_file_header,
+    damaged,
     file_name,
     frames_after,
+    is_acknowledged,
     start_of,
 )
 
@@ -99,26 +98,6 @@ def gaps(files: list[LogFile]) -> list[tuple[LogFile, str]]:
     return found
 
 
-def damaged(what: str, file: LogFile, offset: int) -> NoReturn:
-    raise DamagedFrame(
-        what,
-        where=f"{file.path}, byte {offset}",
-        next_step="Restore the file from a copy; run a check of the whole store to learn what else is damaged.",
-        file=str(file.path),
-        offset=offset,
-    )
-
-
-def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
-    """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
-    for header in frames_after(data, file.start, position - file.start):
-        if header.kind != FrameKind.DATA and header.base_offset > position:
-            with suppress(DamagedFrame):
-                file.check(data, header)
-                return True
-    return False
-
-
 def drop_unfinished_file(disk: Disk, directory: Path, files: list[LogFile], start: int | None) -> None:
     """Remove a last file whose creation did not finish: header or state are not whole, and nothing in it was acknowledged.
 
@@ -141,9 +120,32 @@ def drop_unfinished_file(disk: Disk, directory: Path, files: list[LogFile], star
             files[-1].stop = None
 
 
-def reaches(files: Sequence[LogFile], position: int) -> bool:
-    """Whether a position lies in, or at the end of, one of the files."""
-    return any(file.start <= position and (file.stop is None or position <= file.stop) for file in files)
+def usable_files(disk: Disk, directory: Path, start: int | None) -> tuple[list[LogFile], int]:
+    """The files of a log that is to be opened, without an unfinished last one, and the position to recover from.
+
+    start   where a checkpoint says that the log was durable; None: the last file that begins with a state, or the beginning of the log
+    Errors: DamagedFrame when files are missing, cut, or shorter than `start`.
+    """
+    files = files_of(disk, directory)
+    drop_unfinished_file(disk, directory, files, start)
+    for file, what in gaps(files):
+        damaged(what, file, disk.file_size(file.path))
+    first = files[0].start if files else 0
+    if start is None:
+        begin = next((file.start for file in reversed(files) if begins_with_state(file)), first)
+        if begin != 0 and not begins_with_state(files[0]):
+            damaged("the log begins here, and what came before is not on disk", files[0], 0)
+        return files, begin
+    end = files[-1].start + disk.file_size(files[-1].path) if files else 0
+    if first <= start <= end and any(file.start <= start and (file.stop is None or start <= file.stop) for file in files):
+        return files, start
+    raise DamagedFrame(
+        f"the checkpoint says {start}, the log holds {first} to {end}",
+        where=str(directory),
+        next_step="Restore the missing log files, or remove the checkpoint to recover from the log alone.",
+        file=str(directory),
+        offset=start,
+    )
 
 
 def check_files(files: Iterable[LogFile], end: int | None) -> Iterator[DamagedFrame]:

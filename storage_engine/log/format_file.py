@@ -39,7 +39,7 @@ def read_format(disk: Disk, directory: Path) -> int | None:
     path = directory / FILE_NAME
     data = disk.read_file(path)
     if data is None:
-        if (directory / "log").exists() and disk.list(directory / "log"):
+        if disk.exists(directory / "log") and disk.list(directory / "log"):
             raise UnsupportedFormatVersion(
                 "the directory has log files but no FORMAT file",
                 where=str(directory),

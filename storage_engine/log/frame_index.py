@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage_engine.errors import OffsetOutOfRange
-from storage_engine.log.commit_log import FrameLocation
 from storage_engine.log.frame import FLAG_CHANGE_TYPES, FLAG_ORIGINS, ORIGIN, FrameHeader
+from storage_engine.log.stored_frame import FrameLocation
 
 _ENTRY: Final = np.dtype(
     [

@@ -11,6 +11,7 @@ frames after its end are copied: rows kept in caches then hold few mappings aliv
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -20,7 +21,7 @@ import pyarrow as pa
 
 from storage_engine.errors import DamagedFrame, UnsupportedFormatVersion
 from storage_engine.log.disk import Disk
-from storage_engine.log.frame import ALIGNMENT, MAGIC, FrameHeader, parse_header, verify_payload
+from storage_engine.log.frame import ALIGNMENT, MAGIC, FrameHeader, FrameKind, parse_header, verify_payload
 
 FILE_HEADER_BYTES: Final = 64
 PLAIN_VERSION: Final = 1
@@ -160,3 +161,24 @@ def frames_after(data: pa.Buffer, start: int, offset: int) -> list[FrameHeader]:
         except DamagedFrame:
             continue
     return found
+
+
+def is_acknowledged(data: pa.Buffer, file: LogFile, position: int) -> bool:
+    """True if a whole COMMIT or SEAL frame after `position` says that the byte at `position` was durable."""
+    for header in frames_after(data, file.start, position - file.start):
+        if header.kind != FrameKind.DATA and header.base_offset > position:
+            with suppress(DamagedFrame):
+                file.check(data, header)
+                return True
+    return False
+
+
+def damaged(what: str, file: LogFile, offset: int) -> NoReturn:
+    """Errors: DamagedFrame, always."""
+    raise DamagedFrame(
+        what,
+        where=f"{file.path}, byte {offset}",
+        next_step="Restore the file from a copy; run a check of the whole store to learn what else is damaged.",
+        file=str(file.path),
+        offset=offset,
+    )

@@ -100,7 +100,7 @@ def test_a_rescale_that_is_killed_anywhere_leaves_every_row_once_and_is_complete
         assert check_store(directory, keys=True).damages == []
         with storage_engine.connect(directory.as_uri(), maintenance=False) as store:
             make_tables(store)
-            waiting = [table for table in store.backend._state.tables.values() if table.bucket_counts]
+            waiting = [table for table in store.backend.core.state.tables.values() if table.bucket_counts]
             n_cut_short += len(waiting)
             judge(store)
             for table in waiting:

@@ -43,7 +43,7 @@ def small_files(n_bytes: int) -> Iterator[None]:
         patch.setattr(
             commit_log.CommitLog,
             "open",
-            classmethod(lambda cls, disk, directory, **options: opened(cls, disk, directory, **{"file_bytes_max": n_bytes, **options})),
+            classmethod(lambda cls, disk, directory, **options: opened(cls, disk, directory, **{**options, "file_bytes_max": n_bytes})),
         )
         yield
 

@@ -33,7 +33,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         commit_log.CommitLog,
         "open",
-        classmethod(lambda cls, disk, directory, **options: opened(cls, disk, directory, **{"file_bytes_max": 4096, **options})),
+        classmethod(lambda cls, disk, directory, **options: opened(cls, disk, directory, **{**options, "file_bytes_max": 4096})),
     )
 
 

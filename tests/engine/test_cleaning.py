@@ -263,7 +263,7 @@ def test_small_frames_become_large_ones_and_take_less_space(store: Store, clock:
     store.execute("ALTER TABLE c.log SET ('table.log.ttl' = '-1')")
     append(store, clock, 400)
     before, n_bytes = store.table("c.log").scan(metadata=True).read_all(), log_bytes(directory_of(store))
-    frames = backend_of(store)._buckets.index.bucket(2, 0, 0)
+    frames = backend_of(store).core.buckets.index.bucket(2, 0, 0)
     n_frames = len(frames)
     clock.pass_ms(HOUR_MS)
 
@@ -278,7 +278,7 @@ def test_small_frames_become_large_ones_and_take_less_space(store: Store, clock:
 def test_offsets_by_time_are_exact_inside_a_repacked_frame(store: Store, clock: Clock) -> None:
     store.execute("ALTER TABLE c.log SET ('table.log.ttl' = '-1')")
     append(store, clock, 50)
-    frames = backend_of(store)._buckets.index.bucket(2, 0, 0)
+    frames = backend_of(store).core.buckets.index.bucket(2, 0, 0)
     times = list(range(clock.now_ms - 60 * 60_000, clock.now_ms + 120_000, 17_000))
     before = [frames.offset_at_timestamp(ms) for ms in times]
     clock.pass_ms(HOUR_MS)
@@ -488,7 +488,7 @@ def test_damage_in_a_frame_that_would_be_moved_is_named_and_not_copied(
 
         assert stats.n_damaged_frames >= 1
         assert str(path) in caplog.text
-        assert len(backend_of(store)._buckets.index.bucket(3, 0, 0)) == 1  # the other table was re-packed
+        assert len(backend_of(store).core.buckets.index.bucket(3, 0, 0)) == 1  # the other table was re-packed
         with pytest.raises(DamagedFrame):
             store.table("c.log").scan().read_all()
     assert {finding.file for finding in check_store(tmp_path / "s").damages} == {str(path)}
@@ -562,11 +562,11 @@ def test_a_round_without_work_writes_nothing(store: Store, clock: Clock) -> None
     overwrite(store, clock, 3)
     clock.pass_ms(2 * HOUR_MS)
     backend_of(store).clean()
-    n_bytes, end = log_bytes(directory_of(store)), backend_of(store)._log.end
+    n_bytes, end = log_bytes(directory_of(store)), backend_of(store).core.log.end
 
     for _ in range(3):
         backend_of(store).clean()
 
-    assert (log_bytes(directory_of(store)), backend_of(store)._log.end) == (n_bytes, end)
+    assert (log_bytes(directory_of(store)), backend_of(store).core.log.end) == (n_bytes, end)
     assert EAGER.interval_ms == 60_000
     assert np.isin("clean", list(backend_of(store).maintenance.reports()))

@@ -84,7 +84,7 @@ def test_after_a_crash_what_had_moved_to_disk_is_cleared_and_rebuilt(tmp_path: P
     left = {path.name for path in (tmp_path / "s" / FOLDER).iterdir()}
     assert left
     crash(store)
-    backend_of(store)._budget.stop()
+    backend_of(store).core.budget.stop()
 
     again = opened(tmp_path / "s", 1 << 40)
     assert not (tmp_path / "s" / FOLDER).exists()
@@ -96,7 +96,7 @@ def test_indexes_of_dropped_tables_and_partitions_leave_the_disk(tmp_path: Path)
     with opened(tmp_path / "s") as store:
         store.execute(DDL)
         change(store, 1)
-        n_buckets = len(backend_of(store)._buckets.built())
+        n_buckets = len(backend_of(store).core.buckets.built())
         await_true(lambda: n_spilled(store) == n_buckets)
         partition = store.table("k.days").partitions()[0]
         store.execute(f"ALTER TABLE k.days DROP PARTITION (ds = '{partition}')")
@@ -112,7 +112,7 @@ def test_a_budget_that_is_never_reached_moves_nothing(twin: Store, tmp_path: Pat
     change(twin, 1)
     memory = backend_of(twin).key_memory()
     assert memory.spilled == {}
-    assert 0 < memory.n_bytes == sum(bucket.kv.n_bytes for bucket in backend_of(twin)._buckets.built() if bucket.kv)
+    assert 0 < memory.n_bytes == sum(bucket.kv.n_bytes for bucket in backend_of(twin).core.buckets.built() if bucket.kv)
     assert not (tmp_path / "twin" / FOLDER).exists()
 
 
@@ -121,9 +121,9 @@ def test_an_index_on_disk_that_fails_is_made_anew_from_the_log(tmp_path: Path, t
     store.execute(DDL)
     change(store, 1)
     change(twin, 1)
-    buckets = backend_of(store)._buckets
+    buckets = backend_of(store).core.buckets
     await_true(lambda: n_spilled(store) == len(buckets.built()))
-    backend_of(store)._budget.stop()
+    backend_of(store).core.budget.stop()
 
     with caplog.at_level(logging.WARNING):
         for bucket in buckets.built():

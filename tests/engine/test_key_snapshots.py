@@ -71,8 +71,9 @@ def crash(store: Store) -> None:
     backend = store.backend
     assert isinstance(backend, EmbeddedBackend), "an embedded store"
     backend.maintenance.stop()
-    backend._checkpointer.stop()
-    backend._lock.release()
+    backend.core.checkpointer.stop()
+    assert backend.core.lock is not None, "open"
+    backend.core.lock.release()
 
 
 def snapshots(directory: Path) -> list[Path]:

@@ -10,9 +10,10 @@ import google_crc32c
 import pytest
 
 from storage_engine.errors import DamagedFrame, DamageError, UnsupportedFormatVersion
-from storage_engine.log.commit_log import CommitLog, FrameLocation, LogPosition
+from storage_engine.log.commit_log import CommitLog, LogPosition
 from storage_engine.log.disk import Disk
 from storage_engine.log.frame import HEADER_BYTES, encode_commit_frame
+from storage_engine.log.stored_frame import FrameLocation
 from tests.log.commits import COMMITS, acknowledge, encoded, open_log, stored_commits
 
 

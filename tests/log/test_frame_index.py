@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_engine.errors import OffsetOutOfRange
-from storage_engine.log.commit_log import FrameLocation
 from storage_engine.log.frame import FrameHeader, FrameKind
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex
+from storage_engine.log.stored_frame import FrameLocation
 
 
 def header(

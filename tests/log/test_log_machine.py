@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from storage_engine.errors import WriteFailed
-from storage_engine.log.commit_log import FrameLocation
 from storage_engine.log.frame import decode_batch
+from storage_engine.log.stored_frame import FrameLocation
 from tests.log.commits import SCHEMA, Commit, commit, encoded, open_log
 from tests.log.faulty_disk import FATES, Fate, FaultyDisk
 

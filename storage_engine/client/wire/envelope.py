@@ -8,7 +8,9 @@ Holds: an assembled body is one 64-byte aligned buffer, so tables decode from it
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +72,12 @@ def encode_call(call: Call) -> Iterator[Message]:
 
 
 def decode_call(header: Mapping[str, Any], body: pa.Buffer | None) -> Call:
-    blobs = header.get("blobs")
-    return Call(header["method"], header["arguments"], _decode_tables(header["sizes"], body), _decode_blobs(header, body) if blobs else ())
+    with understood("a call"):
+        method, arguments, sizes = header["method"], header["arguments"], header["sizes"]
+        if not isinstance(method, str) or not isinstance(arguments, dict):
+            raise TypeError("no method and arguments")
+    blobs = _decode_blobs(header, body) if header.get("blobs") else ()
+    return Call(method, arguments, _decode_tables(sizes, body), blobs)
 
 
 def encode_reply(reply: Reply) -> Iterator[Message]:
@@ -84,9 +90,12 @@ def encode_error_reply(error: FlashlakeError) -> Iterator[Message]:
 
 def decode_reply(header: Mapping[str, Any], body: pa.Buffer | None) -> Reply:
     """Errors: raises the FlashlakeError that the other end encoded."""
-    if "error" in header:
-        raise decode_error(header["error"])
-    return Reply(header["result"], _decode_tables(header["sizes"], body))
+    with understood("a reply"):
+        error = decode_error(header["error"]) if "error" in header else None
+        result, sizes = header.get("result"), header["sizes"]
+    if error is not None:
+        raise error
+    return Reply(result, _decode_tables(sizes, body))
 
 
 class Assembler:
@@ -187,12 +196,35 @@ def _decode_tables(sizes: Sequence[int], body: pa.Buffer | None) -> list[pa.Tabl
         try:
             with pa.ipc.open_stream(body.slice(start, size)) as reader:
                 table = reader.read_all()
-            table.validate()
-        except (pa.ArrowInvalid, OSError, EOFError) as error:
+            table.validate(full=True)
+            readable(table.schema)
+        except BROKEN as error:
             raise malformed(f"a table is not an Arrow IPC stream: {error}") from error
         tables.append(table)
         start += _padded(size)
     return tables
+
+
+BROKEN = (
+    EOFError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError,
+    struct.error,
+)  # fmt: skip
+"""What bytes or values that no peer of ours sends raise where they are decoded."""
+
+
+def readable(schema: pa.Schema) -> pa.Schema:
+    """The schema, whose names are text. Errors: UnicodeDecodeError, which Arrow raises only when a name is looked at."""
+    assert len(schema.names) == len(schema)
+    return schema
+
+
+@contextmanager
+def understood(what: str) -> Iterator[None]:
+    """Errors: MalformedMessage where `what` cannot be decoded."""
+    try:
+        yield
+    except BROKEN as error:
+        raise malformed(f"{what}: {type(error).__name__}: {error}") from error
 
 
 def malformed(what: str) -> MalformedMessage:
@@ -207,7 +239,7 @@ def _require(holds: bool, what: str) -> None:  # noqa: FBT001 - reads as an asse
 def _parse_header(header: bytes) -> dict[str, Any]:
     try:
         value = json.loads(header)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise malformed(f"a header is not JSON: {error}") from error
     _require(isinstance(value, dict), "a header is not an object")
     _require(are_sizes(value.get("sizes")) and are_sizes(value.get("blobs", [])), "a header has no sizes")

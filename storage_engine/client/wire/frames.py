@@ -12,8 +12,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage_engine.api import FetchedFrame
+from storage_engine.client.wire.envelope import understood
 from storage_engine.schema.descriptor import TableBucket
 
 FRAME_SCHEMA = pa.schema(
@@ -58,10 +60,21 @@ def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Bu
 
 
 def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedFrame]:
-    """The inverse of encode_frames."""
-    lists = json.loads(header.to_pybytes())
-    columns, types = ([tuple(names) for names in lists[key]] for key in ("columns", "types"))
-    timestamps = {int(row): tuple((int(end), int(ms)) for end, ms in pairs) for row, pairs in lists.get("timestamps", {}).items()}
+    """The inverse of encode_frames. Errors: MalformedMessage."""
+    with understood("frames"):
+        lists = json.loads(header.to_pybytes())
+        columns, types = ([tuple(names) for names in lists[key]] for key in ("columns", "types"))
+        timestamps = {int(row): tuple((int(end), int(ms)) for end, ms in pairs) for row, pairs in lists.get("timestamps", {}).items()}
+        batch.validate(full=True)
+        has_nulls = any(batch.column(i).null_count for i, field in enumerate(FRAME_SCHEMA) if not field.nullable)
+        if not batch.schema.equals(FRAME_SCHEMA) or has_nulls:
+            raise ValueError("a batch of another schema")
+        if not all(0 <= ref < min(len(columns), len(types)) for ref in batch.column("columns_ref").to_pylist()):
+            raise ValueError("a frame refers to columns that are not there")
+        sizes = batch.column("n_message_bytes").to_pylist()
+        cells = pc.binary_length(batch.column("message")).to_pylist()
+        if not all(0 <= size <= cell for size, cell in zip(sizes, cells, strict=True)):
+            raise ValueError("a message is cut")
     values = [batch.column(index).to_pylist() for index in range(len(FRAME_SCHEMA) - 1)]
     messages = batch.column(len(FRAME_SCHEMA) - 1)
     _, offsets_buffer, data = messages.buffers()

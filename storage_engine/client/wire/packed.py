@@ -24,6 +24,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from storage_engine.client.wire.envelope import (
+    BROKEN,
     Call,
     Message,
     Reply,
@@ -33,6 +34,7 @@ from storage_engine.client.wire.envelope import (
     encode_call,
     encode_reply,
     malformed,
+    readable,
     sizes_of,
 )
 from storage_engine.client.wire.errors import decode_error, encode_error
@@ -48,7 +50,6 @@ PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE, GET, ROW = range(1, 10)
 
 _HEAD: Final = struct.Struct("<IBBHI")  # with the length in front
 _HEAD_ALONE: Final = struct.Struct("<BBHI")
-_BROKEN = (EOFError, pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError)
 
 
 def frame(kind: int, number: int, *parts: Any) -> bytes:
@@ -88,8 +89,13 @@ def decode_prepare(body: pa.Buffer) -> tuple[str, dict[str, Any], pa.Schema]:
         method, arguments = header["method"], header["arguments"]
         if method not in ("lookup", "prefix_lookup") or not isinstance(arguments, dict) or not isinstance(arguments["table"], str):
             raise ValueError("it names no lookup of a table")
-        return method, arguments, pa.ipc.read_schema(body.slice(LENGTH.size + n_header))
-    except _BROKEN as error:
+        columns, limit = arguments.get("columns"), arguments.get("limit")
+        if columns is not None and not (isinstance(columns, list) and all(isinstance(name, str) for name in columns)):
+            raise ValueError("its columns are no names")
+        if limit is not None and type(limit) is not int:
+            raise ValueError("its limit is no number")
+        return method, arguments, readable(pa.ipc.read_schema(body.slice(LENGTH.size + n_header)))
+    except BROKEN as error:
         raise malformed(f"a prepared lookup: {error}") from error
 
 
@@ -112,7 +118,7 @@ def decode_batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     try:
         batch = pa.ipc.read_record_batch(message, schema)
         batch.validate(full=True)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise malformed(f"rows are no record batch of their schema: {error}") from error
     return batch
 
@@ -153,7 +159,7 @@ def decode_envelope(number: int, body: pa.Buffer) -> tuple[dict[str, Any], pa.Bu
         header = json.loads(body.slice(0, number).to_pybytes())
         if not are_sizes(header["sizes"]) or not are_sizes(header.get("blobs", [])):
             raise ValueError("a size is no number")
-    except _BROKEN as error:
+    except BROKEN as error:
         raise malformed(f"an envelope's header: {error}") from error
     start = min(number + -number % 64, body.size)
     tables = body.slice(start)
@@ -188,11 +194,11 @@ def frame_rows(schema: pa.Schema, message: list[Any], known: pa.Schema | None) -
 
 def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[pa.RecordBatch, pa.Schema]:
     try:
-        schema = pa.ipc.read_schema(body.slice(0, number)) if number else known
+        schema = readable(pa.ipc.read_schema(body.slice(0, number))) if number else known
         if schema is None or number > body.size:
             raise ValueError("no schema came")
         return pa.ipc.read_record_batch(body.slice(number), schema), schema
-    except _BROKEN as error:
+    except BROKEN as error:
         raise malformed(f"an answer: {error}") from error
 
 
@@ -207,5 +213,5 @@ def encode_error_frame(error: FlashlakeError) -> bytes:
 def decode_error_frame(body: pa.Buffer) -> FlashlakeError:
     try:
         return decode_error(json.loads(body.to_pybytes()))
-    except _BROKEN as error:
+    except BROKEN as error:
         return malformed(f"an error: {error}")

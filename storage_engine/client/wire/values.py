@@ -5,16 +5,30 @@ Holds: each encode_ is undone by its decode_; a bucket is written "partition/buc
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow as pa
 
 from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
-from storage_engine.client.wire.envelope import malformed
+from storage_engine.client.wire.envelope import malformed, understood
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
 Ranges = Mapping[TableBucket, tuple[int, int]]
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _understood(decode: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A decoder that raises MalformedMessage for values that its encoder never writes."""
+
+    @wraps(decode)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with understood(decode.__name__.removeprefix("decode_")):
+            return decode(*args, **kwargs)
+
+    return checked
 
 
 def encode_offsets(offsets: Offsets) -> dict[str, int]:
@@ -26,6 +40,7 @@ def encode_offsets(offsets: Offsets) -> dict[str, int]:
     return {str(bucket): int(offset) for bucket, offset in offsets.items()}
 
 
+@_understood
 def decode_offsets(value: Mapping[str, int]) -> Offsets:
     return {TableBucket.parse(text): offset for text, offset in value.items()}
 
@@ -35,6 +50,7 @@ def encode_ranges(ranges: Ranges) -> dict[str, list[int]]:
     return {str(bucket): [int(start), int(stop)] for bucket, (start, stop) in ranges.items()}
 
 
+@_understood
 def decode_ranges(value: Mapping[str, Sequence[int]]) -> dict[TableBucket, tuple[int, int]]:
     return {TableBucket.parse(text): (start, stop) for text, (start, stop) in value.items()}
 
@@ -51,6 +67,7 @@ def encode_progress(progress: Progress) -> dict[str, Any]:
     }
 
 
+@_understood
 def decode_progress(value: Mapping[str, Any]) -> Progress:
     expected = value["expected"]
     return Progress(
@@ -72,6 +89,7 @@ def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
     }
 
 
+@_understood
 def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
     return CommitInfo(
         version=value["version"],
@@ -92,12 +110,13 @@ def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table
     return arguments, tables, [frame.message for op in request.ops if isinstance(op, EncodedAppend) for frame in op.frames]
 
 
+@_understood
 def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table], blobs: Sequence[pa.Buffer] = ()) -> CommitRequest:
     """Errors: MalformedMessage when the parts are not those of the operations."""
     left_tables, left_blobs = iter(tables), iter(blobs)
     try:
         ops = [_decode_op(op, left_tables, left_blobs) for op in arguments["ops"]]
-    except (StopIteration, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (StopIteration, RuntimeError) as error:
         raise malformed(f"a commit's operations: {error}") from error
     if next(left_tables, None) is not None or next(left_blobs, None) is not None:
         raise malformed("a commit carries more than its operations")
