@@ -2,7 +2,8 @@
 
 from storage_engine.kv.auto_increment import AutoIncrement, Ids, IdSegments
 from storage_engine.kv.batch import combine
-from storage_engine.kv.bucket import KvBucket, KvChange, KvSnapshot
+from storage_engine.kv.bucket import KvBucket, KvSnapshot
+from storage_engine.kv.change import KvChange
 from storage_engine.kv.key_index import ArrayCopy, KeyIndex, items_of
 from storage_engine.kv.merge import ChangePlan, checked_bitmaps, plan_delete, plan_upsert
 from storage_engine.kv.prefix_index import PrefixIndex, joined

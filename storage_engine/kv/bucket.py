@@ -9,8 +9,8 @@ Never: writes the log, gives out offsets, decides what is durable.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -20,22 +20,22 @@ import pyarrow.compute as pc
 
 from storage_engine.errors import ResultTooLarge, SchemaMismatch
 from storage_engine.kv.auto_increment import Ids
-from storage_engine.kv.batch import combine, group_keys
+from storage_engine.kv.batch import group_keys
+from storage_engine.kv.change import KvChange
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
+from storage_engine.kv.incoming import HashKeys, Keys, distinct_rows
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
 from storage_engine.kv.prefix_index import PrefixIndex, joined
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
 from storage_engine.kv.spilled_index import IndexChange, SpilledIndex, SpilledPrefixes
-from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER
+from storage_engine.kv.staged import REMOVED, StagedChanges
+from storage_engine.log.frame import DELETE, INSERT
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.integer_keys import integer_hashes
 from storage_engine.schema.keys import encode_keys, hash64
 
-HashKeys = Callable[[pa.Array], Hashes]
-
-_REMOVED: Final = np.iinfo(np.int64).max  # in the staged index: the key is gone in this transaction
 _GONE_PREFIXES_MIN: Final = 1024
 
 
@@ -43,29 +43,6 @@ class FetchRows(Protocol):
     """Rows at `offsets` (m,), in that order: all columns of the table, or those named."""
 
     def __call__(self, offsets: Int64s, columns: list[str] | None = None, /) -> pa.Table: ...
-
-
-@dataclass(frozen=True)
-class KvChange:
-    """What an operation changes: the rows to append to the bucket's changelog, and what stage() needs to follow.
-
-    Shapes: rows (k,) one chunk in the table's schema, change_types (k,) codes of log/frame.py, hashes (k,) of the rows' keys.
-    homeless  row -> encoded key, for keys whose hash belongs to another key in the index
-    """
-
-    rows: pa.Table
-    change_types: npt.NDArray[np.uint8]
-    hashes: Hashes
-    homeless: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.change_types)
-
-    @property
-    def batch(self) -> pa.RecordBatch:
-        """The rows as one record batch, for the frame."""
-        return pa.RecordBatch.from_arrays([contiguous(self.rows, name) for name in self.rows.column_names], schema=self.rows.schema)
 
 
 @dataclass(frozen=True)
@@ -79,19 +56,6 @@ class KvSnapshot:
     keys: KeyCopy
     prefixes: Iterable[Hashes]
     homeless: dict[bytes, int]
-
-
-class _IntegerKeys:
-    """Encoded keys of an integer column, made one by one: only keys whose hash another key has are asked for."""
-
-    def __init__(self, column: pa.Array) -> None:
-        self._column = column
-
-    def __getitem__(self, row: int) -> pa.Scalar:
-        return encode_keys([self._column.slice(row, 1)])[0]
-
-
-Keys = pa.Array | _IntegerKeys
 
 
 class _Located:
@@ -123,10 +87,7 @@ class KvBucket:
         self._prefixes: PrefixIndex | SpilledPrefixes | None = PrefixIndex() if descriptor.is_prefix_lookup_possible else None
         self._n_gone = 0
         self._journal: list[IndexChange] | None = None
-        self._staged: list[tuple[KvChange, int]] = []
-        self._n_staged_indexed = 0
-        self._staged_index = KeyIndex()
-        self._staged_homeless: dict[bytes, int] = {}
+        self._staged = StagedChanges()
 
     @property
     def n_keys(self) -> int:
@@ -246,7 +207,7 @@ class KvBucket:
         """
         descriptor = self.descriptor
         targets = self._targets(rows, columns)
-        incoming, keys, hashes = self._combined(rows, targets, keys)
+        incoming, keys, hashes = distinct_rows(descriptor, rows, targets, self._hash_keys, keys)
         if overwrites_blindly(descriptor, targets):
             located = self._locate(incoming, keys, hashes, is_writer=True, columns=list(descriptor.physical_primary_key))
             return self._change(plan_overwrite(descriptor, incoming, located.homeless & ~located.found), keys, hashes, located)
@@ -257,24 +218,6 @@ class KvBucket:
             new_ids = self._ids.take(n_new)
         plan = plan_upsert(descriptor, incoming, located.current, located.found, targets, new_ids, takes_back=takes_back)
         return self._change(plan, keys, hashes, located)
-
-    def _combined(self, rows: pa.Table, targets: Sequence[str] | None, keys: pa.Array | None) -> tuple[pa.Table, Keys, Hashes]:
-        """The rows with each key once, their keys and hashes. Integer keys are grouped and hashed as integers: half the time."""
-        names = self.descriptor.physical_primary_key
-        if keys is None and len(names) == 1 and self._hash_keys is hash64:
-            column = contiguous(rows, names[0])
-            hashes = integer_hashes(column)
-            if hashes is not None:
-                incoming, chosen = combine(self.descriptor, rows, targets, keys=column)
-                if chosen is not None:
-                    column, hashes = take(column, chosen), hashes[chosen]
-                return incoming, _IntegerKeys(column), nonzero(hashes)
-        if keys is None:
-            keys = encode_keys(key_columns(rows, names))
-        incoming, chosen = combine(self.descriptor, rows, targets, keys=keys)
-        if chosen is not None:
-            keys = take(keys, chosen)
-        return incoming, keys, self._hash(keys)
 
     def delete(self, keys: pa.Table, columns: Sequence[str] | None = None) -> KvChange:
         """What deleting these keys changes; with `columns`, what setting these columns to null changes.
@@ -315,8 +258,7 @@ class KvBucket:
         """
         encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
         hashes = self._hash(encoded)
-        pending = self._staged_index.get(hashes)
-        taken = np.where(pending == MISSING, self._index.get(hashes) >= 0, pending != _REMOVED)
+        taken = self._staged.find(hashes, self._index.get(hashes)) != MISSING
         homeless = taken.copy()
         _mark_twins(hashes, taken, homeless)
         lost = {int(row): encoded[int(row)].as_py() for row in np.flatnonzero(homeless)}
@@ -324,37 +266,16 @@ class KvBucket:
 
     def stage(self, change: KvChange, base_offset: int) -> None:
         """The change will be at base_offset .. base_offset + n_rows: later upserts and deletes of this transaction see it."""
-        if change.n_rows:
-            self._staged.append((change, base_offset))
-
-    def _index_staged(self) -> None:
-        """Index what was staged and not indexed yet: only a second operation of a transaction on this bucket has to find it."""
-        for change, base_offset in self._staged[self._n_staged_indexed :]:
-            is_live, is_gone = _outcome(change)
-            offsets = np.where(is_gone, _REMOVED, base_offset + np.arange(change.n_rows))
-            indexed = is_live | is_gone
-            for row, key in change.homeless.items():
-                if indexed[row]:
-                    self._staged_homeless[key] = int(offsets[row])
-                    indexed[row] = False
-            self._staged_index.put(change.hashes[indexed], offsets[indexed])
-        self._n_staged_indexed = len(self._staged)
+        self._staged.add(change, base_offset)
 
     def commit(self) -> None:
         """The transaction is in the log: what was staged becomes current."""
-        staged = self._staged
-        self.rollback()
-        for change, base_offset in staged:
+        for change, base_offset in self._staged.take():
             self._settle(change, base_offset)
 
     def rollback(self) -> None:
         """The transaction failed: forget what was staged."""
-        if self._staged:
-            self._staged = []
-            if self._n_staged_indexed:
-                self._n_staged_indexed = 0
-                self._staged_index = KeyIndex()
-                self._staged_homeless = {}
+        self._staged.take()
 
     def apply(self, change: KvChange, base_offset: int) -> None:
         """stage() and commit() of a transaction with one operation on this bucket."""
@@ -465,14 +386,13 @@ class KvBucket:
         A writer also sees what is staged; its keys are distinct.
         """
         offsets = self._index.get(hashes)
-        staged = is_writer and bool(self._staged)
-        if staged:
-            self._index_staged()
-            pending = self._staged_index.get(hashes)
-            offsets = np.where(pending == MISSING, offsets, np.where(pending == _REMOVED, MISSING, pending))
+        staged: Mapping[bytes, int] = {}
+        if is_writer and self._staged:
+            offsets = self._staged.find(hashes, offsets)
+            staged = self._staged.homeless()
         homeless = np.zeros(len(hashes), np.bool_)
-        if self._homeless or (staged and self._staged_homeless):
-            self._locate_homeless(keys, hashes, offsets, homeless, staged=staged)
+        if self._homeless or staged:
+            self._locate_homeless(keys, hashes, offsets, homeless, staged)
         found = offsets >= 0
         at = np.flatnonzero(found)
         current = self._fetch_rows(offsets[at], columns) if len(at) else self.descriptor.arrow_schema.empty_table()
@@ -488,16 +408,14 @@ class KvBucket:
             _mark_twins(hashes, found, homeless)
         return _Located(found, current, homeless)
 
-    def _locate_homeless(self, keys: Keys, hashes: Hashes, offsets: Int64s, homeless: Bools, *, staged: bool) -> None:
+    def _locate_homeless(self, keys: Keys, hashes: Hashes, offsets: Int64s, homeless: Bools, staged: Mapping[bytes, int]) -> None:
         suspects = np.isin(hashes, self._homeless_hashes)
-        if staged and self._staged_homeless:
-            suspects |= np.isin(hashes, self._hashes_of(self._staged_homeless))
+        if staged:
+            suspects |= np.isin(hashes, self._hashes_of(staged))
         for row in np.flatnonzero(suspects):
             key = keys[int(row)].as_py()
-            offset = self._staged_homeless.get(key) if staged else None
-            if offset is None:
-                offset = self._homeless.get(key)
-            if offset is not None and offset != _REMOVED:
+            offset = staged.get(key, self._homeless.get(key, REMOVED))
+            if offset != REMOVED:
                 offsets[row], homeless[row] = offset, True
 
     def _change(self, plan: ChangePlan, keys: Keys, hashes: Hashes, located: _Located) -> KvChange:
@@ -511,7 +429,7 @@ class KvBucket:
         if change.n_rows == 0:
             return
         offsets = at if isinstance(at, np.ndarray) else at + np.arange(change.n_rows)
-        is_live, is_gone = _outcome(change)
+        is_live, is_gone = change.outcome()
         if self._prefixes is not None:
             begun = change.change_types == INSERT
             if self.descriptor.is_wal:  # the +U of a blind write may be a key's first row
@@ -535,7 +453,7 @@ class KvBucket:
         self._homeless_hashes = self._hashes_of(homeless)
         self._homeless = homeless
 
-    def _hashes_of(self, homeless: dict[bytes, int]) -> Hashes:
+    def _hashes_of(self, homeless: Mapping[bytes, int]) -> Hashes:
         return self._hash(pa.array(list(homeless), pa.binary())) if homeless else np.empty(0, np.uint64)
 
     def _enter_prefixes(self, rows: pa.Table, inserted: Int64s, hashes: Hashes) -> None:
@@ -564,12 +482,6 @@ class KvBucket:
             if self._n_gone > _GONE_PREFIXES_MIN and 2 * self._n_gone > self._prefixes.n_entries:
                 self._prefixes.keep(lambda keys: self._index.get(keys) >= 0)
                 self._n_gone = 0
-
-
-def _outcome(change: KvChange) -> tuple[Bools, Bools]:
-    """Rows that are current from now on, and rows whose key is gone."""
-    types = change.change_types
-    return (types == INSERT) | (types == UPDATE_AFTER), types == DELETE
 
 
 def _keys_differ(left: pa.Table, right: pa.Table, names: Sequence[str]) -> Bools:

@@ -71,6 +71,29 @@ def test_a_column_added_later_is_null_in_the_rows_before_it():
     assert bucket.get(pa.table({"k": [1, 2]}))[0]["b"].to_pylist() == [None, "x"]
 
 
+def test_a_key_that_arrives_takes_the_hash_of_one_that_leaves_in_the_same_transaction():
+    descriptor = table("last_row")
+    log = RowLog(descriptor.arrow_schema)
+
+    def one_hash(keys: pa.Array) -> np.ndarray:
+        return np.ones(len(keys), np.uint64)
+
+    live = KvBucket(descriptor, log.fetch, hash_keys=one_hash)
+    old, new = (pa.Table.from_pylist([{"k1": 1, "k2": name}], descriptor.arrow_schema) for name in ("old", "new"))
+    change = live.upsert(old)
+    live.apply(change, log.append(change))
+    for moved, rows in ((live.leaving, old), (live.arriving, new)):
+        change = moved(rows)
+        live.stage(change, log.append(change))
+    live.commit()
+
+    rebuilt = KvBucket(descriptor, log.fetch, hash_keys=one_hash)
+    rebuilt.rebuild(log.frames)
+    for bucket in (live, rebuilt):
+        assert bucket.get(new)[0]["k2"].to_pylist() == ["new"]
+        assert bucket.n_homeless == 0
+
+
 def test_a_reader_beside_a_growing_index_never_misses_a_key():
     rng = np.random.default_rng(3)
     hashes = np.unique(rng.integers(1, 2**64 - 1, 60_000, dtype=np.uint64))
