@@ -172,6 +172,8 @@ class KvBucket:
         matches = ~_keys_differ(rows, prefixes.take(pa.array(position)), names)
         if not matches.all():
             rows, position, offsets = rows.filter(pa.array(matches)), position[matches], offsets[matches]
+            if len(offsets) == 0:
+                return self.descriptor.arrow_schema.empty_table(), position
         encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
         order = pc.sort_indices(pa.table({"p": position, "k": encoded}), sort_keys=[("p", "ascending"), ("k", "ascending")]).to_numpy()
         if limit is not None:

@@ -71,6 +71,20 @@ def test_a_column_added_later_is_null_in_the_rows_before_it():
     assert bucket.get(pa.table({"k": [1, 2]}))[0]["b"].to_pylist() == [None, "x"]
 
 
+def test_a_prefix_whose_hash_only_others_have_is_answered_with_no_rows():
+    descriptor = table("last_row")
+    log = RowLog(descriptor.arrow_schema)
+    bucket = KvBucket(descriptor, log.fetch, hash_keys=lambda keys: np.ones(len(keys), np.uint64))
+    change = bucket.upsert(
+        pa.Table.from_pylist([{"k1": 1, "k2": "a"}, {"k1": 1, "k2": "b"}, {"k1": 1, "k2": "c"}], descriptor.arrow_schema)
+    )
+    bucket.apply(change, log.append(change))
+
+    for limit in (None, 2):
+        rows, position = bucket.prefix_get(pa.table({"k1": pa.array([2], pa.int32())}), limit)
+        assert (rows.num_rows, rows.schema, len(position)) == (0, descriptor.arrow_schema, 0)
+
+
 def test_a_key_that_arrives_takes_the_hash_of_one_that_leaves_in_the_same_transaction():
     descriptor = table("last_row")
     log = RowLog(descriptor.arrow_schema)
