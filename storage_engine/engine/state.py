@@ -27,6 +27,15 @@ UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, IndexError, Overf
 """What values of another shape than expected raise where they are decoded."""
 
 
+def unreadable_record(error: Exception) -> DamagedFrame:
+    """What to raise for the payload of a COMMIT frame that no program of this version has written."""
+    return DamagedFrame(
+        f"a commit record cannot be read: {type(error).__name__}: {error}",
+        where="commit record",
+        next_step="Open the store with the program version that wrote it, or restore it from a copy.",
+    )
+
+
 @dataclass
 class CommitRecord:
     """The payload of a COMMIT frame: what the transaction did besides adding rows.
@@ -82,11 +91,7 @@ class CommitRecord:
                 late_rows={int(t): int(n) for t, n in value.get("l", [])},
             )
         except UNREADABLE as error:
-            raise DamagedFrame(
-                f"a commit record cannot be read: {type(error).__name__}: {error}",
-                where="commit record",
-                next_step="Open the store with the program version that wrote it, or restore it from a copy.",
-            ) from error
+            raise unreadable_record(error) from error
 
 
 def encode_offsets(offsets: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:

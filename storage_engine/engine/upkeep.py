@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from storage_engine.engine.state import CommitRecord, LogStart, StoreState
+from storage_engine.engine.state import UNREADABLE, CommitRecord, LogStart, StoreState, unreadable_record
 from storage_engine.log.file_set import FileEntry
 from storage_engine.log.frame_index import BucketFrames, BucketId, FrameIndex, entries_of
 
@@ -113,23 +113,26 @@ def encode(record: Prepared | Moved | Expired | Removed) -> bytes:
 
 
 def decode(payload: bytes) -> CommitRecord | Upkeep:
-    """What a COMMIT frame's payload says. Errors: ValueError, KeyError, TypeError for bytes that no such record has."""
-    value = json.loads(payload)
-    match value.get("u"):
-        case None:
-            return CommitRecord.decode(payload)
-        case "state":
-            return WholeState(value)
-        case "prepared":
-            return Prepared()
-        case "moved":
-            return Moved([Move(BucketId(*bucket), reach[0], reach[1], entries_of(entries)) for bucket, reach, entries in value["m"]])
-        case "expired":
-            return Expired([(BucketId(*item[:3]), LogStart(*item[3:])) for item in value["l"]])
-        case "removed":
-            return Removed(value["f"])
-        case other:
-            raise ValueError(f"a commit record of kind {other!r} is not known")
+    """What a COMMIT frame's payload says. Errors: DamagedFrame for bytes that no such record has."""
+    try:
+        value = json.loads(payload)
+        match value.get("u"):
+            case None:
+                return CommitRecord.decode(payload)
+            case "state":
+                return WholeState(value)
+            case "prepared":
+                return Prepared()
+            case "moved":
+                return Moved([Move(BucketId(*bucket), reach[0], reach[1], entries_of(entries)) for bucket, reach, entries in value["m"]])
+            case "expired":
+                return Expired([(BucketId(*item[:3]), LogStart(*item[3:])) for item in value["l"]])
+            case "removed":
+                return Removed(value["f"])
+            case other:
+                raise ValueError(f"a commit record of kind {other!r} is not known")
+    except UNREADABLE as error:
+        raise unreadable_record(error) from error
 
 
 def follow(record: Prepared | Moved | Expired | Removed, state: StoreState, index: FrameIndex) -> npt.NDArray[np.void]:

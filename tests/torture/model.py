@@ -110,8 +110,8 @@ class Model:
             recorded = self.progress.get(item.owner)
             if item.expected is not None and _plain(item.expected) != _plain(recorded.offsets if recorded else {}):
                 raise Refused("ProgressConflict")
-        kept = {item.owner: {name: self._live(name, by_bucket) for name, by_bucket in item.offsets.items()} for item in progress}
         changed = [self._apply(op) for op in ops]
+        kept = {item.owner: {name: self._live(name, by_bucket) for name, by_bucket in item.offsets.items()} for item in progress}
         if not (any(changed) or progress):
             return
         for item in progress:
@@ -121,7 +121,7 @@ class Model:
             self.writers[write_id.writer] = (write_id.sequence, self.version)
 
     def _live(self, name: str, offsets: Mapping[TableBucket, int]) -> dict[TableBucket, int]:
-        """The offsets that are recorded: those of partitions, and of a table, that are there before the transaction."""
+        """The offsets that are recorded: those of partitions, and of a table, that are there after the transaction."""
         model = self.tables.get(name)
         if model is None:
             return {}
@@ -155,7 +155,7 @@ class Model:
             return []
         names = descriptor.bucket_keys or descriptor.column_names[:1]
         keys = pa.table({name: pa.array([row[name] for row in rows], descriptor.column(name).arrow.type) for name in names})
-        numbers = bucket_of_rows(descriptor, keys, (self.version + 1) % descriptor.n_buckets).tolist()
+        numbers = bucket_of_rows(descriptor, keys, descriptor.n_buckets, self.version + 1).tolist()
         partition_of = [row[descriptor.partition_keys[0]] if descriptor.partition_keys else "" for row in rows]
         order = {partition: at for at, partition in enumerate(dict.fromkeys(partition_of))}
         groups: dict[tuple[int, int], list[Row]] = {}

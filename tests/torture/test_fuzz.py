@@ -29,18 +29,21 @@ from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, Encoded
 from storage_engine.client import wire
 from storage_engine.client.frame_reader import FrameReader
 from storage_engine.client.wire import packed
-from storage_engine.engine import checkpoint
+from storage_engine.engine import checkpoint, upkeep
 from storage_engine.engine.backup import restore
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.engine.fsck import check_store
 from storage_engine.engine.key_snapshots import read_snapshot
-from storage_engine.engine.state import CommitRecord
 from storage_engine.errors import AlreadyExists, DamageError, FlashlakeError, UserError
 from storage_engine.log.commit_log import CommitLog
 from storage_engine.log.format_file import claim_directory
 from storage_engine.log.frame import HEADER_BYTES, decode_batch, encode_message, parse_header, verify_payload
 from storage_engine.log.log_file import check_file_header
 from storage_engine.log.pruning import MessagePruner
+from storage_engine.server.admission import Admission, Limits
+from storage_engine.server.authentication import ANYBODY, Authenticator
+from storage_engine.server.guard import Guard
+from storage_engine.server.metrics import Metrics
 from storage_engine.server.socket_server import _Connection
 from tests.torture.harness import POLICIES
 from tests.torture.model import KINDS, Op
@@ -157,7 +160,7 @@ def test_a_store_with_a_changed_log_opens_or_says_what_is_damaged() -> None:
             assert file.file.startswith("/s/")
         log = CommitLog.open(disk, STORE)
         for commit in log.recover():
-            CommitRecord.decode(commit.record)
+            upkeep.decode(commit.record)
             for _, location in commit.frames:
                 log.read(location)
 
@@ -184,7 +187,7 @@ def test_file_headers() -> None:
 
 def test_commit_records() -> None:
     log = CommitLog.open(DISK.clone(), STORE)
-    attack(CommitRecord.decode, [commit.record for commit in log.recover()])
+    attack(upkeep.decode, [commit.record for commit in log.recover()])
 
 
 @pytest.mark.parametrize("is_matching", [False, True])
@@ -286,7 +289,7 @@ def test_replies_and_errors_in_them() -> None:
 
 def test_frames_on_the_wire() -> None:
     message = encode_message(ROWS.combine_chunks().to_batches()[0])
-    frames = [FetchedFrame(TableBucket("d", n), n, 3, 1, 0, ("id", "name"), b"\0\0\0", message) for n in range(2)]
+    frames = [FetchedFrame(TableBucket("d", n), n, 3, 1, 0, ("id", "name"), ("bigint", "string"), b"\0\0\0", message) for n in range(2)]
     batch, header = wire.encode_frames(frames)
     sample = struct.pack("<I", header.size) + header.to_pybytes() + batch.serialize().to_pybytes()
 
@@ -361,13 +364,15 @@ def test_a_connection_of_the_socket_lane_refuses_by_name_and_never_meets_a_bug_o
     schema = pa.schema([pa.field("k1", pa.int32(), nullable=False), pa.field("k2", pa.string(), nullable=False)])
     keys = pa.record_batch([pa.array([1, 2], pa.int32()), pa.array(["a", ""])], schema=schema)
     sample = packed.encode_prepare(1, "lookup", {"table": "t.last", "columns": None}, schema) + packed.encode_keys_message(keys, 1) * 2
-    gate = SimpleNamespace(in_flight=nullcontext, refuse_when_stopping=lambda: None)
+    guard = Guard(store, Authenticator(store, is_on=False))
+    admission = Admission(Limits())
+    gate = SimpleNamespace(in_flight=nullcontext, refuse_when_stopping=lambda: None, admission=admission, metrics=Metrics(), guard=guard)
 
     def parse(data: bytes) -> None:
         sent: list[bytes] = []
         stream = io.BytesIO(data)
         peer = SimpleNamespace(recv=stream.read, recv_into=stream.readinto, pending=lambda: 0)
-        _Connection(store, gate, FrameReader(peer, packed.FRAME_BYTES_MAX), sent.append).run()  # type: ignore[arg-type]
+        _Connection(gate, ANYBODY, FrameReader(peer, packed.FRAME_BYTES_MAX), sent.append).run()  # type: ignore[arg-type]
         answer = b"".join(sent)
         assert b"ServerFault" not in answer, answer
 
