@@ -1,4 +1,4 @@
-"""Fixtures of the whole suite: the Apache Fluss that tests share when FLASHLAKE_TEST_FLUSS asks for one."""
+"""What the whole suite shares: no deadline of a single example, the Apache Fluss of FLASHLAKE_TEST_FLUSS, cheap passwords."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # it would measure how busy the machine is, and fail the first, cold example
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
