@@ -212,7 +212,7 @@ class Cleaner:
                 end = log.append([], upkeep.encode(upkeep.Removed([use.file.start for use in gone]))).end
                 files = log.release({use.file.start for use in gone})
         log.sync(end)
-        log.unlink(files)
+        log.remove(files)
         mover.stats.n_files_removed += len(gone)
         mover.stats.n_bytes_reclaimed += sum(use.n_bytes for use in gone)
 

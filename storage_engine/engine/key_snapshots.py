@@ -111,7 +111,7 @@ class KeySnapshots:
         """Remove a bucket's snapshot: rows that it leads to are about to go. Errors: OSError."""
         self._ends.pop(bucket, None)
         path = self.folder / file_name(bucket)
-        if path.exists():
+        if self._disk.exists(path):
             self._disk.unlink(path)
             self._disk.sync_directory(self.folder)
 

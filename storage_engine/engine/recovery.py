@@ -96,7 +96,7 @@ class Recovered:
         self.log.require_files(self.state.files)
         known = {entry.start for entry in self.state.files}
         try:
-            self.log.unlink(self.log.release({file.start for file in self.log.files if file.start not in known}))
+            self.log.remove(self.log.release({file.start for file in self.log.files if file.start not in known}))
         except OSError as error:
             _logger.warning("log files that were given up could not be removed: %s", error)
 

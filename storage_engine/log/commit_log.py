@@ -473,7 +473,7 @@ class CommitLog:
             file.is_removed = True
         return gone
 
-    def unlink(self, gone: Sequence[LogFile]) -> None:
+    def remove(self, gone: Sequence[LogFile]) -> None:
         """Remove released files from the disk. Errors: OSError; the next start tries again."""
         for file in reversed(gone):  # what follows a gap on disk must begin with a state: the oldest file goes last
             self._disk.unlink(file.path)
