@@ -117,9 +117,9 @@ def test_a_partition_condition_reads_only_that_partition(engine: QueryEngine, mo
     backend = engine.store.backend
     real = backend.fetch
 
-    def spy(table: str, ranges: dict, columns: object, where: object) -> object:
+    def spy(table: str, ranges: dict, columns: object, where: object = None, **options: object) -> object:
         fetched.extend(bucket.partition for bucket in ranges)
-        return real(table, ranges, columns, where)
+        return real(table, ranges, columns, where, **options)
 
     monkeypatch.setattr(backend, "fetch", spy)
     assert rows(engine, "SELECT COUNT(*) FROM shop.sales WHERE ds = 'd1' AND n > 0") == [(2,)]
@@ -152,9 +152,9 @@ def test_a_binlog_has_the_rows_before_and_after_and_reads_only_their_fields_that
     backend = engine.store.backend
     real = backend.fetch
 
-    def spy(table: str, ranges: dict, columns: list[str], where: object = None) -> object:
+    def spy(table: str, ranges: dict, columns: list[str], where: object = None, **options: object) -> object:
         read.append(list(columns))
-        return real(table, ranges, columns, where)
+        return real(table, ranges, columns, where, **options)
 
     monkeypatch.setattr(backend, "fetch", spy)
     sql = "SELECT _change_type, SUM(after.left_n - before.left_n) AS d FROM shop.stock$binlog WHERE before.left_n > 0 GROUP BY _change_type"
@@ -163,7 +163,7 @@ def test_a_binlog_has_the_rows_before_and_after_and_reads_only_their_fields_that
 
 
 def test_a_plain_count_is_answered_without_reading_rows(engine: QueryEngine, monkeypatch) -> None:
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise AssertionError("rows were read")
 
     monkeypatch.setattr(engine.store.backend, "fetch", refuse)
