@@ -129,6 +129,15 @@ def _from_columns(columns: Mapping[str, Any], fields: Mapping[str, pa.Field], wh
     return pa.table(arrays)
 
 
+def _exactly(values: Any, data_type: pa.DataType | None) -> pa.Array:
+    """Python values as an array. Errors: ArrowInvalid for a fraction in an integer column, which Arrow alone would cut off."""
+    if data_type is None or not pa.types.is_integer(data_type):
+        return pa.array(values, data_type)
+    inferred = pa.array(values)
+    is_number = pa.types.is_integer(inferred.type) or pa.types.is_floating(inferred.type)
+    return inferred.cast(data_type) if is_number else pa.array(values, data_type)
+
+
 def _from_values(name: str, values: Any, data_type: pa.DataType | None, where: str) -> pa.Array:
     values = (
         values
@@ -140,7 +149,7 @@ def _from_values(name: str, values: Any, data_type: pa.DataType | None, where: s
     try:
         if hasattr(values, "dtype"):
             return pa.array(values, from_pandas=True)
-        return pa.array(values, data_type)
+        return _exactly(values, data_type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError) as error:
         row, value = _first_unreadable(values, data_type)
         what = f"column {name}: {_short(value)} is not a {data_type}" if row is not None else f"column {name}: {error}"
@@ -154,7 +163,7 @@ def _first_unreadable(values: Any, data_type: pa.DataType | None) -> tuple[int |
         return None, None
     for row, value in enumerate(values):
         try:
-            pa.array([value], data_type)
+            _exactly([value], data_type)
         except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError):
             return row, value
     return None, None

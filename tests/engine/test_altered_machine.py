@@ -165,7 +165,12 @@ class AlteredTables(RuleBasedStateMachine):
             with pytest.raises(SchemaMismatch, match=r"was (renamed|dropped)"):
                 self.stale.read()
         elif self.key in known and self.part in known:
-            self.stale.upsert(columns)
+            try:
+                self.stale.upsert(columns)
+            except SchemaMismatch:  # a value that only fits the column as it is now
+                now = self.store.describe("x.t")
+                assert any(self.stale.descriptor.column(name).arrow.type != now.column(name).arrow.type for name in columns)
+                return
             for i, key in enumerate(keys):
                 self.rows[key] = {field.number: columns[field.name][i] for field in self.fields if field.name in columns}
 

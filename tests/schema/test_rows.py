@@ -144,6 +144,7 @@ def test_no_rows_conform_to_an_empty_table():
         ({"k": ["one"]}, "column k: 'one' is not a int64", 0),
         ({"k": [1, 2], "n": [1]}, "column n has 1 values, others have 2", None),
         ({"k": [1, 2], "n": [7, 2**31]}, "column n: 2147483648 is not a int32", 1),
+        ({"k": [1, 2], "n": [1.0, 1.5]}, "column n: 1.5 is not a int32", 1),
         ({"k": [1, 2], "price": [Decimal("1.5"), Decimal("1.555")]}, "column price: Decimal('1.555')", 1),
         ([{"k": 1}, 7], "row 1 (from 0) is a int", None),
         (7, "rows are a int", None),
