@@ -5,13 +5,14 @@ none that was deleted comes back, and the next start and the next round go on.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from storage_engine import TableBucket
 from storage_engine.client.store import Store
 from storage_engine.engine.checkpointer import CheckpointPolicy
 from storage_engine.engine.fsck import check_store
+from storage_engine.engine.mover import Mover
 from storage_engine.errors import WriteFailed
 from tests.engine.cleaning import HOUR_MS, Clock, backend_of, log_bytes, opened, small_files
 from tests.log.faulty_disk import FATES, Fate, FaultyDisk, PowerLost
@@ -216,3 +218,41 @@ def test_a_kill_in_the_middle_of_cleaning_loses_no_row_and_brings_none_back(tmp_
                 newest += 1
                 store.table("f.log").append({"id": [newest] * 3, "v": ["x" * 20] * 3})
             n_acked = newest
+
+
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_store_that_goes_back_in_the_middle_of_cleaning_ends_the_round_and_loses_nothing(tmp_path: Path, nth: int) -> None:
+    """Before the nth thing that cleaning writes, the sync of a commit fails, and that of its mending: the store goes on with another log."""
+    clock, disk, steps = Clock(), FaultyDisk(tmp_path, seed=nth), itertools.count(1)
+    writing = Mover.writing
+
+    def with_a_failed_commit(mover: Mover) -> AbstractContextManager[None]:
+        if next(steps) == nth:
+            disk.fail = {("fdatasync", disk.calls["fdatasync"] + i): errno.EIO for i in (1, 2)}
+            with pytest.raises(WriteFailed) as failure:
+                store.table("f.log").append({"id": [9] * 3, "v": ["lost"] * 3})
+            assert failure.value.is_absent
+            disk.fail = {}
+        return writing(mover)
+
+    with small_files(30_000), pytest.MonkeyPatch.context() as patch:
+        store = opened(tmp_path / "s", clock, disk=disk, checkpoints=COPIES, sync="commit")
+        store.execute(DDL)
+        for n in range(1, 9):
+            write(store, clock, n)
+        log = backend_of(store).core.log
+        patch.setattr(Mover, "writing", with_a_failed_commit)
+        backend_of(store).clean()
+        assert next(steps) == nth + 1, "the round ended there"
+        assert backend_of(store).core.log is not log, "the store went back"
+        require_commits(store, 8)
+        write(store, clock, 9)
+        backend_of(store).clean()
+        require_commits(store, 9)
+        store.close()
+        assert check_store(tmp_path / "s", keys=True).damages == []
+        with opened(tmp_path / "s", clock) as again:
+            require_commits(again, 9)
+            backend_of(again).clean()
+            require_commits(again, 9)
+        assert check_store(tmp_path / "s", keys=True).findings == []
