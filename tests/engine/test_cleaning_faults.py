@@ -222,7 +222,7 @@ def test_a_kill_in_the_middle_of_cleaning_loses_no_row_and_brings_none_back(tmp_
 
 @pytest.mark.parametrize("nth", range(1, 5))
 def test_a_store_that_goes_back_in_the_middle_of_cleaning_ends_the_round_and_loses_nothing(tmp_path: Path, nth: int) -> None:
-    """Before the nth thing that cleaning writes, the sync of a commit fails, and that of its mending: the store goes on with another log."""
+    """Before the nth write of cleaning, the sync of a commit fails, and that of its mending: the store goes on with another log."""
     clock, disk, steps = Clock(), FaultyDisk(tmp_path, seed=nth), itertools.count(1)
     writing = Mover.writing
 
