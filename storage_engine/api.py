@@ -164,8 +164,9 @@ class CommitInfo:
 
 @dataclass(frozen=True)
 class FetchedFrame:
-    """A stored frame, pruned to `columns`: `message` is an Arrow IPC record-batch message without schema.
+    """A stored frame, pruned to `columns`: its parts, one after another, are an Arrow IPC record-batch message without schema.
 
+    parts    pieces of the stored frame as they lie, so that whoever sends the message copies them once, to where it goes
     columns  names that the columns have now; a column of the table that is not among them is null in these rows
     types    SQL types that the columns were stored with: what the message decodes with. They may be narrower than those of the table
     Rows carry offsets base_offset .. base_offset + n_rows; `change_types` has one byte per row (see log/frame.py), None: all +A.
@@ -180,8 +181,17 @@ class FetchedFrame:
     columns: tuple[str, ...]
     types: tuple[str, ...]
     change_types: bytes | None
-    message: pa.Buffer
+    parts: tuple[pa.Buffer | bytes | memoryview, ...]
     timestamps: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def n_message_bytes(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def message(self) -> pa.Buffer:
+        """The message in one piece: a single part as it is, several are copied."""
+        return pa.py_buffer(self.parts[0] if len(self.parts) == 1 else b"".join(self.parts))
 
 
 @dataclass(frozen=True)
