@@ -72,13 +72,13 @@ def measured(case: StreamCase, root: Path, n_rows: int, n_users: int, *, is_chec
     finally:
         server.stop()
     rate = n_rows / submitted
-    steady = n_rows / max(last_s - first_s, 1e-9) if last_s - first_s > 0.05 else rate
-    checked = ("yes" if equal else "NO") if is_checked else "-"
-    return (
-        f"| {case.name} | {n_rows:,} | {rate:,.0f} | {steady:,.0f} | {case.flink_rows_per_s:,.0f} "
-        f"| **{steady / case.flink_rows_per_s:.2f}** | {case.factor:g}x | {cpu[0]:.1f} / {cpu[1]:.1f} | {memory[0]:.0f} / {memory[1]:.0f} | {n_sink:,} | {checked} |",
-        equal,
-    )
+    steady = n_rows / (last_s - first_s) if last_s - first_s > 0.05 else rate
+    shown = [
+        case.name, f"{n_rows:,}", f"{rate:,.0f}", f"{steady:,.0f}", f"{case.flink_rows_per_s:,.0f}",
+        f"**{steady / case.flink_rows_per_s:.2f}**", f"{case.factor:g}x", f"{cpu[0]:.1f} / {cpu[1]:.1f}",
+        f"{memory[0]:.0f} / {memory[1]:.0f}", f"{n_sink:,}", ("yes" if equal else "NO") if is_checked else "-",
+    ]  # fmt: skip
+    return f"| {' | '.join(shown)} |", equal
 
 
 def _load(store: storage_engine.Store, n_rows: int, n_users: int, *, is_nexmark: bool) -> None:

@@ -102,7 +102,7 @@ CASES = (
     ),
     StreamCase(
         "q3",
-        "(name STRING, city STRING, state STRING, id BIGINT NOT NULL, PRIMARY KEY (id) NOT ENFORCED)",
+        "(name STRING, city STRING, state STRING, id BIGINT)",
         "SELECT P.name, P.city, P.state, A.id FROM bench.auction AS A INNER JOIN bench.person AS P ON A.seller = P.id "
         "WHERE A.category = 10 AND (P.state = 'OR' OR P.state = 'ID' OR P.state = 'CA')",
         461_000,
@@ -122,7 +122,8 @@ CASES = (
         "q5",
         "(auction BIGINT, num BIGINT, starttime TIMESTAMP(3), PRIMARY KEY (auction, starttime) NOT ENFORCED)",
         "SELECT AuctionBids.auction, AuctionBids.num, AuctionBids.starttime FROM (SELECT auction, COUNT(*) AS num, "
-        f"window_start AS starttime FROM {_HOP} GROUP BY window_start, auction) AS AuctionBids JOIN (SELECT MAX(CountBids.num) AS maxn, CountBids.starttime FROM "
+        f"window_start AS starttime FROM {_HOP} GROUP BY window_start, auction) AS AuctionBids JOIN "
+        "(SELECT MAX(CountBids.num) AS maxn, CountBids.starttime FROM "
         f"(SELECT COUNT(*) AS num, window_start AS starttime FROM {_HOP} GROUP BY auction, window_start) AS CountBids "
         "GROUP BY CountBids.starttime) AS MaxBids ON AuctionBids.starttime = MaxBids.starttime AND AuctionBids.num >= MaxBids.maxn",
         425_000,
