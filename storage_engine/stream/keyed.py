@@ -1,4 +1,4 @@
-"""Keyed: runs a join, a rank, or an aggregate that keeps its rows, over one micro-batch.
+"""Keyed: runs a join, a rank, sessions, OVER aggregates, or an aggregate that keeps its rows, over one micro-batch.
 
 For the keys that changes touch, the sides' rows before and after the micro-batch are put side by side; the operator's changes are the
 difference. Rows of a stored side come from its table; those of a kept side from the job's state table, which is advanced here.
@@ -19,13 +19,13 @@ from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.arrangement import COUNT, Arrangement
 from storage_engine.stream.compile import aggregate_name, keyed_name, quoted
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
-from storage_engine.stream.plan import Aggregate, DeltaJoin, KeptSide, Rank, StoredSide
+from storage_engine.stream.plan import Aggregate, KeptSide, Sided, StoredSide
 
 
 class Keyed:
     """One operator. Registers its changes under the name that the operators above read."""
 
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, arrangements: Mapping[int, Arrangement]) -> None:
+    def __init__(self, node: Sided, arrangements: Mapping[int, Arrangement]) -> None:
         self._name = aggregate_name(node) if isinstance(node, Aggregate) else keyed_name(node)
         self._delta_sql = keyed_sql.delta(node)
         self._sides = [
@@ -40,7 +40,7 @@ class Keyed:
 
 
 class _Stored:
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: StoredSide) -> None:
+    def __init__(self, node: Sided, side: StoredSide) -> None:
         self._side = side
         self._touched_sql = keyed_sql.touched(node, side)
 
@@ -62,7 +62,7 @@ class _Kept:
     A row's multiplicity is in WEIGHT: 1, or the count where equal rows are one. Ranks and joins read rows as often as they count.
     """
 
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: KeptSide, arrangement: Arrangement) -> None:
+    def __init__(self, node: Sided, side: KeptSide, arrangement: Arrangement) -> None:
         self._arrangement = arrangement
         self._side = side
         self._changes = keyed_sql.changes_name(side)

@@ -13,6 +13,7 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
     Windows      each row once per window of time that it lies in (TUMBLE, HOP, CUMULATE)
+    Session, Over (plan_time.py)
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -29,6 +30,7 @@ from sqlglot import exp
 
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
+from storage_engine.stream.plan_time import Emission, Over, Session
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import SqlType
 from storage_engine.stream.startup import Startup
@@ -273,6 +275,7 @@ class Rank:
 class Aggregate:
     """GROUP BY. Fields: the keys, then one per call.
 
+    emission    a group's row is sent once, when it is final; None: whenever the group changes
     keeps_rows  the input's rows are kept by group and a touched group is computed anew: for functions that cannot take a row back
                 (MIN of rows that may leave); the keys are fields of the input then
     """
@@ -283,6 +286,7 @@ class Aggregate:
     calls: tuple[tuple[Field, Call], ...]
     id: int = 0
     keeps_rows: bool = False
+    emission: Emission | None = None
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -294,7 +298,7 @@ class Aggregate:
 
     @property
     def is_retracting(self) -> bool:
-        return True  # a group's row changes whenever the group does
+        return self.emission is None  # a group's row changes whenever the group does
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
@@ -399,7 +403,9 @@ class Windows:
         return (self.input,)
 
 
-Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over
+Sided = DeltaJoin | Rank | Aggregate | Session | Over
+"""Operators that find rows by key; an Aggregate only when it keeps rows (its `sides` are empty otherwise)."""
 
 
 @dataclass(frozen=True)
@@ -455,6 +461,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = (
             f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
         )
+    elif isinstance(node, Session | Over):
+        line = node.line()
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
     elif isinstance(node, Windows):
@@ -466,6 +474,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
+        line += f", sent once when the watermark of {node.emission.scan.table.name} passes the window" if node.emission else ""
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))

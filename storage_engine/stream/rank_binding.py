@@ -14,7 +14,8 @@ from sqlglot import exp
 from storage_engine.stream.builtins import Value
 from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import text_of
-from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Rank, Scan, Union
+from storage_engine.stream.over_binding import bind_over, is_row_number
+from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Over, Rank, Scan, Session, Union
 from storage_engine.stream.render import column
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -34,17 +35,16 @@ def windows_of(trees: list[exp.Expr]) -> list[exp.Window]:
     return list(found.values())
 
 
-def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window]) -> tuple[Rank, dict[str, Value]]:
-    """The numbered rows, and what each window's text is bound to. Errors: StatementRefused for other functions over a window."""
+def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window]) -> tuple[Rank | Over, dict[str, Value]]:
+    """The rows with the window functions, and what each window's text is bound to. Errors: StatementRefused."""
+    if not any(is_row_number(item) for item in windows):
+        return bind_over(binder, node, scope, windows)
     window = windows[0]
     what = text_of(window)
     if len(windows) > 1:
         raise binder.refuse(
-            f"{what} and {text_of(windows[1])}: two numbers of one row", "Number in one subquery, then in another around it."
+            f"{what} and {text_of(windows[1])} in one SELECT", "Number in one subquery, then compute in another around it."
         )
-    call = window.this
-    if not (isinstance(call, exp.Anonymous) and str(call.this).upper() == "ROW_NUMBER" and not call.expressions):
-        raise binder.refuse(f"{what}: window functions other than ROW_NUMBER are not kept incrementally", "Use GROUP BY, or ROW_NUMBER().")
     if window.args.get("spec") is not None:
         raise binder.refuse(f"{what}: ROW_NUMBER takes no frame", "Leave ROWS or RANGE out.")
     order = window.args.get("order")
@@ -92,6 +92,8 @@ def _bounded(binder: Binder, node: Node, bounds: dict[str, int]) -> Node:
                 "Keep the first rows: WHERE rn <= 10 around the subquery, or QUALIFY ROW_NUMBER() OVER (...) <= 10.",
             )
         return replace(node, side=side, limit=max(limit, 1))
+    if isinstance(node, Session | Over):
+        return replace(node, side=replace(node.side, node=_bounded(binder, node.side.node, {})))
     if isinstance(node, DeltaJoin):
         sides = [replace(side, node=_bounded(binder, side.node, {})) for side in node.sides]
         return replace(node, left=sides[0], right=sides[1])

@@ -121,6 +121,7 @@ def _facts(store: Store, of: JobDescriptor, progress: Mapping[str, Any]) -> dict
     recorded = progress.get(of.owner)
     detail = recorded.detail if recorded else {}
     counters = {name: detail.get(name, 0) for name in ("n_rows_in", "n_rows_out", "n_dropped_nulls", "n_batches", "rows_per_s", "version")}
+    counters |= {name: detail[name] for name in ("n_late_rows", "watermark_ms") if name in detail}
     lag = lag_rows(store, of, recorded.offsets if recorded else {})
     return {"job": of.name, "state": of.state, "kind": of.kind, "sink": of.sink, "lag_rows": lag, **counters, "last_error": of.last_error}
 
