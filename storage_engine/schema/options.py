@@ -124,7 +124,7 @@ KNOWN_OPTIONS: dict[str, Option] = {
             alterable=True,
         ),
         Option("watermark.column", "string", None, "the column of the event's time: WATERMARK FOR column AS ..."),
-        Option("watermark.delay", "duration", None, "how long after a later time a row still is in time: WATERMARK FOR ... AS c - INTERVAL"),
+        Option("watermark.delay", "duration", None, "how much older than a row before it a row may be: WATERMARK FOR ... AS c - INTERVAL"),
         Option(
             "watermark.late-rows",
             "late",

@@ -137,9 +137,9 @@ def _register_scan(
 ) -> None:
     table = store.table(scan.table.name)
     name = source_name(scan)
-    listed = ", ".join(quoted(column) for column in scan.columns)
+    listed = ", ".join(quoted(column) for column in scan.stored_columns)
     if not scan.table.has_primary_key:
-        rows = table.scan(list(scan.columns), start=start, stop=dict(sorted(stop.items())), metadata=ordered)
+        rows = table.scan(scan.stored_columns, start=start, stop=dict(sorted(stop.items())), metadata=ordered)
         order = ""
         if is_timed and not is_bounded:
             schema = rows.schema.append(pa.field(WATERMARK, pa.int64()))
@@ -147,7 +147,9 @@ def _register_scan(
             marked = marked_batches(scan.table, rows, scan.table.watermark.column, "_bucket", schema)
             rows = pa.RecordBatchReader.from_batches(schema, marked)
         if is_timed:
-            order = f", CAST(NULL AS BIGINT) AS {WATERMARK}" if is_bounded else f", {WATERMARK}"
+            mark_ms = "CAST(NULL AS BIGINT)" if is_bounded else WATERMARK
+            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.columns if name not in scan.stored_columns]
+            order = "".join(f", {text}" for text in [f"{mark_ms} AS {WATERMARK}", *shown])
         con.register(f"{name}_log", rows)
         if ordered:
             order += f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"

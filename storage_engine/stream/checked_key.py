@@ -52,7 +52,7 @@ class CheckedKey:
             raise SchemaMismatch(
                 f"two rows of the result have the key {shown}",
                 where=f"primary key of {self._sink.name}",
-                next_step="Key the table by columns that tell the log's rows apart, or keep one row of each key first: ROW_NUMBER() ... = 1.",
+                next_step="Key the table by columns that tell the log's rows apart, or keep one row of each key first (ROW_NUMBER).",
             )
 
 

@@ -20,6 +20,7 @@ from storage_engine.stream.plan import (
     Calc,
     DeltaJoin,
     Expand,
+    InTime,
     LookupJoin,
     Node,
     Over,
@@ -82,6 +83,10 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         listed = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.projections]
         condition = f" WHERE {sql(node.condition)}" if node.condition is not None else ""
         return f"SELECT {', '.join(listed + hidden)} FROM ({relation(node.input, batch=batch, carried=carried)}){condition}"
+    if isinstance(node, InTime):
+        rows = relation(node.input, batch=batch, carried=(*carried, WATERMARK))
+        listed = [quoted(item.name) for item in node.fields] + hidden
+        return f"SELECT {', '.join(listed)} FROM ({compile_time.in_time(rows, compile_time.row_last_ms(node))})"
     if isinstance(node, LookupJoin):
         return _join(node, hidden, batch=batch, carried=carried)
     if isinstance(node, DeltaJoin | Rank | Session | Over):
@@ -235,9 +240,9 @@ def aggregate_input(node: Aggregate, *, batch: bool = False) -> str:
     return compile_time.in_time(relation(node.input, batch=batch, carried=(WATERMARK,)), compile_time.group_last_ms(node))
 
 
-def late_positions(node: Aggregate | Session) -> str:
+def late_positions(node: Aggregate | Session | InTime) -> str:
     """The places in the log of the rows that came too late for a window of theirs."""
-    body = node.input if isinstance(node, Aggregate) else node.side.node
+    body = node.side.node if isinstance(node, Session) else node.input
     last = compile_time.group_last_ms(node) if isinstance(node, Aggregate) else compile_time.row_last_ms(node)
     listed = ", ".join(POSITION[1:])
     return f"SELECT DISTINCT {listed} FROM ({relation(body, carried=(*POSITION, WATERMARK))}) WHERE {compile_time.is_late(last)}"

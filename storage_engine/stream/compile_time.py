@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from storage_engine.stream.plan import Aggregate
-from storage_engine.stream.plan_time import Emission, Over, Session
+from storage_engine.stream.plan_time import Emission, InTime, Over, Session
 from storage_engine.stream.render import column, sql
 
 WATERMARK: Final = "__wm"
@@ -32,22 +32,24 @@ def is_late(last_ms: str) -> str:
 
 def group_last_ms(node: Aggregate) -> str:
     """The last millisecond of the window of a row of the aggregate's input."""
-    assert node.emission is not None and node.emission.field is not None, "only groups of windows have an end"
-    return f"epoch_ms({_quoted(node.emission.field)}) + {node.emission.shift_ms - 1}"
+    emission = node.emission
+    assert emission is not None, "only groups of windows have an end"
+    assert emission.field is not None, "only groups of windows have an end"
+    return f"epoch_ms({_quoted(emission.field)}) + {emission.shift_ms - 1}"
 
 
 def emitted_groups(node: Aggregate, groups: str) -> str:
     """Those of an aggregate's rows whose window is passed by the watermark."""
     emission = node.emission
-    assert emission is not None and emission.field is not None, "only groups of windows have an end"
+    assert emission is not None, "only groups of windows have an end"
     key = next(item.name for item, tree in node.keys if tree.name == emission.field)
     last = f"epoch_ms({_quoted(key)}) + {emission.shift_ms - 1}"
     return f"SELECT * FROM ({groups}) WHERE {last} <= (SELECT ms FROM {watermark_name(emission)})"
 
 
-def row_last_ms(node: Session) -> str:
-    """The last millisecond of the session that a row would have alone."""
-    return f"epoch_ms({_quoted(node.time)}) + {node.gap_ms - 1}"
+def row_last_ms(node: Session | InTime) -> str:
+    """The last millisecond of the session that a row would have alone; or up to which a row of an interval join is in time."""
+    return f"epoch_ms({_quoted(node.time)}) + {node.gap_ms - 1 if isinstance(node, Session) else node.slack_ms + 1}"
 
 
 def final_ms(node: Session) -> str:
@@ -64,15 +66,16 @@ def emitted_sessions(node: Session, rows: str) -> str:
 def with_sessions(node: Session, rows: str, further: Sequence[str] = ()) -> str:
     """The rows with their sessions. `further`: columns of `rows` beside the fields.
 
-    Two rows are of one session when the later one is not after the end that the earlier one alone would have (Flink's TimeWindow.intersects:
-    windows that touch are merged).
+    Two rows are of one session when the later one is not after the end that the earlier one alone would have (Flink's
+    TimeWindow.intersects: windows that touch are merged).
     """
     time = f"epoch_ms({_quoted(node.time)})"
     by = f"PARTITION BY {', '.join(map(_quoted, node.side.on))} " if node.side.on else ""
     message = f"a row without a time lies in no session: {node.time} is null".replace("'", "''")
     listed = [_quoted(item.name) for item in node.side.node.fields] + [_quoted(name) for name in further]
-    checked = f"SELECT *, CAST(CASE WHEN {_quoted(node.time)} IS NULL THEN error('{message}') ELSE {time} END AS BIGINT) AS __ms FROM ({rows})"
-    begins = f"SELECT *, CASE WHEN __ms - lag(__ms) OVER ({by}ORDER BY __ms) <= {node.gap_ms} THEN 0 ELSE 1 END AS __begins FROM ({checked})"
+    checked = f"CAST(CASE WHEN {_quoted(node.time)} IS NULL THEN error('{message}') ELSE {time} END AS BIGINT) AS __ms"
+    begins = f"CASE WHEN __ms - lag(__ms) OVER ({by}ORDER BY __ms) <= {node.gap_ms} THEN 0 ELSE 1 END AS __begins"
+    begins = f"SELECT *, {begins} FROM (SELECT *, {checked} FROM ({rows}))"
     numbered = f"SELECT *, sum(__begins) OVER ({by}ORDER BY __ms) AS __session FROM ({begins})"
     within = f"OVER (PARTITION BY {', '.join([*map(_quoted, node.side.on), '__session'])})"
     bounded = f"SELECT *, min(__ms) {within} AS __start, max(__ms) {within} + {node.gap_ms} AS __end FROM ({numbered})"

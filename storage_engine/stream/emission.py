@@ -22,7 +22,7 @@ from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.placement import NULL_MASK, Placement
 from storage_engine.stream.plan import Aggregate, Session
-from storage_engine.stream.plan_time import Emission
+from storage_engine.stream.plan_time import Emission, InTime
 
 POSITIONS = sql_of.POSITION[1:]
 
@@ -42,7 +42,7 @@ class WindowGroups:
     """An aggregate over windows: groups whose window is passed are sent and forgotten, the others are kept."""
 
     def __init__(self, node: Aggregate, placement: Placement) -> None:
-        assert node.emission is not None and node.emission.field is not None, "a window's group has an end"
+        assert node.emission is not None, "a window's group has an end"
         self._node = node
         self._emission = node.emission
         self._placement = placement
@@ -144,7 +144,7 @@ class WindowGroups:
         else:
             rest = kept.filter(pc.invert(self.is_passed(kept, watermark_ms)))
             bounds.append(pc.min(self.last_ms(rest[self._end_column])).as_py())
-        note_open(event_time, self._name, bounds)
+        event_time.keep_open(self._name, bounds)
 
 
 class _DistinctValues:
@@ -160,9 +160,7 @@ class _DistinctValues:
         self._keys_sql = sql_of.distinct_state_keys(state.keys, f"{self.name}_v")
         self._deltas_sql = sql_of.distinct_deltas(node, state.accumulators, f"{self.name}_m")
 
-    def run(
-        self, tables: Registry, reader: Reader, outcome: Outcome, watermark_ms: int | None, *, has_kept: bool, is_due: bool
-    ) -> None:
+    def run(self, tables: Registry, reader: Reader, outcome: Outcome, watermark_ms: int | None, *, has_kept: bool, is_due: bool) -> None:
         values = tables.query(self._partial_sql)
         tables.put(f"{self.name}_v", values)
         keys = tables.query(self._keys_sql)
@@ -173,7 +171,9 @@ class _DistinctValues:
         append_op(outcome, WriteOp(self._table, "upsert", state.filter(pc.invert(self._groups.is_passed(state, watermark_ms))), None))
         if is_due:
             kept = reader.all_rows(self._table)
-            append_op(outcome, WriteOp(self._table, "delete", kept.filter(self._groups.is_passed(kept, watermark_ms)).select(self._key), None))
+            append_op(
+                outcome, WriteOp(self._table, "delete", kept.filter(self._groups.is_passed(kept, watermark_ms)).select(self._key), None)
+            )
 
 
 class Sessions:
@@ -205,7 +205,7 @@ class Sessions:
         tables.put(f"{self._name}_new", tables.query(self._new_sql))
         tables.put(f"{self._name}_kept", table.arrow_schema.empty_table())
         found = tables.query(self._sessions_sql)
-        bound_ms = _least([open_ms, pc.min(found["__final_ms"]).as_py()])
+        bound_ms = min((ms for ms in (open_ms, pc.min(found["__final_ms"]).as_py()) if ms is not None), default=None)
         is_due = bound_ms is not None and watermark_ms is not None and bound_ms <= watermark_ms
         if is_due and open_ms is not None:  # a session of new rows may be a part of a kept one
             tables.put(f"{self._name}_kept", reader.all_rows(table.name))
@@ -217,7 +217,18 @@ class Sessions:
         append_op(outcome, WriteOp(table.name, "delete", tables.query(self._gone_sql).select(list(table.primary_key)), None))
         append_op(outcome, WriteOp(table.name, "upsert", tables.query(self._added_sql).select(list(table.column_names)), None))
         least = pc.min(found.filter(pc.invert(is_final))["__final_ms"]).as_py()
-        note_open(event_time, self._name, [least] if is_due else [least, open_ms])
+        event_time.keep_open(self._name, [least] if is_due else [least, open_ms])
+
+
+class LateRows:
+    """Notes the rows that are late for an interval join."""
+
+    def __init__(self, node: InTime) -> None:
+        self._emission = node.emission
+        self._late_sql = sql_of.late_positions(node)
+
+    def run(self, _plan: object, tables: Registry, _reader: Reader, outcome: Outcome) -> None:
+        note_late(self._emission, self._late_sql, tables, outcome)
 
 
 def note_late(emission: Emission, late_sql: str, tables: Registry, outcome: Outcome) -> None:
@@ -239,17 +250,6 @@ def write_late(outcome: Outcome, reader: Reader) -> None:
         side = found[0][0].late_table
         if side is not None:
             append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, places), None))
-
-
-def note_open(event_time: EventTime, name: str, bounds: list[int | None]) -> None:
-    event_time.open_ms.pop(name, None)
-    least = _least(bounds)
-    if least is not None:
-        event_time.open_ms[name] = least
-
-
-def _least(bounds: list[int | None]) -> int | None:
-    return min((bound for bound in bounds if bound is not None), default=None)
 
 
 def _looked_up(reader: Reader, placement: Placement, keys: pa.Table, columns: list[str], *, has_kept: bool) -> pa.Table:

@@ -13,8 +13,7 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.delta_binding import stored_side
-from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, KeptSide, LookupJoin, Node, Scan, Session, Windows, is_positioned
+from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Scan, Session, Windows
 from storage_engine.stream.plan_time import Emission
 
 if TYPE_CHECKING:
@@ -34,17 +33,10 @@ def emitted_once(binder: Binder, node: Aggregate) -> Aggregate:
             return replace(node, emission=replace(window.emission, field=None))
         if isinstance(window, Windows):
             shift_ms = _shift_to_end(window, name)
-            emission = _emission(binder, window.input, window.time) if shift_ms is not None else None
+            emission = emission_of(binder, window.input, window.time) if shift_ms is not None else None
             if emission is not None:
                 return replace(node, emission=replace(emission, field=tree.name, shift_ms=shift_ms or 0))
     return node
-
-
-def session(binder: Binder, node: Node, by: tuple[str, ...], time: str, gap_ms: int, fields: tuple[Field, ...]) -> Session:
-    """The sessions of a relation's rows, sent once where they become final."""
-    emission = _emission(binder, node, time) if is_positioned(node) else None
-    side = stored_side(node, by) if by and emission is None else None
-    return Session(side or KeptSide(node, by, binder.next_id()), time, gap_ms, fields, binder.next_id(), emission)
 
 
 def _shift_to_end(window: Windows, name: str) -> int | None:
@@ -57,7 +49,7 @@ def _shift_to_end(window: Windows, name: str) -> int | None:
     return window.size_ms if name == start and window.kind == "HOP" else None
 
 
-def _emission(binder: Binder, node: Node, time: str) -> Emission | None:
+def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
     """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
     found = _origin(node, time)
     if found is None or not isinstance(found[0], Scan):

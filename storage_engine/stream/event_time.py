@@ -45,6 +45,13 @@ class EventTime:
         self.has_late_rows = self.has_late_rows or bool((times <= marks).any())
         return rows.append_column(WATERMARK, pa.array(marks, mask=marks <= _NONE // 2))
 
+    def keep_open(self, operator: str, bounds: Sequence[int | None]) -> None:
+        """The least of these watermarks is the first that completes anything that the operator keeps; none: it keeps nothing."""
+        self.open_ms.pop(operator, None)
+        least = min((bound for bound in bounds if bound is not None), default=None)
+        if least is not None:
+            self.open_ms[operator] = least
+
     def watermark_ms(self, emission: Emission) -> int | None:
         """The watermark of the emission's log after this micro-batch; None as long as one of its buckets had no row."""
         return watermark_of(emission.scan.table, self._after[emission.scan.table.name])

@@ -20,13 +20,13 @@ from storage_engine.errors import SchemaMismatch
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.checked_key import CheckedKey, is_checked, sink_cast
-from storage_engine.stream.emission import Sessions, WholeGroups, WindowGroups, write_late
+from storage_engine.stream.emission import LateRows, Sessions, WholeGroups, WindowGroups, write_late
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.keyed import Keyed
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.optimize import prune
 from storage_engine.stream.placement import DistinctState, Placement, top_aggregate
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, LookupJoin, Node, Over, Rank, Session, columns_of, walk
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, InTime, LookupJoin, Node, Over, Rank, Session, columns_of, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.render import sql
 
@@ -41,10 +41,12 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | Keyed | Sessions | WholeGroups | WindowGroups | _Aggregation] = []
+        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WindowGroups | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
+            elif isinstance(node, InTime):
+                self._steps.append(LateRows(node))
             elif isinstance(node, Session) and node.emission is not None:
                 self._steps.append(Sessions(node, plan.arrangements))
             elif isinstance(node, Aggregate) and node.emission is not None:

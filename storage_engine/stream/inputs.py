@@ -112,12 +112,12 @@ def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = 
     changed: dict[TableBucket, int] = {bucket: end for bucket, end in sorted(stop.items()) if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
     is_placed = scan.is_retracting or positioned
-    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
+    rows = table.scan(scan.stored_columns, start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
     if not scan.is_retracting:
-        return with_position(rows, list(scan.columns)) if positioned else rows
+        return with_position(rows, scan.stored_columns) if positioned else rows
     taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)
     weights = pc.if_else(taken_back, pa.scalar(-1, pa.int8()), pa.scalar(1, pa.int8()))
-    plain = rows.select(list(scan.columns))
+    plain = rows.select(scan.stored_columns)
     # a scan comes in the order of the commits; offsets of two buckets, between which a rescale moved a key, say nothing of it
     return plain.append_column(WEIGHT, weights).append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
 

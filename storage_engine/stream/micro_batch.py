@@ -1,5 +1,6 @@
 """Micro-batch: what the operators of one micro-batch share: point reads, Arrow data by name in DuckDB, the event time of its sources, and
-the outcome they add to."""
+the outcome they add to.
+"""
 
 from __future__ import annotations
 

@@ -12,10 +12,12 @@ from dataclasses import replace
 from sqlglot import exp
 
 from storage_engine.stream.plan import (
+    MARK,
     Aggregate,
     Calc,
     DeltaJoin,
     Expand,
+    InTime,
     LookupJoin,
     Node,
     Over,
@@ -59,6 +61,8 @@ def prune(node: Node, needed: set[str]) -> Node:
         return replace(node, side=_prune_side(node.side, needed | {node.time}))
     if isinstance(node, Over):
         return _prune_over(node, needed)
+    if isinstance(node, InTime):
+        return replace(node, input=prune(node.input, needed | {node.time}))
     if isinstance(node, Union):
         kept_fields = tuple(item for item in node.fields if item.name in needed) or node.fields[:1]
         names = {item.name for item in kept_fields}
@@ -97,8 +101,11 @@ def _prune_side(side: Side, used: set[str]) -> Side:
 
 def _prune_scan(node: Scan, needed: set[str]) -> Scan:
     kept = [i for i, item in enumerate(node.fields) if item.name in needed]
+    marks = [node.columns[i].removeprefix(MARK) for i in kept if node.columns[i].startswith(MARK)]
+    if marks and marks[0] not in (node.columns[i] for i in kept):  # a watermark is made of times
+        kept = sorted([*kept, node.columns.index(marks[0])])
     if not kept:  # COUNT(*) counts rows: read the narrowest column
-        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW]
+        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW and not node.columns[i].startswith(MARK)]
         kept = [(narrow or [0])[0]]
     return replace(node, columns=tuple(node.columns[i] for i in kept), fields=tuple(node.fields[i] for i in kept))
 

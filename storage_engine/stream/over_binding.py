@@ -51,7 +51,9 @@ class _OverBinder:
 
     def bind(self) -> tuple[Over, dict[str, Value]]:
         first = self._windows[0]
-        shared = [(self._listed(item.args.get("partition_by") or ()), text_of(item.args["order"])) for item in map(self._ordered, self._windows)]
+        shared = [
+            (self._listed(item.args.get("partition_by") or ()), text_of(item.args["order"])) for item in map(self._ordered, self._windows)
+        ]
         if len(set(shared)) > 1:
             raise self._binder.refuse(
                 f"{text_of(first)} and {text_of(self._windows[1])}: windows of one SELECT have one PARTITION BY and one ORDER BY",
@@ -74,7 +76,9 @@ class _OverBinder:
 
     def _ordered(self, window: exp.Window) -> exp.Window:
         if window.args.get("order") is None:
-            raise self._binder.refuse(f"{text_of(window)} has no ORDER BY: which rows are before a row would not be defined", "Add ORDER BY.")
+            raise self._binder.refuse(
+                f"{text_of(window)} has no ORDER BY: which rows are before a row would not be defined", "Add ORDER BY."
+            )
         return window
 
     def _field_of(self, written: exp.Expr) -> str:
@@ -112,10 +116,10 @@ class _OverBinder:
         argument = None if isinstance(arguments[0], exp.Star) else self._plain.bind(arguments[0])
         builder = CallBuilder(retracting=False, where=self._binder.where)
         made = builder.call(name, argument, distinct=False, condition=None, text=what)
-        names = {
-            item.name: column(self._call(_over(item), frame, item.type, is_by_row=is_by_row)) for item in builder.accumulators
-        }
-        finish = made.finish.transform(lambda tree: names[tree.name].copy() if isinstance(tree, exp.Column) and tree.name in names else tree)
+        names = {item.name: column(self._call(_over(item), frame, item.type, is_by_row=is_by_row)) for item in builder.accumulators}
+        finish = made.finish.transform(
+            lambda tree: names[tree.name].copy() if isinstance(tree, exp.Column) and tree.name in names else tree
+        )
         return self._added(Value(cast(finish, made.type.duckdb) if made.type.is_known else finish, made.type, made.nullable))
 
     def _neighbour(self, name: str, call: exp.Anonymous, what: str) -> Value:
@@ -147,7 +151,9 @@ class _OverBinder:
         kind = str(spec.args.get("kind") or "").upper()
         end = spec.args.get("end")
         if kind not in ("ROWS", "RANGE") or (end is not None and str(end).upper() != "CURRENT ROW") or spec.args.get("exclude"):
-            raise self._binder.refuse(f"{what}: the frame must end at CURRENT ROW", "Write ROWS or RANGE BETWEEN ... PRECEDING AND CURRENT ROW.")
+            raise self._binder.refuse(
+                f"{what}: the frame must end at CURRENT ROW", "Write ROWS or RANGE BETWEEN ... PRECEDING AND CURRENT ROW."
+            )
         start = spec.args.get("start")
         if str(start).upper() == "UNBOUNDED":
             return f"{kind} BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW", kind == "ROWS"
@@ -171,5 +177,3 @@ def _over(item: Accumulator) -> exp.Expr:
         return render("count(*)")
     assert item.argument is not None, "only COUNT(*) has no argument"
     return render(f"{item.kind}(_0)", item.argument)
-
-

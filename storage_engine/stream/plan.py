@@ -24,13 +24,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from sqlglot import exp
 
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
-from storage_engine.stream.plan_time import Emission, Over, Session
+from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import SqlType
 from storage_engine.stream.startup import Startup
@@ -45,9 +45,14 @@ class Field:
     nullable: bool = True
 
 
+MARK: Final = "$watermark of "
+
+
 @dataclass(frozen=True)
 class Scan:
-    """All changes of a table. `fields` are named "alias.column"."""
+    """All changes of a table. `fields` are named "alias.column". A log with a WATERMARK has one column more, MARK and its time column's
+    name, which is not stored: the row's watermark (CURRENT_WATERMARK).
+    """
 
     table: TableDescriptor
     alias: str
@@ -55,6 +60,10 @@ class Scan:
     fields: tuple[Field, ...]
     id: int = 0
     startup: Startup | None = None
+
+    @property
+    def stored_columns(self) -> list[str]:
+        return [name for name in self.columns if not name.startswith(MARK)]
 
     @property
     def is_retracting(self) -> bool:
@@ -171,12 +180,14 @@ class KeptSide:
     """Rows that the job keeps in a state table of its own, under the fields `on` (arrangement.py says how).
 
     keeps_nulls  rows with a null in `on` are kept as well: a group may be NULL, a join's key finds nothing then
+    expiry       when a row goes; None: it is kept for good
     """
 
     node: Node
     on: tuple[str, ...]
     id: int = 0
     keeps_nulls: bool = True
+    expiry: Expiry | None = None
 
 
 Side = StoredSide | KeptSide
@@ -403,7 +414,7 @@ class Windows:
         return (self.input,)
 
 
-Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over | InTime
 Sided = DeltaJoin | Rank | Aggregate | Session | Over
 """Operators that find rows by key; an Aggregate only when it keeps rows (its `sides` are empty otherwise)."""
 
@@ -461,7 +472,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = (
             f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
         )
-    elif isinstance(node, Session | Over):
+    elif isinstance(node, Session | Over | InTime):
         line = node.line()
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
@@ -483,7 +494,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
 
 def _found(side: Side) -> str:
     if isinstance(side, KeptSide):
-        return f"rows kept by ({', '.join(side.on)})"
+        until = f" until the watermark of {side.expiry.emission.scan.table.name} passes them" if side.expiry is not None else ""
+        return f"rows kept by ({', '.join(side.on)}){until}"
     return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
 
 
@@ -491,4 +503,4 @@ def is_positioned(node: Node) -> bool:
     """True when each row stands for one row of one log, whose place in the log tells it from all others and orders it."""
     if isinstance(node, Scan):
         return not node.table.has_primary_key
-    return (isinstance(node, Calc) or (isinstance(node, LookupJoin) and not node.is_prefix)) and is_positioned(node.input)
+    return (isinstance(node, Calc | InTime) or (isinstance(node, LookupJoin) and not node.is_prefix)) and is_positioned(node.input)

@@ -2,6 +2,7 @@
 
     Session   each row once, with the session it lies in: rows of a partition whose times are not further apart than the gap
     Over      each row with functions over the rows around it (SUM(x) OVER (...), LAG, FIRST_VALUE)
+    InTime    the rows that are not late for an interval join, whose sides forget rows (Expiry)
     Emission  of an aggregate or a session: results are sent once, when the watermark says that no row in time can change them
 
 Lateness is a fact of the data: a row's watermark is the largest time of the rows before it in its bucket (over all partitions, in the
@@ -92,6 +93,44 @@ class Session:
         if self.emission is not None:
             return f"{text}, sent once when the watermark of {self.emission.scan.table.name} passes its end by the gap"
         return f"{text}, the sessions of a touched partition are computed anew"
+
+
+@dataclass(frozen=True)
+class InTime:
+    """The rows of a log whose time and `slack_ms` do not lie before their watermark."""
+
+    input: Node
+    time: str
+    slack_ms: int
+    emission: Emission
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.input.fields
+
+    @property
+    def is_retracting(self) -> bool:
+        return False
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        return self.input.unique_key
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.input,)
+
+    def line(self) -> str:
+        return f"InTime by {self.time}: rows more than {self.slack_ms} ms before their watermark are late"
+
+
+@dataclass(frozen=True)
+class Expiry:
+    """A kept row goes when the watermark of `emission` is after the row's `time` and `after_ms`: nothing in time can match it."""
+
+    time: str
+    after_ms: int
+    emission: Emission
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from storage_engine.stream.placement import Placement, place, top_aggregate
 from storage_engine.stream.plan import (
     Aggregate,
     Calc,
+    InTime,
     KeptSide,
     LookupJoin,
     Node,
@@ -98,7 +99,8 @@ class JobPlan:
 
     @property
     def emissions(self) -> list[Emission]:
-        return [node.emission for node in walk(self.root) if isinstance(node, Aggregate | Session) and node.emission is not None]
+        found = [node.emission for node in walk(self.root) if isinstance(node, Aggregate | Session | InTime) and node.emission is not None]
+        return found + [Emission(scan, None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
@@ -288,7 +290,8 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
                 next_step="Read a table whose changelog has full images.",
             )
     if not root.is_retracting:
-        if sink.has_primary_key and sink.merge_engine != "aggregation" and any(isinstance(node, Aggregate | Session) for node in walk(root)):
+        is_emitted = any(isinstance(node, Aggregate | Session) for node in walk(root))
+        if is_emitted and sink.has_primary_key and sink.merge_engine != "aggregation":
             _check_key(root, sink, where)
         return
     if sink.merge_engine in ("first_row", "versioned"):

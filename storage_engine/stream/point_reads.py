@@ -49,7 +49,7 @@ class StoreReader:
         handle = self._store.table(table)
         rows = handle.scan(start=begins, stop=ends, metadata=True, as_of=self._work.as_of).read_all()
         names = ["_partition", "_bucket", "_log_offset"]
-        keys = positions.rename_columns(names).cast(pa.schema([rows.schema.field(name).with_nullable(True) for name in names]))
+        keys = positions.rename_columns(names).cast(pa.schema([rows.schema.field(name).with_nullable(nullable=True) for name in names]))
         return _matching(rows, keys, names, "left semi").select(list(handle.descriptor.column_names))
 
     def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from sqlglot import exp
 
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.compile import POSITION
 from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.over_binding import bind_over, is_row_number
-from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Over, Rank, Scan, Session, Union
+from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Over, Rank, Scan, Session, Union, is_positioned
 from storage_engine.stream.render import column
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -61,13 +62,25 @@ def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window
         return extra[-1][0].name
 
     by = tuple(dict.fromkeys(field_of(item) for item in window.args.get("partition_by") or ()))
-    orders = tuple((field_of(item.this), bool(item.args.get("desc")), bool(item.args.get("nulls_first"))) for item in order.expressions)
+    orders = _by_arrival(binder, node, order, what) or tuple(
+        (field_of(item.this), bool(item.args.get("desc")), bool(item.args.get("nulls_first"))) for item in order.expressions
+    )
     if extra:
         node = Calc(node, (*((item, column(item.name)) for item in node.fields), *extra))
     side = stored_side(node, by) if by else None
     number = Field(f"$rank{binder.next_id()}", BIGINT, nullable=False)
     made = Rank(side or KeptSide(node, by, binder.next_id()), orders, UNBOUNDED, number, binder.next_id())
     return made, {what: Value(column(number.name), BIGINT, nullable=False)}
+
+
+def _by_arrival(binder: Binder, node: Node, order: exp.Order, what: str) -> tuple[tuple[str, bool, bool], ...]:
+    """The order of ORDER BY PROCTIME(): the places of the rows in their log. Empty for another order."""
+    first = order.expressions[0]
+    if not (isinstance(first.this, exp.Anonymous) and str(first.this.this).upper() == "PROCTIME"):
+        return ()
+    if len(order.expressions) > 1 or not is_positioned(node):
+        raise binder.refuse(f"{what}: rows arrive in an order only in a log", "Order by columns.")
+    return tuple((name, bool(first.args.get("desc")), False) for name in POSITION)
 
 
 def bound_ranks(binder: Binder, node: Node) -> Node:

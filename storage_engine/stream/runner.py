@@ -17,12 +17,13 @@ from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets
 from storage_engine.stream.compile import BUCKET, source_name
+from storage_engine.stream.compile_time import WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.execute import Executor
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.inputs import InputRange, next_range, read_scan, rows_between
 from storage_engine.stream.job import JobDescriptor, plan_job
-from storage_engine.stream.plan import Scan, scans
+from storage_engine.stream.plan import MARK, Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
 
@@ -76,7 +77,9 @@ class JobRunner:
         rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
         if not event_time.is_timed(scan.id) or scan.table.watermark is None:
             return rows
-        return event_time.marked(scan.table, rows, rows[scan.table.watermark.column], rows[BUCKET])
+        time = scan.table.watermark.column
+        marked = event_time.marked(scan.table, rows, rows[time], rows[BUCKET])
+        return marked.append_column(f"{MARK}{time}", marked[WATERMARK].cast(pa.timestamp("ms")))
 
     def lag_rows(self) -> int:
         """Rows of the sources that the job has not read."""

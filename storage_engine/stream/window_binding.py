@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from sqlglot import exp
 
+from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import WINDOW_FUNCTIONS, alias_of, text_of
-from storage_engine.stream.emission_binding import session
-from storage_engine.stream.plan import Field, Node, Windows
+from storage_engine.stream.emission_binding import emission_of
+from storage_engine.stream.plan import Field, KeptSide, Node, Session, Windows, is_positioned
 from storage_engine.stream.sqltypes import TIMESTAMP3
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
     if name == "SESSION":
         by = [_partition_field(binder, item, scope, known, what) for item in table.meta.get("partition_by", ())]
         scope.columns.extend((alias, label, made) for label, made in zip(NAMES, fields, strict=True))
-        return session(binder, node, tuple(by), time, _interval_ms(binder, arguments["GAP"], what), fields)
+        return _session(binder, node, tuple(by), time, _interval_ms(binder, arguments["GAP"], what), fields)
     if table.meta.get("partition_by"):
         raise binder.refuse(f"{what}: {name} has no PARTITION BY", "Leave it out: its windows are the same for every row.")
     size_ms = _interval_ms(binder, arguments["SIZE"], what)
@@ -66,6 +67,13 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
         raise binder.refuse(f"{what}: each row would lie in {size_ms // step_ms} windows", "Take a larger step.")
     scope.columns.extend((alias, label, made) for label, made in zip(NAMES, fields, strict=True))
     return Windows(node, time, "CUMULATE" if name == "CUMULATE" else "HOP", size_ms, step_ms, offset_ms, fields)
+
+
+def _session(binder: Binder, node: Node, by: tuple[str, ...], time: str, gap_ms: int, fields: tuple[Field, ...]) -> Session:
+    """The sessions of a relation's rows, sent once where they become final."""
+    emission = emission_of(binder, node, time) if is_positioned(node) else None
+    side = stored_side(node, by) if by and emission is None else None
+    return Session(side or KeptSide(node, by, binder.next_id()), time, gap_ms, fields, binder.next_id(), emission)
 
 
 def _named(binder: Binder, call: exp.Anonymous, name: str, what: str) -> dict[str, exp.Expr]:

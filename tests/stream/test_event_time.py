@@ -26,7 +26,7 @@ EVENTS = """CREATE TABLE db.ev (id BIGINT, k STRING, v INT, ts TIMESTAMP(3), WAT
 PARTITIONED = """CREATE TABLE db.ev (id BIGINT, k STRING, v INT, ts TIMESTAMP(3), day STRING, WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
   PARTITIONED BY (day) WITH ('bucket.num' = '2', 'bucket.key' = 'k', 'watermark.late-rows' = '{}')"""
 LATE = "CREATE TABLE db.late (id BIGINT, k STRING, v INT, ts TIMESTAMP(3))"
-EPOCH = dt.datetime(1970, 1, 1)
+EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001  # as a TIMESTAMP is: without a zone
 FIELDS = {"id": pa.int64(), "k": pa.string(), "v": pa.int32(), "ts": pa.timestamp("ms")}
 
 Row = dict[str, Any]
@@ -140,7 +140,9 @@ def expected_sessions(log: list[tuple[int, Row]]) -> tuple[Rows, set[int]]:
     return aggregated({key: values for key, values in groups.items() if values}), late
 
 
-def lived(path: Path, rng: random.Random, rows: list[Row], create: list[str], check: Callable[[Store], None], *, by_day: bool = False) -> None:
+def lived(
+    path: Path, rng: random.Random, rows: list[Row], create: list[str], check: Callable[[Store], None], *, by_day: bool = False
+) -> None:
     """Append the rows in pieces, with micro-batches of any size in between, and the store opened anew now and then; check at every stop."""
     url = path.as_uri()
     with storage_engine.connect(url, sync="none") as store:
@@ -178,7 +180,14 @@ def test_windows_are_sent_once_and_late_rows_are_what_the_log_says(tmp_path: Pat
         assert detail["watermark_ms"] == marks(log)[1]
         assert differing_jobs(store) == []
 
-    create = ["USE db", LATE, EVENTS.format("table:db.late"), sink, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(call)}"]
+    create = [
+        "USE db",
+        LATE,
+        EVENTS.format("table:db.late"),
+        sink,
+        "SET 'pipeline.name' = 'job'",
+        f"INSERT INTO db.s {SELECT.format(call)}",
+    ]
     lived(tmp_path / "store", rng, drifting(rng, 180), create, check)
 
 
@@ -267,7 +276,9 @@ def test_in_batch_mode_the_log_ends_and_no_row_is_late(store: Store) -> None:
 def test_a_recomputation_at_older_offsets_gives_what_was_sent_by_then(store: Store) -> None:
     rows = drifting(random.Random(2), 200)
     SqlSession(store).execute(
-        ";".join([EVENTS.format("drop"), LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(KINDS['cumulate'][0])}"])
+        ";".join(
+            [EVENTS.format("drop"), LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(KINDS['cumulate'][0])}"]
+        )
     )
     worker, seen = Worker(store), []
     for start in range(0, 200, 20):
@@ -329,3 +340,44 @@ def test_what_would_lose_rows_is_refused(store: Store, sink: str, message: str) 
 def test_windows_that_update_do_not_go_into_a_log(store: Store) -> None:
     with pytest.raises(StatementRefused, match="cannot take back rows"):
         SqlSession(store).execute(";".join([EVENTS.format("update"), LOG_SINK, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
+
+
+JOIN = """SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND
+  r.ts BETWEEN l.ts - INTERVAL '1' SECOND AND l.ts + INTERVAL '4' SECOND AND l.id <> r.id"""
+WIDTH_MS = 5000
+
+
+def expected_pairs(log: list[tuple[int, Row]]) -> tuple[Rows, set[int]]:
+    late = {row["id"] for (_, row), mark in zip(log, marks(log)[0], strict=True) if mark is not None and row["ts"] + WIDTH_MS < mark}
+    rows = [row for _, row in log if row["id"] not in late]
+    pairs = [
+        (left["id"], right["id"])
+        for left in rows
+        for right in rows
+        if left["k"] == right["k"] and left["id"] != right["id"] and -1000 <= right["ts"] - left["ts"] <= 4000
+    ]
+    return sorted(pairs, key=repr), late
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_interval_join_forgets_rows_and_misses_no_pair_of_rows_in_time(tmp_path: Path, seed: int) -> None:
+    def check(store: Store) -> None:
+        pairs, late = expected_pairs(arrived(store))
+        assert sink_rows(store, "db.s") == pairs
+        assert late_ids(store) == late
+        assert differing_jobs(store) == []
+        kept = {name: store.table(name).count() for name in store.tables() if "__rows_" in name}
+        most.append(max(kept.values()))
+
+    most: list[int] = []
+    create = ["USE db", LATE, EVENTS.format("table:db.late"), "CREATE TABLE db.s (a BIGINT, b BIGINT)", "SET 'pipeline.name' = 'job'",
+              f"INSERT INTO db.s {JOIN}"]  # fmt: skip
+    lived(tmp_path / "store", random.Random(seed), drifting(random.Random(seed), 300), create, check)
+    assert most[-1] < 100  # of 300 rows on each side
+
+
+def test_a_join_without_bounds_on_both_sides_keeps_its_rows(store: Store) -> None:
+    join = "SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND r.ts > l.ts - INTERVAL '1' SECOND"
+    create = [EVENTS.format("drop"), "CREATE TABLE db.s (a BIGINT, b BIGINT)", "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {join}"]
+    SqlSession(store).execute(";".join(create))
+    assert "until the watermark" not in "\n".join(plan_job(store, load_job(store, "job")).explain())
