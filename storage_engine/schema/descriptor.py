@@ -18,10 +18,14 @@ from storage_engine.schema.types import arrow_type, has_order
 
 
 class Watermark(NamedTuple):
-    """WATERMARK FOR column AS column - delay: of two rows of a bucket the later one is at most `delay_ms` older."""
+    """WATERMARK FOR column AS column - delay: of two rows of a bucket the later one is at most `delay_ms` older.
+
+    idle_after_ms  a bucket so far behind the table's newest row holds nothing back; None: every bucket does
+    """
 
     column: str
     delay_ms: int
+    idle_after_ms: int | None = None
 
 
 class TableBucket(NamedTuple):
@@ -145,7 +149,9 @@ class TableDescriptor:
     def watermark(self) -> Watermark | None:
         """The event time of the table's rows; None for a table without WATERMARK."""
         column = self.options.get("watermark.column")
-        return None if column is None else Watermark(column, option_value(self.options, "watermark.delay") or 0)
+        if column is None:
+            return None
+        return Watermark(column, option_value(self.options, "watermark.delay") or 0, option_value(self.options, "watermark.idle-after"))
 
     @cached_property
     def statistics_columns(self) -> tuple[tuple[str, int], ...]:

@@ -126,6 +126,13 @@ KNOWN_OPTIONS: dict[str, Option] = {
         Option("watermark.column", "string", None, "the column of the event's time: WATERMARK FOR column AS ..."),
         Option("watermark.delay", "duration", None, "how much older than a row before it a row may be: WATERMARK FOR ... AS c - INTERVAL"),
         Option(
+            "watermark.idle-after",
+            "duration",
+            None,
+            "a bucket whose newest row is so much older, in event time, than the table's newest holds nothing back, and its rows are late "
+            "then; unset: every bucket holds back",
+        ),
+        Option(
             "watermark.late-rows",
             "late",
             "drop",

@@ -17,6 +17,7 @@ from storage_engine.schema.reader import Reader
 COLUMN: Final = "watermark.column"
 DELAY: Final = "watermark.delay"
 LATE_ROWS: Final = "watermark.late-rows"
+IDLE_AFTER: Final = "watermark.idle-after"
 OPTIONS: Final = (COLUMN, DELAY)
 _UNIT_MS: Final = {"SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000}
 _NUMBER: Final = re.compile(r"^\d{1,12}(\.\d{1,3})?$")
@@ -55,7 +56,7 @@ def check_watermark(descriptor: TableDescriptor, where: str) -> None:
     """Errors: StatementRefused for a column that cannot be an event's time, InvalidOption for options that lack their watermark."""
     column = descriptor.options.get(COLUMN)
     if column is None:
-        for name in (DELAY, LATE_ROWS):
+        for name in (DELAY, LATE_ROWS, IDLE_AFTER):
             if name in descriptor.options:
                 raise InvalidOption(f"{name} goes with WATERMARK FOR, and the table has none", where=where, next_step=_FORM)
         return

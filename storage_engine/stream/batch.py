@@ -17,7 +17,7 @@ from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
 from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.compile_time import WATERMARK, watermark_name
-from storage_engine.stream.event_time import empty_lanes, mark, marked_batches, watermark_of
+from storage_engine.stream.event_time import Clock, mark, marked_batches
 from storage_engine.stream.execute import Outcome, enforce_not_null
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
@@ -113,11 +113,11 @@ def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mappi
     table = emission.scan.table
     assert table.watermark is not None, "only a log with a watermark emits"
     start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
-    lanes = empty_lanes(table)
+    clock = Clock.at_begin(table)
     for batch in store.table(table.name).scan([table.watermark.column], start=start, stop=stop, metadata=True):
         rows = pa.Table.from_batches([batch])
-        lanes = mark(table, rows[table.watermark.column], rows["_bucket"], lanes)[2]
-    return watermark_of(table, lanes)
+        clock = mark(table, rows[table.watermark.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
+    return clock.watermark_ms(table.watermark)
 
 
 def _sql_number(value: int | None) -> str:
@@ -143,9 +143,7 @@ def _register_scan(
         order = ""
         if is_timed and not is_bounded:
             schema = rows.schema.append(pa.field(WATERMARK, pa.int64()))
-            assert scan.table.watermark is not None, "only a log with a watermark is timed"
-            marked = marked_batches(scan.table, rows, scan.table.watermark.column, "_bucket", schema)
-            rows = pa.RecordBatchReader.from_batches(schema, marked)
+            rows = pa.RecordBatchReader.from_batches(schema, marked_batches(scan.table, rows, ("_commit_timestamp", "_bucket"), schema))
         if is_timed:
             mark_ms = "CAST(NULL AS BIGINT)" if is_bounded else WATERMARK
             shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.columns if name not in scan.stored_columns]

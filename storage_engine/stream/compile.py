@@ -36,7 +36,8 @@ from storage_engine.stream.render import cast, column, sql
 SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
-BUCKET = POSITION[2]
+CLOCK = (POSITION[0], POSITION[2])
+"""Those that event time goes by: when a row was committed, and its bucket."""
 
 
 def quoted(name: str) -> str:

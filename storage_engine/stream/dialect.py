@@ -111,7 +111,7 @@ def parse_select(sql: str, *, where: str = "statement", first_line: int = 1) -> 
     except (ParseError, TokenError) as error:
         if "MATCH_RECOGNIZE" in sql.upper():
             what = "MATCH_RECOGNIZE is not kept incrementally"
-            raise StatementRefused(what, where=where, next_step="Compare neighbours with LAG and LEAD, or join the table with itself.") from error
+            raise StatementRefused(what, where=where, next_step="Compare neighbours with LAG and LEAD, or join the rows.") from error
         raise StatementRefused(_first_line(error), where=where, next_step="Correct the statement; SQL is Flink's dialect.") from error
     trees = [tree for tree in trees if tree is not None]
     if len(trees) != 1 or not isinstance(trees[0], exp.Query | exp.Values):

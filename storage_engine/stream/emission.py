@@ -249,7 +249,7 @@ def write_late(outcome: Outcome, reader: Reader) -> None:
         outcome.n_late_rows += places.num_rows
         side = found[0][0].late_table
         if side is not None:
-            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, places), None))
+            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, places, side), None))
 
 
 def _looked_up(reader: Reader, placement: Placement, keys: pa.Table, columns: list[str], *, has_kept: bool) -> pa.Table:

@@ -52,9 +52,11 @@ def _shift_to_end(window: Windows, name: str) -> int | None:
 def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
     """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
     found = _origin(node, time)
-    if found is None or not isinstance(found[0], Scan):
+    if found is None:
         return None
     scan, name = found
+    if not isinstance(scan, Scan):
+        return None
     table = scan.table
     declared = table.watermark
     if declared is None or name != f"{scan.alias}.{declared.column}":
@@ -69,11 +71,16 @@ def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
 
 
 def _check_late_table(binder: Binder, source: str, name: str) -> None:
+    """The side table is a log that takes a late row: columns of the source by their names, others nullable."""
     table, target = binder.describe(source), binder.describe(name)
-    if target.has_primary_key or [(item.name, item.type) for item in target.columns] != [(item.name, item.type) for item in table.columns]:
+    types = {item.name: item.type for item in table.columns}
+    shared = [item.name for item in target.columns if types.get(item.name) == item.type]
+    wrong = next((item.name for item in target.columns if item.name not in shared and (item.name in types or not item.nullable)), None)
+    if target.has_primary_key or wrong is not None or not shared or name == source:
+        why = f"column {wrong} does not fit" if wrong is not None else "it is no other log table with columns of the source"
         raise binder.refuse(
-            f"late rows of {source} go to {name} ('{LATE_ROWS}'), which does not take them",
-            f"Create it as a log table with the columns of {source}, in their order and types.",
+            f"late rows of {source} go to {name} ('{LATE_ROWS}'), which does not take them: {why}",
+            f"Create it as a log table with columns of {source}, all or some, by their names and types.",
         )
 
 

@@ -33,8 +33,8 @@ class Reader(Protocol):
         """The current rows of a state table."""
         ...
 
-    def rows_of_input(self, table: str, positions: pa.Table) -> pa.Table:
-        """Whole rows of the micro-batch's input, by their places (POSITION without the time)."""
+    def rows_of_input(self, table: str, positions: pa.Table, wanted: str) -> pa.Table:
+        """Rows of the micro-batch's input by their places (POSITION without the time), in the columns of the table `wanted`."""
         ...
 
 

@@ -52,7 +52,7 @@ class _OverBinder:
     def bind(self) -> tuple[Over, dict[str, Value]]:
         first = self._windows[0]
         shared = [
-            (self._listed(item.args.get("partition_by") or ()), text_of(item.args["order"])) for item in map(self._ordered, self._windows)
+            (self._listed(item.args.get("partition_by") or []), text_of(item.args["order"])) for item in map(self._ordered, self._windows)
         ]
         if len(set(shared)) > 1:
             raise self._binder.refuse(

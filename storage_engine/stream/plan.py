@@ -12,8 +12,7 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Aggregate    GROUP BY; its state is where placement.py says
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
-    Windows      each row once per window of time that it lies in (TUMBLE, HOP, CUMULATE)
-    Session, Over (plan_time.py)
+    Windows, Session, Over, InTime: plan_time.py
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -24,13 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from sqlglot import exp
 
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
-from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session
+from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session, Windows
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import SqlType
 from storage_engine.stream.startup import Startup
@@ -376,44 +375,6 @@ class Expand:
         return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Each input row once per window that its time lies in; an error for a row without a time.
-
-    time    the input's field of the event's time
-    kind    HOP: windows of `size_ms`, one every `step_ms` (TUMBLE: as long as the step). CUMULATE: windows that begin every `size_ms`
-            and end after each further `step_ms`
-    window  the fields of the window's start, its end, and its last millisecond
-    """
-
-    input: Node
-    time: str
-    kind: Literal["HOP", "CUMULATE"]
-    size_ms: int
-    step_ms: int
-    offset_ms: int
-    window: tuple[Field, Field, Field] | tuple[Field, ...]
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        return self.input.fields + self.window
-
-    @property
-    def is_retracting(self) -> bool:
-        return self.input.is_retracting
-
-    @property
-    def unique_key(self) -> tuple[str, ...] | None:
-        of_input = self.input.unique_key
-        if of_input is None or self.size_ms == self.step_ms:
-            return of_input
-        return (*of_input, self.window[1 if self.kind == "CUMULATE" else 0].name)
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
-
-
 Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over | InTime
 Sided = DeltaJoin | Rank | Aggregate | Session | Over
 """Operators that find rows by key; an Aggregate only when it keeps rows (its `sides` are empty otherwise)."""
@@ -472,12 +433,10 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = (
             f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
         )
-    elif isinstance(node, Session | Over | InTime):
+    elif isinstance(node, Session | Over | InTime | Windows):
         line = node.line()
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
-    elif isinstance(node, Windows):
-        line = f"Windows {node.kind} by {node.time}: size {node.size_ms} ms, step {node.step_ms} ms, offset {node.offset_ms} ms"
     elif isinstance(node, Expand):
         sets = ", ".join(f"({', '.join(sql(node.keys[i][1]) for i in grouped)})" for grouped in node.sets)
         line = f"Expand to grouping sets {sets}"

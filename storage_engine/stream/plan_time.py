@@ -1,5 +1,6 @@
 """Plan of time: the operators that follow the order of events: sessions, OVER aggregates, and when a window's result is final.
 
+    Windows   each row once per window of time that it lies in (TUMBLE, HOP, CUMULATE)
     Session   each row once, with the session it lies in: rows of a partition whose times are not further apart than the gap
     Over      each row with functions over the rows around it (SUM(x) OVER (...), LAG, FIRST_VALUE)
     InTime    the rows that are not late for an interval join, whose sides forget rows (Expiry)
@@ -15,7 +16,7 @@ Holds: values only, like plan.py.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sqlglot import exp
 
@@ -42,6 +43,47 @@ class Emission:
     @property
     def is_whole(self) -> bool:
         return self.field is None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Each input row once per window that its time lies in; an error for a row without a time.
+
+    time    the input's field of the event's time
+    kind    HOP: windows of `size_ms`, one every `step_ms` (TUMBLE: as long as the step). CUMULATE: windows that begin every `size_ms`
+            and end after each further `step_ms`
+    window  the fields of the window's start, its end, and its last millisecond
+    """
+
+    input: Node
+    time: str
+    kind: Literal["HOP", "CUMULATE"]
+    size_ms: int
+    step_ms: int
+    offset_ms: int
+    window: tuple[Field, Field, Field] | tuple[Field, ...]
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        return self.input.fields + self.window
+
+    @property
+    def is_retracting(self) -> bool:
+        return self.input.is_retracting
+
+    @property
+    def unique_key(self) -> tuple[str, ...] | None:
+        of_input = self.input.unique_key
+        if of_input is None or self.size_ms == self.step_ms:
+            return of_input
+        return (*of_input, self.window[1 if self.kind == "CUMULATE" else 0].name)
+
+    @property
+    def inputs(self) -> tuple[Node, ...]:
+        return (self.input,)
+
+    def line(self) -> str:
+        return f"Windows {self.kind} by {self.time}: size {self.size_ms} ms, step {self.step_ms} ms, offset {self.offset_ms} ms"
 
 
 @dataclass(frozen=True)

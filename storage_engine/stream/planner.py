@@ -103,6 +103,11 @@ class JobPlan:
         return found + [Emission(scan, None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
 
     @property
+    def late_tables(self) -> tuple[str, ...]:
+        """Tables that late rows are written to, as their source's options say."""
+        return tuple(dict.fromkeys(item.late_table for item in self.emissions if item.late_table is not None))
+
+    @property
     def kept_columns(self) -> tuple[str, ...]:
         """Columns of the sink that hold this job's state: nobody else may write them."""
         return tuple(name for placement in self.placements.values() if placement.mode == "sink" for _, name in placement.columns)
@@ -129,6 +134,7 @@ class JobPlan:
             lines.append(f"State: {where} {placement.table.name}" + (f" ({placement.reason})" if placement.reason else ""))
             lines.extend(f"State: distinct values in {state.table.name}" for state in placement.distinct)
         lines.extend(f"State: rows kept in {item.table.name} by ({', '.join(item.side.on)})" for item in self.arrangements.values())
+        lines.extend(f"Late rows are written to {name}" for name in self.late_tables)
         lines.extend(f"Lookup in {name} sees rows as they are when processed: a recomputation sees today's" for name in self.lookup_tables)
         lines.extend(f"Notice: {notice}" for notice in self.notices)
         return lines

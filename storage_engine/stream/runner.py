@@ -16,7 +16,7 @@ from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.compile import BUCKET, source_name
+from storage_engine.stream.compile import CLOCK, source_name
 from storage_engine.stream.compile_time import WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.execute import Executor
@@ -77,9 +77,8 @@ class JobRunner:
         rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
         if not event_time.is_timed(scan.id) or scan.table.watermark is None:
             return rows
-        time = scan.table.watermark.column
-        marked = event_time.marked(scan.table, rows, rows[time], rows[BUCKET])
-        return marked.append_column(f"{MARK}{time}", marked[WATERMARK].cast(pa.timestamp("ms")))
+        marked = event_time.marked(scan.table, rows, CLOCK)
+        return marked.append_column(f"{MARK}{scan.table.watermark.column}", marked[WATERMARK].cast(pa.timestamp("ms")))
 
     def lag_rows(self) -> int:
         """Rows of the sources that the job has not read."""

@@ -26,6 +26,9 @@ EVENTS = """CREATE TABLE db.ev (id BIGINT, k STRING, v INT, ts TIMESTAMP(3), WAT
 PARTITIONED = """CREATE TABLE db.ev (id BIGINT, k STRING, v INT, ts TIMESTAMP(3), day STRING, WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
   PARTITIONED BY (day) WITH ('bucket.num' = '2', 'bucket.key' = 'k', 'watermark.late-rows' = '{}')"""
 LATE = "CREATE TABLE db.late (id BIGINT, k STRING, v INT, ts TIMESTAMP(3))"
+IDLE = """CREATE TABLE db.ev (id BIGINT, k STRING, v INT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
+  WITH ('bucket.num' = '2', 'bucket.key' = 'k', 'watermark.late-rows' = 'table:db.late', 'watermark.idle-after' = '7s')"""
+IDLE_MS = 7000
 EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001  # as a TIMESTAMP is: without a zone
 FIELDS = {"id": pa.int64(), "k": pa.string(), "v": pa.int32(), "ts": pa.timestamp("ms")}
 
@@ -85,7 +88,10 @@ def drifting(rng: random.Random, n: int) -> list[Row]:
 def arrived(store: Store) -> list[tuple[int, Row]]:
     """The log in its order, each row with its bucket: what the store says came first, came first."""
     found = store.table("db.ev").scan(["id", "k", "v", "ts"], metadata=True).read_all().to_pylist()
-    return [(row["_bucket"], {**row, "ts": (row["ts"] - EPOCH) // dt.timedelta(milliseconds=1)}) for row in found]
+    return [
+        (row["_bucket"], {**row, "moment": row["_commit_timestamp"], "ts": (row["ts"] - EPOCH) // dt.timedelta(milliseconds=1)})
+        for row in found
+    ]
 
 
 def marks(log: list[tuple[int, Row]]) -> tuple[list[int | None], int | None]:
@@ -98,6 +104,22 @@ def marks(log: list[tuple[int, Row]]) -> tuple[list[int | None], int | None]:
     return found, min(largest.values()) - DELAY_MS if len(largest) == 2 else None
 
 
+def idle_marks(log: list[tuple[int, Row]]) -> tuple[list[int | None], int | None]:
+    """As marks(), where a bucket counts as at most IDLE_MS behind what was committed at earlier moments."""
+    largest: dict[int, int] = {}
+    found: list[int | None] = []
+    moment, newest, before = None, None, None
+    for bucket, row in log:
+        if row["moment"] != moment:
+            moment, before = row["moment"], newest
+        known = [*([largest[bucket]] if bucket in largest else []), *([before - IDLE_MS] if before is not None else [])]
+        found.append(max(known) - DELAY_MS if known else None)
+        largest[bucket] = max(largest.get(bucket, row["ts"]), row["ts"])
+        newest = row["ts"] if newest is None else max(newest, row["ts"])
+    least = [*([min(largest.values())] if len(largest) == 2 else []), *([before - IDLE_MS] if before is not None else [])]
+    return found, max(least) - DELAY_MS if least else None
+
+
 def aggregated(groups: dict[tuple[str, int, int], list[int]]) -> Rows:
     rows = [
         (k, moment(start), moment(end), len(values), sum(values), min(values), len(set(values)))
@@ -106,9 +128,12 @@ def aggregated(groups: dict[tuple[str, int, int], list[int]]) -> Rows:
     return sorted(rows, key=repr)
 
 
-def expected_windows(log: list[tuple[int, Row]], windows: Windows) -> tuple[Rows, set[int]]:
+Marks = Callable[[list[tuple[int, Row]]], tuple[list[int | None], int | None]]
+
+
+def expected_windows(log: list[tuple[int, Row]], windows: Windows, marks_of: Marks = marks) -> tuple[Rows, set[int]]:
     """The groups that are final, and the ids of late rows."""
-    found, now = marks(log)
+    found, now = marks_of(log)
     groups: dict[tuple[str, int, int], list[int]] = {}
     late: set[int] = set()
     for (_, row), mark in zip(log, found, strict=True):
@@ -207,6 +232,28 @@ def test_a_bucket_of_a_new_partition_goes_on_where_the_old_one_was(tmp_path: Pat
 
     create = [PARTITIONED.format("drop"), LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(KINDS['hop'][0])}"]
     lived(tmp_path / "store", rng, drifting(rng, 200), create, check, by_day=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_bucket_that_is_idle_in_event_time_does_not_hold_back_for_ever(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+
+    def check(store: Store) -> None:
+        log = arrived(store)
+        rows, late = expected_windows(log, hop, idle_marks)
+        assert sink_rows(store, "db.s") == rows
+        assert late_ids(store) == late
+        assert store.progress("job:job")["job:job"].detail["watermark_ms"] == idle_marks(log)[1]
+        assert differing_jobs(store) == []
+        found.update(late, (row[1] for row in rows))
+
+    found: set[Any] = set()
+    rows = drifting(rng, 200)
+    for row in rows[:120]:
+        row["k"] = "a"  # the other bucket has no row for long, and is behind when it has
+    create = ["USE db", LATE, IDLE, LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(KINDS['hop'][0])}"]
+    lived(tmp_path / "store", rng, rows, create, check)
+    assert len(found) > 20
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "session"])
@@ -327,7 +374,8 @@ def test_describe_job_says_watermark_and_late_rows(store: Store) -> None:
     ("sink", "message"),
     [
         (KEYED_SINK.replace("(k, window_start, window_end)", "(k)"), "does not contain the query's key"),
-        ("CREATE TABLE db.late (id BIGINT)", "does not take them"),
+        ("CREATE TABLE db.late (id INT)", "column id does not fit"),
+        ("CREATE TABLE db.late (id BIGINT, PRIMARY KEY (id) NOT ENFORCED)", "does not take them"),
     ],
 )
 def test_what_would_lose_rows_is_refused(store: Store, sink: str, message: str) -> None:
@@ -335,6 +383,21 @@ def test_what_would_lose_rows_is_refused(store: Store, sink: str, message: str) 
     create = [*late, EVENTS.format("table:db.late"), *([] if "db.s" in sink else [LOG_SINK]), sink]
     with pytest.raises(StatementRefused, match=message):
         SqlSession(store).execute(";".join([*create, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
+
+
+def test_a_side_table_takes_the_columns_that_it_has(store: Store) -> None:
+    """The source may get columns later, and the side table may have some of them only, and some of its own."""
+    session = SqlSession(store)
+    side = "CREATE TABLE db.late (ts TIMESTAMP(3), id BIGINT, note STRING)"
+    job = ["SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]
+    session.execute(";".join([side, EVENTS.format("table:db.late"), LOG_SINK, *job]))
+    worker = Worker(store)
+    session.execute("ALTER TABLE db.ev ADD more STRING")
+    rows = [{"id": n, "k": "a", "v": 1, "ts": ts, "more": "x"} for n, ts in enumerate([50_000, 60_000, 1000])]
+    store.table("db.ev").append({name: [row[name] for row in rows] for name in rows[0]} | {"ts": [moment(row["ts"]) for row in rows]})
+    worker.run_until_idle()
+    assert load_job(store, "job").last_error == ""
+    assert sink_rows(store, "db.late") == [(moment(1000), 2, None)]
 
 
 def test_windows_that_update_do_not_go_into_a_log(store: Store) -> None:

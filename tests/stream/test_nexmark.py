@@ -186,7 +186,8 @@ def printed(value: Any) -> str:
     if value is None:
         return "NULL"
     if isinstance(value, Decimal):
-        return plain(f"{value.quantize(Decimal('0.01')) if value.as_tuple().exponent == -6 else value:f}")
+        is_endless = value.as_tuple().exponent == -6 and value * 1000 % 1 != 0
+        return plain(f"{value.quantize(Decimal('0.01')) if is_endless else value:f}")
     text = str(value)
     return re.sub(r"(\.\d{3})000$", r"\1", text)
 
