@@ -95,7 +95,7 @@ def properties_of(options: Mapping[str, str]) -> dict[str, str]:
     """
     kept = {}
     for name, value in options.items():
-        if name in _STRUCTURAL or name == LATE_ROWS or name.startswith(("asset.", "client.", "fields.", "table.datalake.")):
+        if name in _STRUCTURAL or name == LATE_ROWS or name.startswith(("asset.", "client.", "fields.", "table.datalake.", "watermark.")):
             continue
         kept[name] = value.upper() if name in _ENUMS else value
     return kept

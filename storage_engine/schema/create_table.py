@@ -14,10 +14,11 @@ from storage_engine.schema.reader import Reader
 from storage_engine.schema.statements import CreateTable
 from storage_engine.schema.types import arrow_type
 from storage_engine.schema.validate import canonical_type, validate
+from storage_engine.schema.watermark import OPTIONS as WATERMARK_OPTIONS
+from storage_engine.schema.watermark import parse_watermark, render_watermark
 
 _PLAIN_NAME = re.compile(r"^[A-Za-z_]\w*$", re.ASCII)
 _REFUSED_ELEMENTS = {
-    "WATERMARK": ("WATERMARK is not supported", "Leave it out; event time is a column."),
     "UNIQUE": ("UNIQUE is not supported", "Use PRIMARY KEY (...) NOT ENFORCED."),
     "FOREIGN": ("FOREIGN KEY is not supported", "Leave it out."),
     "INDEX": ("INDEX is not supported", "The bucket key gives prefix lookups."),
@@ -32,7 +33,7 @@ def parse_create_table(reader: Reader) -> CreateTable:
     if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
     name = reader.table_name()
     reader.statement = f"CREATE TABLE {name}"
-    columns, primary_key = _elements(reader)
+    columns, primary_key, watermark = _elements(reader)
     comment, partition_keys, options = "", (), {}
     seen: set[str] = set()
     while reader.peek().kind != "end":
@@ -50,7 +51,9 @@ def parse_create_table(reader: Reader) -> CreateTable:
             raise reader.refusal(
                 f"{clause} is not a clause of CREATE TABLE", "Clauses: COMMENT, PARTITIONED BY (column), WITH ('key' = 'value')."
             )
-    descriptor = TableDescriptor(name, tuple(columns), primary_key, partition_keys, options=options, comment=comment)
+    if watermark and any(option in options for option in WATERMARK_OPTIONS):
+        raise reader.refusal("the watermark is written twice, as a clause and as an option", "Keep WATERMARK FOR.")
+    descriptor = TableDescriptor(name, tuple(columns), primary_key, partition_keys, options={**options, **watermark}, comment=comment)
     return CreateTable(validate(descriptor, line=reader.line), if_not_exists, **reader.place)
 
 
@@ -86,6 +89,9 @@ def render_create_table(descriptor: TableDescriptor) -> str:
     if descriptor.primary_key:
         lines.append(f"PRIMARY KEY ({_names(descriptor.primary_key)}) NOT ENFORCED")
     options = dict(descriptor.options)
+    if descriptor.watermark is not None:
+        lines.append(render_watermark(descriptor, _name(descriptor.watermark.column)))
+        options = {name: value for name, value in options.items() if name not in WATERMARK_OPTIONS}
     if descriptor.bucket_keys and descriptor.bucket_keys != descriptor.physical_primary_key:
         options["bucket.key"] = ",".join(descriptor.bucket_keys)
     if descriptor.n_buckets != 1:
@@ -101,9 +107,11 @@ def render_create_table(descriptor: TableDescriptor) -> str:
     return text
 
 
-def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...]]:
+def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...], dict[str, str]]:
+    """The columns, the primary key, and the watermark as options."""
     columns: list[Column] = []
     primary_key: tuple[str, ...] = ()
+    watermark: dict[str, str] = {}
     reader.expect("(", "the list of columns")
     while True:
         start = reader.peek()
@@ -111,7 +119,12 @@ def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...]]:
             reader.plain_name("the constraint's name")
         if start.upper in _REFUSED_ELEMENTS and reader.peek(1).upper in ("FOR", "KEY", "INDEX", "") and not _is_column(reader):
             raise reader.refusal(*_REFUSED_ELEMENTS[start.upper])
-        if reader.peek().upper == "PRIMARY" and reader.peek(1).upper == "KEY":
+        if start.upper == "WATERMARK" and reader.peek(1).upper == "FOR":
+            if watermark:
+                raise reader.refusal("WATERMARK is written twice", "A table has one event time.", start)
+            reader.take_words("WATERMARK", "FOR")
+            watermark, found = parse_watermark(reader), ()
+        elif reader.peek().upper == "PRIMARY" and reader.peek(1).upper == "KEY":
             reader.take_words("PRIMARY", "KEY")
             found = reader.name_list("PRIMARY KEY")
             _not_enforced(reader)
@@ -126,7 +139,7 @@ def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...]]:
             break
         reader.take()
     reader.expect(")", "the list of columns")
-    return columns, primary_key
+    return columns, primary_key, watermark
 
 
 def _is_column(reader: Reader) -> bool:

@@ -13,7 +13,19 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from storage_engine.schema.options import option_value
 from storage_engine.schema.types import arrow_type, has_order
+
+
+class Watermark(NamedTuple):
+    """WATERMARK FOR column AS column - delay: of two rows of a bucket the later one is at most `delay_ms` older.
+
+    idle_after_ms  a bucket so far behind the table's newest row holds nothing back; None: every bucket does
+    """
+
+    column: str
+    delay_ms: int
+    idle_after_ms: int | None = None
 
 
 class TableBucket(NamedTuple):
@@ -132,6 +144,14 @@ class TableDescriptor:
     @property
     def auto_increment_column(self) -> str | None:
         return self.options.get("auto-increment.fields")
+
+    @cached_property
+    def watermark(self) -> Watermark | None:
+        """The event time of the table's rows; None for a table without WATERMARK."""
+        column = self.options.get("watermark.column")
+        if column is None:
+            return None
+        return Watermark(column, option_value(self.options, "watermark.delay") or 0, option_value(self.options, "watermark.idle-after"))
 
     @cached_property
     def statistics_columns(self) -> tuple[tuple[str, int], ...]:

@@ -142,6 +142,12 @@ def check_evolution(current: TableDescriptor, wanted: TableDescriptor, *, line: 
     renamed = {known[column.field_id].name: column.name for column in kept if known[column.field_id].name != column.name}
     for column in kept:
         _check_retyped(current, known[column.field_id], column, where)
+    if current.watermark is not None and current.n_buckets != wanted.n_buckets:
+        raise StatementRefused(
+            f"{current.name} has a WATERMARK, and a new bucket would have no event time: windows that were emitted would take rows again",
+            where=where,
+            next_step="Create a table with as many buckets, and copy.",
+        )
     for role in ("primary_key", "partition_keys", "bucket_keys"):
         follows = tuple(renamed.get(name, name) for name in getattr(current, role))
         if getattr(wanted, role) != follows:

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from storage_engine.errors import InvalidOption
 
-OptionKind = Literal["bool", "int", "duration", "ttl", "string", "enum", "columns"]
+OptionKind = Literal["bool", "int", "duration", "ttl", "string", "enum", "columns", "late"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,22 @@ KNOWN_OPTIONS: dict[str, Option] = {
             ("refuse", "drop"),
             alterable=True,
         ),
+        Option("watermark.column", "string", None, "the column of the event's time: WATERMARK FOR column AS ..."),
+        Option("watermark.delay", "duration", None, "how much older than a row before it a row may be: WATERMARK FOR ... AS c - INTERVAL"),
+        Option(
+            "watermark.idle-after",
+            "duration",
+            None,
+            "a bucket whose newest row is so much older, in event time, than the table's newest holds nothing back, and its rows are late "
+            "then; unset: every bucket holds back",
+        ),
+        Option(
+            "watermark.late-rows",
+            "late",
+            "drop",
+            "rows that come after their window was emitted: drop counts them, table:database.name also writes them there; update: windows "
+            "are not emitted once, but change while rows come",
+        ),
         Option("client.writer.dynamic-create-partition.enabled", "bool", "true", "a partition is created by its first row", alterable=True),
         Option(
             "table.statistics.columns",
@@ -149,7 +165,7 @@ _NOT_IMPLEMENTED_VALUES = {
     "table.log.format": ("indexed", "compacted"),
     "table.datalake.format": ("paimon", "iceberg", "lance", "hudi"),
 }
-SINGLE_COLUMN_OPTIONS = ("table.merge-engine.versioned.ver-column", "table.kv.ttl.time-column")
+SINGLE_COLUMN_OPTIONS = ("table.merge-engine.versioned.ver-column", "table.kv.ttl.time-column", "watermark.column")
 """Options whose value is the name of one column; those of kind "columns" hold lists."""
 AGGREGATE_FUNCTIONS = (
     "sum", "product", "count", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls",
@@ -325,8 +341,19 @@ def _check_option(name: str, value: str, where: str, column_names: tuple[str, ..
             return ",".join(split_columns(value))
         case "enum":
             return _check_enum(option, value, where)
+        case "late":
+            return _check_late_rows(name, value, where)
         case _:
             return value
+
+
+def _check_late_rows(name: str, value: str, where: str) -> str:
+    written = value.strip()
+    if written.lower() in ("drop", "update"):
+        return written.lower()
+    if written.lower().startswith("table:") and re.fullmatch(r"[\w-]+\.[\w-]+", written[len("table:") :].strip()):
+        return "table:" + written[len("table:") :].strip()
+    raise InvalidOption(f"{name} = {value!r} is not a choice", where=where, next_step="Write drop, update, or table:database.name.")
 
 
 def _check_enum(option: Option, value: str, where: str) -> str:

@@ -19,6 +19,7 @@ from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_options, parse_int, split_columns
 from storage_engine.schema.row_ttl import check_row_ttl
 from storage_engine.schema.types import arrow_type, has_order
+from storage_engine.schema.watermark import check_watermark
 
 N_BUCKETS_MAX = 4096
 WHOLE_ROW_ENGINES = ("first_row", "versioned")
@@ -64,6 +65,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     check_auto_partition(result, where)
     _check_statistics(result, where)
     check_row_ttl(result, where)
+    check_watermark(result, where)
     return result
 
 

@@ -158,7 +158,7 @@ class Guard:
                 next_step="Submit it with DESCRIBE on all its tables, READ on those it reads and WRITE on those it writes.",
             ) from None
         inserted = [join.table.name for join in lookups(plan.root) if join.inserts_missing]
-        writes = [plan.sink.name, *(state.name for state in plan.state_tables), *inserted]
+        writes = [plan.sink.name, *(state.name for state in plan.state_tables), *inserted, *plan.late_tables]
         values = [getattr(node, item.name) for node in walk(plan.root) for item in fields(node)]
         reads = {value.name for value in values if isinstance(value, TableDescriptor)}  # of every kind of node
         return [*(("WRITE", written) for written in writes), *(("READ", read) for read in sorted(reads))]

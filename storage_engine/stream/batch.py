@@ -16,14 +16,19 @@ import pyarrow as pa
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
 from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
+from storage_engine.stream.compile_time import WATERMARK, watermark_name
+from storage_engine.stream.event_time import Clock, mark, marked_batches
 from storage_engine.stream.execute import Outcome, enforce_not_null
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
+from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.sqltypes import parse_type
 
 ORDER = "__order"
+END_MS = (1 << 63) - 1
+"""The watermark of a log that ends."""
 
 
 def batch_select(
@@ -33,11 +38,13 @@ def batch_select(
     offsets: Mapping[str, Offsets] | None = None,
     at_version: int | None = None,
     con: duckdb.DuckDBPyConnection | None = None,
+    is_bounded: bool = False,
 ) -> pa.Table:
     """The rows a job's sink must hold, in the sink's target columns and types.
 
     offsets     next offset per bucket of each source; None: those of `at_version`, else the job's recorded ones, else the newest
     at_version  a version of the store; primary-key tables of lookup joins are read at it
+    is_bounded  nothing comes after these offsets: every window is final, and no row is late (what batch mode means)
     Errors: OffsetOutOfRange when the log no longer reaches back to the start.
     """
     plan = job if isinstance(job, JobPlan) else plan_job(store, job)
@@ -52,8 +59,13 @@ def batch_select(
         for scan in scans(plan.root):
             ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
-            _register_scan(connection, store, scan, start, stop, ordered=ordered)
+            is_timed = scan.id in plan.timed_scans
+            _register_scan(connection, store, scan, start, stop, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded)
             names.append(source_name(scan))
+        for emission in plan.emissions:
+            ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds)
+            connection.execute(f"CREATE OR REPLACE TEMP VIEW {watermark_name(emission)} AS SELECT CAST({_sql_number(ms)} AS BIGINT) AS ms")
+            names.append(watermark_name(emission))
         for join in lookups(plan.root):
             _register_lookup(connection, store, join, at_version)
             names.append(lookup_name(join))
@@ -79,7 +91,9 @@ def batch_sql(plan: JobPlan) -> str:
 
 def _is_last_row(plan: JobPlan) -> bool:
     """True when appended rows meet by key and one of them stays as it is."""
-    return plan.sink.has_primary_key and not plan.root.is_retracting and plan.sink.merge_engine != "aggregation"
+    key = plan.root.unique_key
+    is_told_apart = key is not None and set(key) <= set(plan.sink.primary_key)
+    return plan.sink.has_primary_key and not plan.root.is_retracting and not is_told_apart and plan.sink.merge_engine != "aggregation"
 
 
 def _kept_first(plan: JobPlan) -> str:
@@ -94,15 +108,49 @@ def _kept_first(plan: JobPlan) -> str:
             return f"{ORDER} DESC"
 
 
-def _register_scan(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, start: Offsets, stop: Offsets, *, ordered: bool) -> None:
+def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets]) -> int | None:
+    """The watermark of a log at the offsets that bound it."""
+    table = emission.scan.table
+    assert table.watermark is not None, "only a log with a watermark emits"
+    start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
+    clock = Clock.at_begin(table)
+    for batch in store.table(table.name).scan([table.watermark.column], start=start, stop=stop, metadata=True):
+        rows = pa.Table.from_batches([batch])
+        clock = mark(table, rows[table.watermark.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
+    return clock.watermark_ms(table.watermark)
+
+
+def _sql_number(value: int | None) -> str:
+    return "NULL" if value is None else str(value)
+
+
+def _register_scan(
+    con: duckdb.DuckDBPyConnection,
+    store: Store,
+    scan: Scan,
+    start: Offsets,
+    stop: Offsets,
+    *,
+    ordered: bool,
+    is_timed: bool,
+    is_bounded: bool,
+) -> None:
     table = store.table(scan.table.name)
     name = source_name(scan)
-    listed = ", ".join(quoted(column) for column in scan.columns)
+    listed = ", ".join(quoted(column) for column in scan.stored_columns)
     if not scan.table.has_primary_key:
-        con.register(f"{name}_log", table.scan(list(scan.columns), start=start, stop=stop, metadata=ordered))
+        rows = table.scan(scan.stored_columns, start=start, stop=dict(sorted(stop.items())), metadata=ordered)
         order = ""
+        if is_timed and not is_bounded:
+            schema = rows.schema.append(pa.field(WATERMARK, pa.int64()))
+            rows = pa.RecordBatchReader.from_batches(schema, marked_batches(scan.table, rows, ("_commit_timestamp", "_bucket"), schema))
+        if is_timed:
+            mark_ms = "CAST(NULL AS BIGINT)" if is_bounded else WATERMARK
+            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.columns if name not in scan.stored_columns]
+            order = "".join(f", {text}" for text in [f"{mark_ms} AS {WATERMARK}", *shown])
+        con.register(f"{name}_log", rows)
         if ordered:
-            order = f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"
+            order += f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"
             metadata = ("_partition", "_bucket", "_log_offset")
             order += "".join(f", {given} AS {name}" for given, name in zip(metadata, POSITION[1:], strict=True))
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")

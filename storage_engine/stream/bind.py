@@ -22,12 +22,13 @@ from storage_engine.stream.delta_binding import bind_delta
 from storage_engine.stream.dialect import alias_of, parse_select, query_hints, table_hints, table_name, text_of
 from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
+from storage_engine.stream.legacy_windows import with_marks, with_window_table
 from storage_engine.stream.lookup_binding import bind_lookup
-from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Query, Scan
+from storage_engine.stream.plan import MARK, Aggregate, Calc, Field, Node, Query, Scan
 from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
-from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
+from storage_engine.stream.sqltypes import NULL, TIMESTAMP3, UNKNOWN, parse_type
 from storage_engine.stream.startup import STARTUP_HINTS, Startup, parse_startup
 from storage_engine.stream.window_binding import bind_windows, window_call
 
@@ -174,6 +175,7 @@ class Binder:
     def _select(self, select: exp.Select, prefix: str) -> tuple[Node, tuple[str, ...]]:
         self._refuse_clauses(select)
         self._notice_hints(select)
+        select = with_window_table(self, with_marks(self, select))
         scope = Scope(self.where)
         node = self._from(select, scope)
         where = select.args.get("where")
@@ -276,9 +278,12 @@ class Binder:
         return self._scan(table, alias_of(item), scope, startup)
 
     def _scan(self, table: TableDescriptor, alias: str, scope: Scope, startup: Startup | None) -> Scan:
-        fields = table_fields(table, alias)
-        scope.add(alias, table.column_names, fields)
-        return Scan(table, alias, table.column_names, fields, self.next_id(), startup)
+        names, fields = table.column_names, table_fields(table, alias)
+        if table.watermark is not None:
+            mark = f"{MARK}{table.watermark.column}"
+            names, fields = (*names, mark), (*fields, Field(f"{alias}.{mark}", TIMESTAMP3))
+        scope.add(alias, names, fields)
+        return Scan(table, alias, names, fields, self.next_id(), startup)
 
     def _named_query(self, named: _NamedQuery, alias: str, scope: Scope) -> Node:
         outer, self._named = self._named, named.visible
@@ -354,7 +359,7 @@ class Binder:
             if star_of is None:
                 items.append(item)
                 continue
-            owned = [(alias, name) for alias, name, _ in scope.columns if star_of in ("", alias)]
+            owned = [(alias, name) for alias, name, _ in scope.columns if star_of in ("", alias) and not name.startswith(MARK)]
             if not owned:
                 raise self.refuse(f"{star_of}.*: no table in FROM is called {star_of}", "Use an alias of FROM.")
             items.extend(

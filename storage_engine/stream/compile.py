@@ -12,13 +12,32 @@ from __future__ import annotations
 
 from sqlglot import exp
 
+from storage_engine.stream import compile_time
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Union, Windows, is_positioned
+from storage_engine.stream.compile_time import WATERMARK
+from storage_engine.stream.plan import (
+    Aggregate,
+    Calc,
+    DeltaJoin,
+    Expand,
+    InTime,
+    LookupJoin,
+    Node,
+    Over,
+    Rank,
+    Scan,
+    Session,
+    Union,
+    Windows,
+    is_positioned,
+)
 from storage_engine.stream.render import cast, column, sql
 
 SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
+CLOCK = (POSITION[0], POSITION[2])
+"""Those that event time goes by: when a row was committed, and its bucket."""
 
 
 def quoted(name: str) -> str:
@@ -37,15 +56,15 @@ def aggregate_name(node: Aggregate) -> str:
     return f"agg_{node.id}"
 
 
-def keyed_name(node: DeltaJoin | Rank) -> str:
-    return f"{'dj' if isinstance(node, DeltaJoin) else 'rank'}_{node.id}"
+def keyed_name(node: DeltaJoin | Rank | Session | Over) -> str:
+    return f"{'dj' if isinstance(node, DeltaJoin) else type(node).__name__.lower()}_{node.id}"
 
 
 def has_sequence(node: Node) -> bool:
     """True when the relation still knows the order of changes: one source, nothing below that changes several rows at once."""
     if isinstance(node, Scan):
         return node.is_retracting
-    return not isinstance(node, Aggregate | Union | DeltaJoin | Rank) and has_sequence(node.input)
+    return not isinstance(node, Aggregate | Union | DeltaJoin | Rank | Session | Over) and has_sequence(node.input)
 
 
 def hidden_columns(node: Node) -> tuple[str, ...]:
@@ -65,9 +84,13 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         listed = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.projections]
         condition = f" WHERE {sql(node.condition)}" if node.condition is not None else ""
         return f"SELECT {', '.join(listed + hidden)} FROM ({relation(node.input, batch=batch, carried=carried)}){condition}"
+    if isinstance(node, InTime):
+        rows = relation(node.input, batch=batch, carried=(*carried, WATERMARK))
+        listed = [quoted(item.name) for item in node.fields] + hidden
+        return f"SELECT {', '.join(listed)} FROM ({compile_time.in_time(rows, compile_time.row_last_ms(node))})"
     if isinstance(node, LookupJoin):
         return _join(node, hidden, batch=batch, carried=carried)
-    if isinstance(node, DeltaJoin | Rank):
+    if isinstance(node, DeltaJoin | Rank | Session | Over):
         if batch:
             return _batch_keyed(node)
         return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {keyed_name(node)}"
@@ -78,7 +101,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
-        return total(node, relation(node.input, batch=True))
+        found = total(node, aggregate_input(node, batch=True))
+        return found if node.emission is None or node.emission.is_whole else compile_time.emitted_groups(node, found)
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
 
 
@@ -162,11 +186,24 @@ def lookup_keys(node: LookupJoin, input_relation: str) -> str:
 # joins and ranks
 
 
-def _batch_keyed(node: DeltaJoin | Rank) -> str:
+def _batch_keyed(node: DeltaJoin | Rank | Session | Over) -> str:
     if isinstance(node, DeltaJoin):
         return joined(node, relation(node.left.node, batch=True), relation(node.right.node, batch=True))
+    if isinstance(node, Session) and node.emission is not None:
+        rows = relation(node.side.node, batch=True, carried=(WATERMARK,))
+        rows = compile_time.in_time(rows, compile_time.row_last_ms(node))
+        return compile_time.emitted_sessions(node, compile_time.with_sessions(node, rows))
     positioned = is_positioned(node.side.node)
-    return ranked(node, relation(node.side.node, batch=True, carried=POSITION if positioned else ()), positioned=positioned)
+    return one_sided(node, relation(node.side.node, batch=True, carried=POSITION if positioned else ()), positioned=positioned)
+
+
+def one_sided(node: Rank | Session | Over, rows: str, *, positioned: bool) -> str:
+    """A rank, sessions or OVER aggregates over whole partitions; rows of a log come with POSITION."""
+    if isinstance(node, Rank):
+        return ranked(node, rows, positioned=positioned)
+    if isinstance(node, Session):
+        return compile_time.with_sessions(node, rows)
+    return compile_time.with_calls(node, rows, POSITION if positioned else [item.name for item in node.side.node.fields])
 
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
@@ -195,6 +232,21 @@ def _group(node: Aggregate) -> tuple[list[str], str]:
     keys = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.keys]
     by = f" GROUP BY {', '.join(str(i + 1) for i in range(len(keys)))}" if keys else ""
     return keys, by
+
+
+def aggregate_input(node: Aggregate, *, batch: bool = False) -> str:
+    """The rows that an aggregate counts: all, or those that are in time for their window."""
+    if node.emission is None or node.emission.is_whole:
+        return relation(node.input, batch=batch)
+    return compile_time.in_time(relation(node.input, batch=batch, carried=(WATERMARK,)), compile_time.group_last_ms(node))
+
+
+def late_positions(node: Aggregate | Session | InTime) -> str:
+    """The places in the log of the rows that came too late for a window of theirs."""
+    body = node.side.node if isinstance(node, Session) else node.input
+    last = compile_time.group_last_ms(node) if isinstance(node, Aggregate) else compile_time.row_last_ms(node)
+    listed = ", ".join(POSITION[1:])
+    return f"SELECT DISTINCT {listed} FROM ({relation(body, carried=(*POSITION, WATERMARK))}) WHERE {compile_time.is_late(last)}"
 
 
 def total(node: Aggregate, rows: str, *, weighted: bool = False) -> str:
@@ -226,7 +278,7 @@ def partial(node: Aggregate) -> str:
     values = [f"{sql(item.delta(retracting=retracting))} AS {quoted(item.name)}" for item in node.accumulators if not item.distinct]
     listed = keys + values or ["1 AS __one"]
     guard = "" if keys else " HAVING count(*) > 0"
-    return f"SELECT {', '.join(listed)} FROM ({relation(node.input)}){by}{guard}"
+    return f"SELECT {', '.join(listed)} FROM ({aggregate_input(node)}){by}{guard}"
 
 
 def distinct_partial(node: Aggregate, members: tuple[str, ...]) -> str:
@@ -238,7 +290,7 @@ def distinct_partial(node: Aggregate, members: tuple[str, ...]) -> str:
     by = ", ".join(str(i + 1) for i in range(len(keys) + 1))
     conditions = [f"{sql(first.argument)} IS NOT NULL"] + ([sql(first.condition)] if first.condition is not None else [])
     listed = [*keys, f"{sql(first.argument)} AS __value", f"{count} AS __d"]
-    return f"SELECT {', '.join(listed)} FROM ({relation(node.input)}) WHERE {' AND '.join(f'({c})' for c in conditions)} GROUP BY {by}"
+    return f"SELECT {', '.join(listed)} FROM ({aggregate_input(node)}) WHERE {' AND '.join(f'({c})' for c in conditions)} GROUP BY {by}"
 
 
 def distinct_state_keys(keys: tuple[tuple[str, exp.Expr], ...], relation_name: str) -> str:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Literal
 
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.compile import POSITION, joined, quoted, ranked, relation, total
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, KeptSide, Node, Rank, Scan, Side, StoredSide, is_positioned
+from storage_engine.stream.compile import POSITION, joined, one_sided, quoted, relation, total
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, KeptSide, Node, Scan, Side, Sided, StoredSide, is_positioned
 
 Moment = Literal["start", "stop"]
 MOMENTS: tuple[Moment, Moment] = ("start", "stop")
@@ -37,7 +37,7 @@ def rows_at(side: Side, moment: Moment, *, further: tuple[str, ...] = ()) -> str
     return f"SELECT {listed} FROM {moment_name(side, moment)}"
 
 
-def touched(node: DeltaJoin | Rank | Aggregate, side: Side) -> str:
+def touched(node: Sided, side: Side) -> str:
     """The distinct keys (__j0, __j1, ...) under which rows of `side` are needed.
 
     An inner join needs a side's rows for the other side's changes only; everything else for all changes.
@@ -53,7 +53,7 @@ def touched(node: DeltaJoin | Rank | Aggregate, side: Side) -> str:
     return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)})"
 
 
-def delta(node: DeltaJoin | Rank | Aggregate) -> str:
+def delta(node: Sided) -> str:
     """The operator's changes: its fields, and WEIGHT where they can be taken back."""
     fields = ", ".join(quoted(item.name) for item in node.fields)
     weight = quoted(WEIGHT)
@@ -72,14 +72,14 @@ def delta(node: DeltaJoin | Rank | Aggregate) -> str:
     return f"SELECT {fields}, CAST({net} AS INT) AS {weight} FROM ({' UNION ALL '.join(parts)}) GROUP BY {fields} HAVING {net} <> 0"
 
 
-def body(node: DeltaJoin | Rank | Aggregate, moment: Moment) -> str:
+def body(node: Sided, moment: Moment) -> str:
     """The operator over the touched keys' rows at a moment."""
     if isinstance(node, DeltaJoin):
         return joined(node, rows_at(node.left, moment), rows_at(node.right, moment))
-    if isinstance(node, Rank):
-        positioned = is_positioned(node.side.node)
-        return ranked(node, rows_at(node.side, moment, further=POSITION if positioned else ()), positioned=positioned)
-    return total(node, rows_at(node.sides[0], moment, further=(WEIGHT,)), weighted=True)
+    if isinstance(node, Aggregate):
+        return total(node, rows_at(node.sides[0], moment, further=(WEIGHT,)), weighted=True)
+    positioned = is_positioned(node.side.node)
+    return one_sided(node, rows_at(node.side, moment, further=POSITION if positioned else ()), positioned=positioned)
 
 
 def _changes(node: Node) -> str:

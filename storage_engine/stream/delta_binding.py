@@ -12,6 +12,7 @@ from sqlglot import exp
 
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
+from storage_engine.stream.interval_binding import with_expiry
 from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Scan, Side, StoredSide
 from storage_engine.stream.render import paren
 
@@ -42,7 +43,7 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: 
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
         residual = bound if residual is None else exp.And(this=paren(residual), expression=paren(bound))
     sides = [_side(binder, node, tuple(pair[i] for pair in pairs)) for i, node in enumerate((left, right))]
-    return DeltaJoin(sides[0], sides[1], residual, side == "LEFT", binder.next_id())
+    return with_expiry(binder, DeltaJoin(sides[0], sides[1], residual, side == "LEFT", binder.next_id()))
 
 
 def _resolvable(parts: list[exp.Expr], scope: Scope) -> list[exp.Expr]:

@@ -38,6 +38,7 @@ class Flink(Dialect):
 
         IDENTIFIERS = ["`"]  # noqa: RUF012  # the base class's form
         STRING_ESCAPES = ["'"]  # noqa: RUF012
+        KEYWORDS = {word: kind for word, kind in tokens.Tokenizer.KEYWORDS.items() if word != "SESSION"}  # noqa: RUF012  # a function here
         TOKENS_PRECEDING_HINT = {*tokens.Tokenizer.TOKENS_PRECEDING_HINT, TokenType.VAR, TokenType.IDENTIFIER}  # noqa: RUF012
 
     class Parser(parser.Parser):
@@ -68,13 +69,27 @@ class Flink(Dialect):
                 self._advance(2)
             if self._match(TokenType.TABLE):
                 argument = self._parse_table_parts()
-                if self._match_text_seq("PARTITION", "BY"):
-                    argument.meta["partition_by"] = self._parse_csv(self._parse_column)
+                if self._match(TokenType.PARTITION_BY):
+                    argument.meta["partition_by"] = self._parse_partition_columns()
             else:
                 argument = self._parse_assignment()
             if argument is not None:
                 argument.meta["label"] = label
             return argument
+
+        def _parse_partition_columns(self) -> list[exp.Expr | None]:
+            """Columns up to the next argument, which is no column: DESCRIPTOR(...), or a named one."""
+            is_wrapped = self._match(TokenType.L_PAREN)
+            columns = [self._parse_column()]
+            while self._curr is not None and self._curr.token_type == TokenType.COMMA:
+                behind = self._tokens[self._index + 2] if self._index + 2 < len(self._tokens) else None
+                if not is_wrapped and behind is not None and behind.token_type in (TokenType.L_PAREN, TokenType.FARROW):
+                    break
+                self._advance()
+                columns.append(self._parse_column())
+            if is_wrapped:
+                self._match_r_paren()
+            return columns
 
         def _parse_json_function(self, name: str) -> exp.Expr:
             arguments = self._parse_csv(self._parse_assignment)
@@ -94,6 +109,9 @@ def parse_select(sql: str, *, where: str = "statement", first_line: int = 1) -> 
     try:
         trees = Flink.parse(Flink(), "\n" * (first_line - 1) + sql)
     except (ParseError, TokenError) as error:
+        if "MATCH_RECOGNIZE" in sql.upper():
+            what = "MATCH_RECOGNIZE is not kept incrementally"
+            raise StatementRefused(what, where=where, next_step="Compare neighbours with LAG and LEAD, or join the rows.") from error
         raise StatementRefused(_first_line(error), where=where, next_step="Correct the statement; SQL is Flink's dialect.") from error
     trees = [tree for tree in trees if tree is not None]
     if len(trees) != 1 or not isinstance(trees[0], exp.Query | exp.Values):

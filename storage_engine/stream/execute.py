@@ -17,17 +17,18 @@ import pyarrow.compute as pc
 
 from storage_engine.api import WriteOp
 from storage_engine.errors import SchemaMismatch
-from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.checked_key import CheckedKey, is_checked, sink_cast
+from storage_engine.stream.emission import LateRows, Sessions, WholeGroups, WindowGroups, write_late
+from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.keyed import Keyed
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.optimize import prune
 from storage_engine.stream.placement import DistinctState, Placement, top_aggregate
-from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, LookupJoin, Node, Rank, columns_of, walk
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, InTime, LookupJoin, Node, Over, Rank, Session, columns_of, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.render import sql
-from storage_engine.stream.sqltypes import parse_type
 
 
 class Executor:
@@ -40,30 +41,40 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | Keyed | _Aggregation] = []
+        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WindowGroups | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
-            elif isinstance(node, DeltaJoin | Rank) or (isinstance(node, Aggregate) and node.keeps_rows):
+            elif isinstance(node, InTime):
+                self._steps.append(LateRows(node))
+            elif isinstance(node, Session) and node.emission is not None:
+                self._steps.append(Sessions(node, plan.arrangements))
+            elif isinstance(node, Aggregate) and node.emission is not None:
+                self._steps.append(WholeGroups(node) if node.emission.is_whole else WindowGroups(node, plan.placements[node.id]))
+            elif isinstance(node, DeltaJoin | Rank | Session | Over) or (isinstance(node, Aggregate) and node.keeps_rows):
                 self._steps.append(Keyed(node, plan.arrangements))
             elif isinstance(node, Aggregate):
                 self._steps.append(
                     _Aggregation(node, plan.placements[node.id], plan.root, is_direct=direct and top is not None and node is top[0])
                 )
         self._final = self._final_sql()
+        self._checked = CheckedKey(plan) if is_checked(plan.root) else None
 
-    def run(self, inputs: Mapping[str, pa.Table], reader: Reader) -> Outcome:
+    def run(self, inputs: Mapping[str, pa.Table], reader: Reader, event_time: EventTime) -> Outcome:
         """One micro-batch. `inputs`: relation name of each scan (compile.source_name) -> its rows with hidden columns."""
         outcome = Outcome()
         registered: dict[str, None] = {}
-        tables = Registry(self._con, registered)
+        tables = Registry(self._con, registered, event_time)
         try:
             for name, rows in inputs.items():
                 tables.put(name, rows)
             for step in self._steps:
                 step.run(self._plan, tables, reader, outcome)
+            if self._checked is not None:
+                self._checked.run(tables, reader)
             if self._direct is None:
                 self._write_rows(tables.query(self._final), outcome)
+            write_late(outcome, reader)
         finally:
             for name in registered:
                 self._con.unregister(name)
@@ -71,7 +82,7 @@ class Executor:
 
     def _final_sql(self) -> str:
         plan = self._plan
-        listed = [_sink_cast(f'"{name}"', plan.sink, name) + f" AS {sql_of.quoted(name)}" for name in plan.targets]
+        listed = [sink_cast(f'"{name}"', plan.sink, name) + f" AS {sql_of.quoted(name)}" for name in plan.targets]
         body = sql_of.relation(self._root)
         if not self._root.is_retracting:
             return f"SELECT {', '.join(listed)} FROM ({body})"
@@ -127,10 +138,6 @@ def write_deletes(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> None:
     keys = rows.select(list(plan.sink.primary_key))
     append_op(outcome, WriteOp(plan.sink.name, "delete", keys, plan.value_columns if plan.is_partial else None))
     outcome.n_rows_out += rows.num_rows
-
-
-def _sink_cast(expression: str, sink: TableDescriptor, name: str) -> str:
-    return f"CAST({expression} AS {parse_type(sink.column(name).type).duckdb})"
 
 
 class _Lookup:

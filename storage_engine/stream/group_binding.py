@@ -16,6 +16,7 @@ from storage_engine.stream import aggregates
 from storage_engine.stream.aggregates import Call, CallBuilder
 from storage_engine.stream.builtins import Value
 from storage_engine.stream.dialect import text_of
+from storage_engine.stream.emission_binding import emitted_once
 from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
 from storage_engine.stream.render import column, render, sql
@@ -54,7 +55,7 @@ def bind_groups(
     if keeps_rows:
         node, by = _with_key_fields(node, by)
     made = Aggregate(node, tuple(by), tuple(calls.builder.accumulators), tuple(calls.found), binder.next_id(), keeps_rows)
-    return made, values, condition
+    return emitted_once(binder, made), values, condition
 
 
 def _with_key_fields(node: Node, by: list[tuple[Field, exp.Expr]]) -> tuple[Node, list[tuple[Field, exp.Expr]]]:
@@ -238,7 +239,10 @@ class _CallCollector:
 def has_calls(node: exp.Expr) -> bool:
     """True when an aggregate stands in the expression."""
     names = (*aggregates.NAMES, *aggregates.NOT_MAINTAINED, *_GROUPING)
-    return any(_call_name(item) in names for item in node.find_all(exp.Anonymous))
+    return any(
+        _call_name(item) in names and not (isinstance(item.parent, exp.Window) and item.arg_key == "this")
+        for item in node.find_all(exp.Anonymous)
+    )
 
 
 def unaliased(item: exp.Expr) -> exp.Expr:

@@ -83,7 +83,7 @@ def _cut(start: Mapping[str, Offsets], stop: Mapping[str, Offsets], n_rows_max: 
     cut: dict[str, Offsets] = {}
     for table, ends in stop.items():
         cut[table] = {}
-        for bucket, end in ends.items():
+        for bucket, end in sorted(ends.items()):  # the order in which a scan gives the rows of one commit
             begin = start.get(table, {}).get(bucket, 0)
             taken = min(max(end - begin, 0), left)
             left -= taken
@@ -109,15 +109,15 @@ def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = 
     """The rows of one scan, with weight and sequence when they can be taken back; `positioned`: a log's with their places in it."""
     table = store.table(scan.table.name)
     start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
-    changed: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
+    changed: dict[TableBucket, int] = {bucket: end for bucket, end in sorted(stop.items()) if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
     is_placed = scan.is_retracting or positioned
-    rows = table.scan(list(scan.columns), start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
+    rows = table.scan(scan.stored_columns, start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
     if not scan.is_retracting:
-        return with_position(rows, list(scan.columns)) if positioned else rows
+        return with_position(rows, scan.stored_columns) if positioned else rows
     taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)
     weights = pc.if_else(taken_back, pa.scalar(-1, pa.int8()), pa.scalar(1, pa.int8()))
-    plain = rows.select(list(scan.columns))
+    plain = rows.select(scan.stored_columns)
     # a scan comes in the order of the commits; offsets of two buckets, between which a rescale moved a key, say nothing of it
     return plain.append_column(WEIGHT, weights).append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
 

@@ -1,4 +1,4 @@
-"""Keyed: runs a join, a rank, or an aggregate that keeps its rows, over one micro-batch.
+"""Keyed: runs a join, a rank, sessions, OVER aggregates, or an aggregate that keeps its rows, over one micro-batch.
 
 For the keys that changes touch, the sides' rows before and after the micro-batch are put side by side; the operator's changes are the
 difference. Rows of a stored side come from its table; those of a kept side from the job's state table, which is advanced here.
@@ -19,13 +19,16 @@ from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.arrangement import COUNT, Arrangement
 from storage_engine.stream.compile import aggregate_name, keyed_name, quoted
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
-from storage_engine.stream.plan import Aggregate, DeltaJoin, KeptSide, Rank, StoredSide
+from storage_engine.stream.plan import Aggregate, KeptSide, Sided, StoredSide
+from storage_engine.stream.plan_time import Expiry
+
+FORGET_MS_MIN = 1000
 
 
 class Keyed:
     """One operator. Registers its changes under the name that the operators above read."""
 
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, arrangements: Mapping[int, Arrangement]) -> None:
+    def __init__(self, node: Sided, arrangements: Mapping[int, Arrangement]) -> None:
         self._name = aggregate_name(node) if isinstance(node, Aggregate) else keyed_name(node)
         self._delta_sql = keyed_sql.delta(node)
         self._sides = [
@@ -40,7 +43,7 @@ class Keyed:
 
 
 class _Stored:
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: StoredSide) -> None:
+    def __init__(self, node: Sided, side: StoredSide) -> None:
         self._side = side
         self._touched_sql = keyed_sql.touched(node, side)
 
@@ -62,7 +65,7 @@ class _Kept:
     A row's multiplicity is in WEIGHT: 1, or the count where equal rows are one. Ranks and joins read rows as often as they count.
     """
 
-    def __init__(self, node: DeltaJoin | Rank | Aggregate, side: KeptSide, arrangement: Arrangement) -> None:
+    def __init__(self, node: Sided, side: KeptSide, arrangement: Arrangement) -> None:
         self._arrangement = arrangement
         self._side = side
         self._changes = keyed_sql.changes_name(side)
@@ -90,6 +93,23 @@ class _Kept:
         for moment, rows in zip(keyed_sql.MOMENTS, (before, after), strict=True):
             tables.put(keyed_sql.moment_name(self._side, moment), rows if self._is_weighted else _repeated(rows))
         self._write(tables.query(self._state_sql), reader, outcome)
+        if self._side.expiry is not None:
+            self._forget(self._side.expiry, tables, reader, outcome)
+
+    def _forget(self, expiry: Expiry, tables: Registry, reader: Reader, outcome: Outcome) -> None:
+        """Delete rows that nothing in time can match: not at once, because finding them reads all that is kept."""
+        table, event_time = self._arrangement.table, tables.event_time
+        watermark_ms, open_ms = event_time.watermark_ms(expiry.emission), event_time.open_ms.get(self._changes)
+        added_ms = tables.query(f"SELECT min(epoch_ms({quoted(expiry.time)})) AS ms FROM {self._changes}")["ms"][0].as_py()
+        bounds = [open_ms] if added_ms is None else [open_ms, added_ms + expiry.after_ms]
+        if open_ms is not None and watermark_ms is not None and watermark_ms - open_ms > max(abs(expiry.after_ms), FORGET_MS_MIN) // 2:
+            kept = reader.all_rows(table.name)
+            column = next(name for name, field in self._arrangement.columns if field == expiry.time)
+            until = pc.add(kept[column].cast(pa.timestamp("ms")).cast(pa.int64()), expiry.after_ms)
+            gone = pc.less(until, watermark_ms)
+            append_op(outcome, WriteOp(table.name, "delete", kept.filter(gone).select(list(table.primary_key)), None))
+            bounds[0] = pc.min(until.filter(pc.invert(gone))).as_py()
+        event_time.keep_open(self._changes, bounds)
 
     def _kept(self, reader: Reader, keys: pa.Table) -> pa.Table:
         """The rows under these keys, with their multiplicities, before the micro-batch."""

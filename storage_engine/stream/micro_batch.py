@@ -1,4 +1,6 @@
-"""Micro-batch: what the operators of one micro-batch share: point reads, Arrow data by name in DuckDB, and the outcome they add to."""
+"""Micro-batch: what the operators of one micro-batch share: point reads, Arrow data by name in DuckDB, the event time of its sources, and
+the outcome they add to.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ import duckdb
 import pyarrow as pa
 
 from storage_engine.api import WriteOp
+from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.plan import StoredSide
+from storage_engine.stream.plan_time import Emission
 
 
 class Reader(Protocol):
@@ -25,6 +29,14 @@ class Reader(Protocol):
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
         ...
 
+    def all_rows(self, table: str) -> pa.Table:
+        """The current rows of a state table."""
+        ...
+
+    def rows_of_input(self, table: str, positions: pa.Table, wanted: str) -> pa.Table:
+        """Rows of the micro-batch's input by their places (POSITION without the time), in the columns of the table `wanted`."""
+        ...
+
 
 @dataclass
 class Outcome:
@@ -33,14 +45,18 @@ class Outcome:
     ops: list[WriteOp] = field(default_factory=list)
     n_rows_out: int = 0
     n_dropped_nulls: int = 0
+    n_late_rows: int = 0
+    late: list[tuple[Emission, pa.Table]] = field(default_factory=list)
+    """Places of late rows, as the operators find them: a row may be late for several."""
 
 
 class Registry:
-    """Arrow data by name, for the time of one micro-batch."""
+    """Arrow data by name, for the time of one micro-batch, and the event time of its sources."""
 
-    def __init__(self, con: duckdb.DuckDBPyConnection, registered: dict[str, None]) -> None:
+    def __init__(self, con: duckdb.DuckDBPyConnection, registered: dict[str, None], event_time: EventTime) -> None:
         self._con = con
         self._registered = registered
+        self.event_time = event_time
 
     def put(self, name: str, rows: pa.Table) -> None:
         self._con.register(name, rows)

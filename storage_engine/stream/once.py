@@ -40,7 +40,7 @@ def insert_once(store: Store, statement: InsertInto, settings: Mapping[str, str]
     )
     version = store.version()
     plan = replace(plan, starts=starts_of(store, plan.startups, "batch"))
-    rows = batch_select(store, plan, at_version=version)
+    rows = batch_select(store, plan, at_version=version, is_bounded=True)
     _write(store, sink, rows, plan.targets)
     return f"wrote {rows.num_rows} rows into {sink.name}, from version {version}"
 

@@ -12,14 +12,18 @@ from dataclasses import replace
 from sqlglot import exp
 
 from storage_engine.stream.plan import (
+    MARK,
     Aggregate,
     Calc,
     DeltaJoin,
     Expand,
+    InTime,
     LookupJoin,
     Node,
+    Over,
     Rank,
     Scan,
+    Session,
     Side,
     StoredSide,
     Union,
@@ -53,6 +57,12 @@ def prune(node: Node, needed: set[str]) -> Node:
         used = needed | {name for name, _, _ in node.order}
         number = node.number if node.number is not None and node.number.name in needed else None
         return replace(node, side=_prune_side(node.side, used), number=number)
+    if isinstance(node, Session):
+        return replace(node, side=_prune_side(node.side, needed | {node.time}))
+    if isinstance(node, Over):
+        return _prune_over(node, needed)
+    if isinstance(node, InTime):
+        return replace(node, input=prune(node.input, needed | {node.time}))
     if isinstance(node, Union):
         kept_fields = tuple(item for item in node.fields if item.name in needed) or node.fields[:1]
         names = {item.name for item in kept_fields}
@@ -66,6 +76,14 @@ def prune(node: Node, needed: set[str]) -> Node:
     for item in node.accumulators:
         below |= columns_of(item.argument) | columns_of(item.condition)
     return replace(node, input=prune(node.input, below))
+
+
+def _prune_over(node: Over, needed: set[str]) -> Over:
+    values = tuple(pair for pair in node.values if pair[0].name in needed)
+    read = set().union(*(columns_of(tree) for _, tree in values))
+    calls = tuple(call for call in node.calls if call.field.name in read)
+    used = (needed | {name for name, _, _ in node.order}).union(*(columns_of(call.function) for call in calls))
+    return replace(node, side=_prune_side(node.side, used), values=values, calls=calls)
 
 
 def _prune_side(side: Side, used: set[str]) -> Side:
@@ -83,8 +101,11 @@ def _prune_side(side: Side, used: set[str]) -> Side:
 
 def _prune_scan(node: Scan, needed: set[str]) -> Scan:
     kept = [i for i, item in enumerate(node.fields) if item.name in needed]
+    marks = [node.columns[i].removeprefix(MARK) for i in kept if node.columns[i].startswith(MARK)]
+    if marks and marks[0] not in (node.columns[i] for i in kept):  # a watermark is made of times
+        kept = sorted([*kept, node.columns.index(marks[0])])
     if not kept:  # COUNT(*) counts rows: read the narrowest column
-        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW]
+        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW and not node.columns[i].startswith(MARK)]
         kept = [(narrow or [0])[0]]
     return replace(node, columns=tuple(node.columns[i] for i in kept), fields=tuple(node.fields[i] for i in kept))
 
@@ -110,7 +131,7 @@ def _push_filters(node: Node) -> Node:
         return replace(node, branches=tuple(_push_filters(branch) for branch in node.branches))
     if isinstance(node, DeltaJoin):
         return replace(node, left=_pushed(node.left), right=_pushed(node.right))
-    if isinstance(node, Rank):
+    if isinstance(node, Rank | Session | Over):
         return replace(node, side=_pushed(node.side))
     if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, LookupJoin):
         join = node.input

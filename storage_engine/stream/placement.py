@@ -282,6 +282,6 @@ def _distinct_states(node: Aggregate, prefix: str, sink: TableDescriptor) -> tup
 
 def top_aggregate(root: Node) -> tuple[Aggregate, Calc] | None:
     """The aggregate right below the root's projection, if there is one that holds accumulators."""
-    if isinstance(root, Calc) and isinstance(root.input, Aggregate) and not root.input.keeps_rows:
+    if isinstance(root, Calc) and isinstance(root.input, Aggregate) and not root.input.keeps_rows and root.input.emission is None:
         return root.input, root
     return None

@@ -12,7 +12,7 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Aggregate    GROUP BY; its state is where placement.py says
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
-    Windows      each row once per window of time that it lies in (TUMBLE, HOP, CUMULATE)
+    Windows, Session, Over, InTime: plan_time.py
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final
 
 from sqlglot import exp
 
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
+from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session, Windows
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import SqlType
 from storage_engine.stream.startup import Startup
@@ -43,9 +44,14 @@ class Field:
     nullable: bool = True
 
 
+MARK: Final = "$watermark of "
+
+
 @dataclass(frozen=True)
 class Scan:
-    """All changes of a table. `fields` are named "alias.column"."""
+    """All changes of a table. `fields` are named "alias.column". A log with a WATERMARK has one column more, MARK and its time column's
+    name, which is not stored: the row's watermark (CURRENT_WATERMARK).
+    """
 
     table: TableDescriptor
     alias: str
@@ -53,6 +59,10 @@ class Scan:
     fields: tuple[Field, ...]
     id: int = 0
     startup: Startup | None = None
+
+    @property
+    def stored_columns(self) -> list[str]:
+        return [name for name in self.columns if not name.startswith(MARK)]
 
     @property
     def is_retracting(self) -> bool:
@@ -169,12 +179,14 @@ class KeptSide:
     """Rows that the job keeps in a state table of its own, under the fields `on` (arrangement.py says how).
 
     keeps_nulls  rows with a null in `on` are kept as well: a group may be NULL, a join's key finds nothing then
+    expiry       when a row goes; None: it is kept for good
     """
 
     node: Node
     on: tuple[str, ...]
     id: int = 0
     keeps_nulls: bool = True
+    expiry: Expiry | None = None
 
 
 Side = StoredSide | KeptSide
@@ -273,6 +285,7 @@ class Rank:
 class Aggregate:
     """GROUP BY. Fields: the keys, then one per call.
 
+    emission    a group's row is sent once, when it is final; None: whenever the group changes
     keeps_rows  the input's rows are kept by group and a touched group is computed anew: for functions that cannot take a row back
                 (MIN of rows that may leave); the keys are fields of the input then
     """
@@ -283,6 +296,7 @@ class Aggregate:
     calls: tuple[tuple[Field, Call], ...]
     id: int = 0
     keeps_rows: bool = False
+    emission: Emission | None = None
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -294,7 +308,7 @@ class Aggregate:
 
     @property
     def is_retracting(self) -> bool:
-        return True  # a group's row changes whenever the group does
+        return self.emission is None  # a group's row changes whenever the group does
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
@@ -361,45 +375,9 @@ class Expand:
         return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Each input row once per window that its time lies in; an error for a row without a time.
-
-    time    the input's field of the event's time
-    kind    HOP: windows of `size_ms`, one every `step_ms` (TUMBLE: as long as the step). CUMULATE: windows that begin every `size_ms`
-            and end after each further `step_ms`
-    window  the fields of the window's start, its end, and its last millisecond
-    """
-
-    input: Node
-    time: str
-    kind: Literal["HOP", "CUMULATE"]
-    size_ms: int
-    step_ms: int
-    offset_ms: int
-    window: tuple[Field, Field, Field] | tuple[Field, ...]
-
-    @property
-    def fields(self) -> tuple[Field, ...]:
-        return self.input.fields + self.window
-
-    @property
-    def is_retracting(self) -> bool:
-        return self.input.is_retracting
-
-    @property
-    def unique_key(self) -> tuple[str, ...] | None:
-        of_input = self.input.unique_key
-        if of_input is None or self.size_ms == self.step_ms:
-            return of_input
-        return (*of_input, self.window[1 if self.kind == "CUMULATE" else 0].name)
-
-    @property
-    def inputs(self) -> tuple[Node, ...]:
-        return (self.input,)
-
-
-Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over | InTime
+Sided = DeltaJoin | Rank | Aggregate | Session | Over
+"""Operators that find rows by key; an Aggregate only when it keeps rows (its `sides` are empty otherwise)."""
 
 
 @dataclass(frozen=True)
@@ -455,10 +433,10 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = (
             f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
         )
+    elif isinstance(node, Session | Over | InTime | Windows):
+        line = node.line()
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"
-    elif isinstance(node, Windows):
-        line = f"Windows {node.kind} by {node.time}: size {node.size_ms} ms, step {node.step_ms} ms, offset {node.offset_ms} ms"
     elif isinstance(node, Expand):
         sets = ", ".join(f"({', '.join(sql(node.keys[i][1]) for i in grouped)})" for grouped in node.sets)
         line = f"Expand to grouping sets {sets}"
@@ -466,6 +444,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
+        line += f", sent once when the watermark of {node.emission.scan.table.name} passes the window" if node.emission else ""
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))
@@ -474,7 +453,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
 
 def _found(side: Side) -> str:
     if isinstance(side, KeptSide):
-        return f"rows kept by ({', '.join(side.on)})"
+        until = f" until the watermark of {side.expiry.emission.scan.table.name} passes them" if side.expiry is not None else ""
+        return f"rows kept by ({', '.join(side.on)}){until}"
     return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
 
 
@@ -482,4 +462,4 @@ def is_positioned(node: Node) -> bool:
     """True when each row stands for one row of one log, whose place in the log tells it from all others and orders it."""
     if isinstance(node, Scan):
         return not node.table.has_primary_key
-    return (isinstance(node, Calc) or (isinstance(node, LookupJoin) and not node.is_prefix)) and is_positioned(node.input)
+    return (isinstance(node, Calc | InTime) or (isinstance(node, LookupJoin) and not node.is_prefix)) and is_positioned(node.input)

@@ -16,23 +16,26 @@ from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 from storage_engine.stream.arrangement import Arrangement, arrange
 from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
+from storage_engine.stream.checked_key import is_checked
 from storage_engine.stream.optimize import optimize
 from storage_engine.stream.placement import Placement, place, top_aggregate
 from storage_engine.stream.plan import (
     Aggregate,
     Calc,
-    DeltaJoin,
+    InTime,
     KeptSide,
     LookupJoin,
     Node,
     Query,
-    Rank,
+    Session,
+    Sided,
     describe,
     is_positioned,
     lookups,
     scans,
     walk,
 )
+from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -86,8 +89,23 @@ class JobPlan:
     @functools.cached_property
     def positioned_scans(self) -> frozenset[int]:
         """Ids of the scans of logs whose rows are kept, or ranked, by their places in the log."""
-        sides = [side for node in walk(self.root) if isinstance(node, DeltaJoin | Rank | Aggregate) for side in node.sides]
-        return frozenset(scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node))
+        sides = [side for node in walk(self.root) if isinstance(node, Sided) for side in node.sides]
+        return self.timed_scans | {scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node)}
+
+    @functools.cached_property
+    def timed_scans(self) -> frozenset[int]:
+        """Ids of the scans whose watermark decides when a result is sent."""
+        return frozenset(item.scan.id for item in self.emissions)
+
+    @property
+    def emissions(self) -> list[Emission]:
+        found = [node.emission for node in walk(self.root) if isinstance(node, Aggregate | Session | InTime) and node.emission is not None]
+        return found + [Emission(scan, None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
+
+    @property
+    def late_tables(self) -> tuple[str, ...]:
+        """Tables that late rows are written to, as their source's options say."""
+        return tuple(dict.fromkeys(item.late_table for item in self.emissions if item.late_table is not None))
 
     @property
     def kept_columns(self) -> tuple[str, ...]:
@@ -116,6 +134,7 @@ class JobPlan:
             lines.append(f"State: {where} {placement.table.name}" + (f" ({placement.reason})" if placement.reason else ""))
             lines.extend(f"State: distinct values in {state.table.name}" for state in placement.distinct)
         lines.extend(f"State: rows kept in {item.table.name} by ({', '.join(item.side.on)})" for item in self.arrangements.values())
+        lines.extend(f"Late rows are written to {name}" for name in self.late_tables)
         lines.extend(f"Lookup in {name} sees rows as they are when processed: a recomputation sees today's" for name in self.lookup_tables)
         lines.extend(f"Notice: {notice}" for notice in self.notices)
         return lines
@@ -252,7 +271,7 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
     placements: dict[int, Placement] = {}
     top = top_aggregate(root)
     for node in walk(root):
-        if not isinstance(node, Aggregate) or node.keeps_rows:
+        if not isinstance(node, Aggregate) or node.keeps_rows or (node.emission is not None and node.emission.is_whole):
             continue
         if top is not None and node is top[0]:
             outputs = tuple((item.name, tree) for item, tree in top[1].projections)
@@ -263,9 +282,7 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
 
 
 def _arrangements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Arrangement]:
-    kept = [
-        side for node in walk(root) if isinstance(node, DeltaJoin | Rank | Aggregate) for side in node.sides if isinstance(side, KeptSide)
-    ]
+    kept = [side for node in walk(root) if isinstance(node, Sided) for side in node.sides if isinstance(side, KeptSide)]
     return {side.id: arrange(side, f"{sink.name}__rows_{job}_{side.id}", sink.n_buckets) for side in kept}
 
 
@@ -279,6 +296,9 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
                 next_step="Read a table whose changelog has full images.",
             )
     if not root.is_retracting:
+        is_emitted = any(isinstance(node, Aggregate | Session) for node in walk(root))
+        if is_emitted and sink.has_primary_key and sink.merge_engine != "aggregation":
+            _check_key(root, sink, where)
         return
     if sink.merge_engine in ("first_row", "versioned"):
         raise StatementRefused(
@@ -298,7 +318,14 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
             where=where,
             next_step="Aggregate in the query (GROUP BY with COUNT(*) and SUM), or write to a table without a merge engine.",
         )
+    _check_key(root, sink, where)
+
+
+def _check_key(root: Node, sink: TableDescriptor, where: str) -> None:
+    """A row of the result is a row of the table: the primary key tells the result's rows apart."""
     key = root.unique_key
+    if is_checked(root):
+        return
     if key is None or not set(key) <= set(sink.primary_key):
         of_query = f"({', '.join(key)})" if key is not None else _key_of_query(root)
         raise StatementRefused(

@@ -37,6 +37,28 @@ class StoreReader:
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
         return self._backend.prefix_lookup(table, prefixes, columns, None)
 
+    def all_rows(self, table: str) -> pa.Table:
+        """The current rows of a state table: the job is the only one that writes it."""
+        return self._store.table(table).read()
+
+    def rows_of_input(self, table: str, positions: pa.Table, wanted: str) -> pa.Table:
+        """Rows of the micro-batch's input by their places (POSITION without the time), in the columns of the table `wanted`.
+
+        A column that the input's table does not have is null.
+        """
+        start, stop = (offsets.get(table, {}) for offsets in (self._work.start, self._work.stop))
+        ends = {bucket: end for bucket, end in sorted(stop.items()) if end > start.get(bucket, 0)}
+        begins = {bucket: start.get(bucket, 0) for bucket in ends}
+        handle = self._store.table(table)
+        schema = self._store.describe(wanted).arrow_schema
+        shared = [name for name in schema.names if name in handle.descriptor.column_names]
+        rows = handle.scan(shared, start=begins, stop=ends, metadata=True, as_of=self._work.as_of).read_all()
+        names = ["_partition", "_bucket", "_log_offset"]
+        keys = positions.rename_columns(names).cast(pa.schema([rows.schema.field(name).with_nullable(nullable=True) for name in names]))
+        found = _matching(rows, keys, names, "left semi")
+        columns = [found[item.name] if item.name in shared else pa.nulls(found.num_rows, item.type) for item in schema]
+        return pa.table(columns, names=schema.names)
+
     def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 from sqlglot import exp
 
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.compile import POSITION
 from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import text_of
-from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Rank, Scan, Union
+from storage_engine.stream.over_binding import bind_over, is_row_number
+from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Over, Rank, Scan, Session, Union, is_positioned
 from storage_engine.stream.render import column
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -34,17 +36,16 @@ def windows_of(trees: list[exp.Expr]) -> list[exp.Window]:
     return list(found.values())
 
 
-def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window]) -> tuple[Rank, dict[str, Value]]:
-    """The numbered rows, and what each window's text is bound to. Errors: StatementRefused for other functions over a window."""
+def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window]) -> tuple[Rank | Over, dict[str, Value]]:
+    """The rows with the window functions, and what each window's text is bound to. Errors: StatementRefused."""
+    if not any(is_row_number(item) for item in windows):
+        return bind_over(binder, node, scope, windows)
     window = windows[0]
     what = text_of(window)
     if len(windows) > 1:
         raise binder.refuse(
-            f"{what} and {text_of(windows[1])}: two numbers of one row", "Number in one subquery, then in another around it."
+            f"{what} and {text_of(windows[1])} in one SELECT", "Number in one subquery, then compute in another around it."
         )
-    call = window.this
-    if not (isinstance(call, exp.Anonymous) and str(call.this).upper() == "ROW_NUMBER" and not call.expressions):
-        raise binder.refuse(f"{what}: window functions other than ROW_NUMBER are not kept incrementally", "Use GROUP BY, or ROW_NUMBER().")
     if window.args.get("spec") is not None:
         raise binder.refuse(f"{what}: ROW_NUMBER takes no frame", "Leave ROWS or RANGE out.")
     order = window.args.get("order")
@@ -61,13 +62,25 @@ def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window
         return extra[-1][0].name
 
     by = tuple(dict.fromkeys(field_of(item) for item in window.args.get("partition_by") or ()))
-    orders = tuple((field_of(item.this), bool(item.args.get("desc")), bool(item.args.get("nulls_first"))) for item in order.expressions)
+    orders = _by_arrival(binder, node, order, what) or tuple(
+        (field_of(item.this), bool(item.args.get("desc")), bool(item.args.get("nulls_first"))) for item in order.expressions
+    )
     if extra:
         node = Calc(node, (*((item, column(item.name)) for item in node.fields), *extra))
     side = stored_side(node, by) if by else None
     number = Field(f"$rank{binder.next_id()}", BIGINT, nullable=False)
     made = Rank(side or KeptSide(node, by, binder.next_id()), orders, UNBOUNDED, number, binder.next_id())
     return made, {what: Value(column(number.name), BIGINT, nullable=False)}
+
+
+def _by_arrival(binder: Binder, node: Node, order: exp.Order, what: str) -> tuple[tuple[str, bool, bool], ...]:
+    """The order of ORDER BY PROCTIME(): the places of the rows in their log. Empty for another order."""
+    first = order.expressions[0]
+    if not (isinstance(first.this, exp.Anonymous) and str(first.this.this).upper() == "PROCTIME"):
+        return ()
+    if len(order.expressions) > 1 or not is_positioned(node):
+        raise binder.refuse(f"{what}: rows arrive in an order only in a log", "Order by columns.")
+    return tuple((name, bool(first.args.get("desc")), False) for name in POSITION)
 
 
 def bound_ranks(binder: Binder, node: Node) -> Node:
@@ -92,6 +105,8 @@ def _bounded(binder: Binder, node: Node, bounds: dict[str, int]) -> Node:
                 "Keep the first rows: WHERE rn <= 10 around the subquery, or QUALIFY ROW_NUMBER() OVER (...) <= 10.",
             )
         return replace(node, side=side, limit=max(limit, 1))
+    if isinstance(node, Session | Over):
+        return replace(node, side=replace(node.side, node=_bounded(binder, node.side.node, {})))
     if isinstance(node, DeltaJoin):
         sides = [replace(side, node=_bounded(binder, side.node, {})) for side in node.sides]
         return replace(node, left=sides[0], right=sides[1])

@@ -13,6 +13,7 @@ from storage_engine.client import groups
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.watermark import render_watermark
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.inputs import rows_between
 from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
@@ -44,8 +45,16 @@ def columns(descriptor: TableDescriptor) -> pa.Table:
             "nullable": pa.array([item.nullable for item in items], pa.bool_()),
             "key": pa.array(["primary key" if item.name in descriptor.primary_key else "" for item in items], _TEXT),
             "comment": pa.array([item.comment for item in items], _TEXT),
+            "watermark": pa.array([_watermark(descriptor, item.name) for item in items], _TEXT),
         }
     )
+
+
+def _watermark(descriptor: TableDescriptor, column: str) -> str:
+    """As Flink's DESCRIBE: the watermark's expression beside its column."""
+    if descriptor.watermark is None or descriptor.watermark.column != column:
+        return ""
+    return render_watermark(descriptor, f"`{column}`").partition(" AS ")[2]
 
 
 def partitions(store: Store, table: str) -> pa.Table:
@@ -112,6 +121,7 @@ def _facts(store: Store, of: JobDescriptor, progress: Mapping[str, Any]) -> dict
     recorded = progress.get(of.owner)
     detail = recorded.detail if recorded else {}
     counters = {name: detail.get(name, 0) for name in ("n_rows_in", "n_rows_out", "n_dropped_nulls", "n_batches", "rows_per_s", "version")}
+    counters |= {name: detail[name] for name in ("n_late_rows", "watermark_ms") if name in detail}
     lag = lag_rows(store, of, recorded.offsets if recorded else {})
     return {"job": of.name, "state": of.state, "kind": of.kind, "sink": of.sink, "lag_rows": lag, **counters, "last_error": of.last_error}
 

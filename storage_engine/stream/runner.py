@@ -16,12 +16,14 @@ from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.compile import source_name
+from storage_engine.stream.compile import CLOCK, source_name
+from storage_engine.stream.compile_time import WATERMARK
+from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.execute import Executor
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.inputs import InputRange, next_range, read_scan, rows_between
 from storage_engine.stream.job import JobDescriptor, plan_job
-from storage_engine.stream.plan import Scan, scans
+from storage_engine.stream.plan import MARK, Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
 
@@ -56,10 +58,12 @@ class JobRunner:
             work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
         if work.n_rows == 0:
             return 0
-        inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
-        outcome = self._executor.run(inputs, StoreReader(self._store, work))
+        event_time = EventTime(self.plan.emissions, self._detail)
+        inputs = {source_name(scan): self._read(scan, work, event_time) for scan in self._scans}
+        outcome = self._executor.run(inputs, StoreReader(self._store, work), event_time)
         read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
         detail = self._advanced_detail(work, sum(read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
+        detail |= {"n_late_rows": int(self._detail.get("n_late_rows", 0)) + outcome.n_late_rows, **event_time.recorded()}
         try:
             self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
@@ -69,8 +73,12 @@ class JobRunner:
         self._version = work.version or self._version
         return work.n_rows
 
-    def _read(self, scan: Scan, work: InputRange) -> pa.Table:
-        return read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+    def _read(self, scan: Scan, work: InputRange, event_time: EventTime) -> pa.Table:
+        rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+        if not event_time.is_timed(scan.id) or scan.table.watermark is None:
+            return rows
+        marked = event_time.marked(scan.table, rows, CLOCK)
+        return marked.append_column(f"{MARK}{scan.table.watermark.column}", marked[WATERMARK].cast(pa.timestamp("ms")))
 
     def lag_rows(self) -> int:
         """Rows of the sources that the job has not read."""

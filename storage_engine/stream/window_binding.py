@@ -1,7 +1,8 @@
-"""Window binding: TUMBLE, HOP and CUMULATE in FROM into a Windows operator: each row once for each window that its time lies in.
+"""Window binding: TUMBLE, HOP and CUMULATE in FROM into a Windows operator: each row once for each window that its time lies in; SESSION
+into a Session.
 
-No row is late here: a window takes every row, whenever it comes, and what is computed over it changes then. So a result depends on the
-rows alone, not on when a watermark passed; Flink's results for rows in time are the same.
+A window takes every row, whenever it comes, and what is computed over it changes then, unless the table has a WATERMARK
+(emission_binding.py): either way a result depends on the rows alone.
 Source: Flink 2.2 window TVFs (order and names of arguments, TimeWindow.getWindowStartWithOffset).
 """
 
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from sqlglot import exp
 
+from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import WINDOW_FUNCTIONS, alias_of, text_of
-from storage_engine.stream.plan import Field, Node, Windows
+from storage_engine.stream.emission_binding import emission_of
+from storage_engine.stream.plan import Field, KeptSide, Node, Session, Windows, is_positioned
 from storage_engine.stream.sqltypes import TIMESTAMP3
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ _ARGUMENTS: Final = {
     "TUMBLE": ("DATA", "TIMECOL", "SIZE", "OFFSET"),
     "HOP": ("DATA", "TIMECOL", "SLIDE", "SIZE", "OFFSET"),
     "CUMULATE": ("DATA", "TIMECOL", "STEP", "SIZE", "OFFSET"),
+    "SESSION": ("DATA", "TIMECOL", "GAP"),
 }
 WINDOWS_PER_ROW_MAX: Final = 10_000
 NAMES: Final = ("window_start", "window_end", "window_time")
@@ -40,8 +44,6 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
     """The rows of the function's table with their windows. Errors: StatementRefused for arguments that are none."""
     name = str(call.this).upper()
     what = text_of(call)
-    if name == "SESSION":
-        raise binder.refuse(f"{what}: session windows are not kept incrementally yet", "Use TUMBLE, HOP or CUMULATE.")
     arguments = _named(binder, call, name, what)
     table = arguments["DATA"]
     table = exp.to_table(table.sql()) if isinstance(table, exp.Column) else table
@@ -49,6 +51,13 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
     known = len(scope.columns)
     node = binder.source(exp.alias_(table.copy(), alias, table=True), scope)
     time = _time_field(binder, arguments["TIMECOL"], scope, known, what)
+    fields = tuple(Field(f"{alias}.{label}", TIMESTAMP3, nullable=False) for label in NAMES)
+    if name == "SESSION":
+        by = [_partition_field(binder, item, scope, known, what) for item in table.meta.get("partition_by", ())]
+        scope.columns.extend((alias, label, made) for label, made in zip(NAMES, fields, strict=True))
+        return _session(binder, node, tuple(by), time, _interval_ms(binder, arguments["GAP"], what), fields)
+    if table.meta.get("partition_by"):
+        raise binder.refuse(f"{what}: {name} has no PARTITION BY", "Leave it out: its windows are the same for every row.")
     size_ms = _interval_ms(binder, arguments["SIZE"], what)
     step_ms = _interval_ms(binder, arguments.get("SLIDE") or arguments.get("STEP") or arguments["SIZE"], what)
     offset_ms = _interval_ms(binder, arguments["OFFSET"], what) if "OFFSET" in arguments else 0
@@ -56,9 +65,15 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
         raise binder.refuse(f"{what}: the size must be a whole number of steps", f"It is {size_ms} ms, a step {step_ms} ms.")
     if size_ms // step_ms > WINDOWS_PER_ROW_MAX:
         raise binder.refuse(f"{what}: each row would lie in {size_ms // step_ms} windows", "Take a larger step.")
-    fields = tuple(Field(f"{alias}.{label}", TIMESTAMP3, nullable=False) for label in NAMES)
     scope.columns.extend((alias, label, made) for label, made in zip(NAMES, fields, strict=True))
     return Windows(node, time, "CUMULATE" if name == "CUMULATE" else "HOP", size_ms, step_ms, offset_ms, fields)
+
+
+def _session(binder: Binder, node: Node, by: tuple[str, ...], time: str, gap_ms: int, fields: tuple[Field, ...]) -> Session:
+    """The sessions of a relation's rows, sent once where they become final."""
+    emission = emission_of(binder, node, time) if is_positioned(node) else None
+    side = stored_side(node, by) if by and emission is None else None
+    return Session(side or KeptSide(node, by, binder.next_id()), time, gap_ms, fields, binder.next_id(), emission)
 
 
 def _named(binder: Binder, call: exp.Anonymous, name: str, what: str) -> dict[str, exp.Expr]:
@@ -82,6 +97,13 @@ def _time_field(binder: Binder, written: exp.Expr, scope: Scope, known: int, wha
         raise binder.refuse(f"{what}: {text_of(column)} is no column of the table", "Write DESCRIPTOR(column of the event's time).")
     if found[0].type.name != "TIMESTAMP":
         raise binder.refuse(f"{what}: {text_of(column)} is {found[0].type}", "Windows go by a TIMESTAMP column; CAST it in a subquery.")
+    return found[0].name
+
+
+def _partition_field(binder: Binder, written: exp.Expr, scope: Scope, known: int, what: str) -> str:
+    found = [item for _, label, item in scope.columns[known:] if isinstance(written, exp.Column) and label == written.name]
+    if len(found) != 1:
+        raise binder.refuse(f"{what}: {text_of(written)} is no column of the table", "PARTITION BY takes its columns.")
     return found[0].name
 
 

@@ -237,7 +237,6 @@ def test_every_type_has_one_spelling():
         ("CREATE TABLE t (a ARRAY<INT>)", "type ARRAY<...> is not supported", "line 1"),
         ("CREATE TABLE t (a DECIMAL(40, 2))", "type DECIMAL(40, 2) is out of range", "line 1"),
         ("CREATE TABLE t (a TIMESTAMP(9))", "instants are kept to the microsecond", "line 1"),
-        ("CREATE TABLE t (a INT,\n WATERMARK FOR a AS a)", "WATERMARK is not supported", "line 2"),
         ("CREATE TABLE t (a INT, b AS a + 1)", "column b: computed and metadata columns", "line 1"),
         ("CREATE TABLE t (a INT DEFAULT 1)", "column a: DEFAULT is not supported", "line 1"),
         ("CREATE TABLE t (a INT, PRIMARY KEY (a))", "PRIMARY KEY without NOT ENFORCED", "line 1"),

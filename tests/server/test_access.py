@@ -307,6 +307,16 @@ def test_a_job_needs_the_rights_of_what_it_reads_and_writes(secured: Secured) ->
     for select in ("SELECT k, v FROM shop.salaries", "SELECT k, v FROM shop.orders UNION ALL SELECT k, v FROM shop.salaries", joined):
         with pytest.raises(AccessDenied, match=r"READ ON TABLE shop\.salaries|cannot be planned"):
             store.put_object("job", "bad", {**stolen, "select": select})
+    secured.admin.execute("CREATE TABLE other.late (ts TIMESTAMP(3)); GRANT DESCRIBE ON TABLE other.late TO hal")
+    store.execute(
+        """CREATE TABLE hals.ev (ts TIMESTAMP(3), WATERMARK FOR ts AS ts) WITH ('watermark.late-rows' = 'table:other.late');
+        CREATE TABLE hals.counts (e TIMESTAMP(3), n BIGINT)"""
+    )
+    with pytest.raises(AccessDenied, match=r"WRITE ON TABLE other\.late"):  # where late rows go is written as well
+        store.execute(
+            "SET 'pipeline.name' = 'bad'; INSERT INTO hals.counts SELECT window_end, COUNT(*) FROM "
+            "TABLE(TUMBLE(TABLE hals.ev, DESCRIPTOR(ts), INTERVAL '1' MINUTE)) GROUP BY window_start, window_end"
+        )
     reader = secured.user("hana", "READ ON TABLE shop.orders", "DESCRIBE ON TABLE hals.copy")
     with pytest.raises(AccessDenied, match=r"WRITE ON TABLE hals\.copy"):
         reader.put_object("job", "bad", {**store.objects("job")["good"], "name": "bad"})

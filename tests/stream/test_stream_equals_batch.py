@@ -183,6 +183,43 @@ LOG_CASES = {
         "SELECT d, d + e * INTERVAL 6 HOUR, count(*), count(DISTINCT uid) FROM (SELECT uid, ts, date_trunc('day', ts) AS d, "
         "unnest(range(1, 5)) AS e FROM events) WHERE ts < d + e * INTERVAL 6 HOUR GROUP BY ALL",
     ),
+    "sums over the last rows and hours": (
+        "CREATE TABLE db.s (id BIGINT, shop BIGINT, q INT, n BIGINT, mean INT, low INT, before INT, behind BIGINT, first INT, "
+        "PRIMARY KEY (id) NOT ENFORCED)",
+        "SELECT id, shop, SUM(qty) OVER (PARTITION BY shop ORDER BY ts RANGE BETWEEN INTERVAL '5' HOUR PRECEDING AND CURRENT ROW), "
+        "COUNT(*) OVER (PARTITION BY shop ORDER BY ts RANGE BETWEEN INTERVAL '5' HOUR PRECEDING AND CURRENT ROW), "
+        "AVG(qty) OVER (PARTITION BY shop ORDER BY ts ROWS BETWEEN 3 PRECEDING AND CURRENT ROW), "
+        "MIN(qty) OVER (PARTITION BY shop ORDER BY ts), LAG(qty) OVER (PARTITION BY shop ORDER BY ts), "
+        "LEAD(id, 2, -1) OVER (PARTITION BY shop ORDER BY ts), FIRST_VALUE(qty) OVER (PARTITION BY shop ORDER BY ts) FROM db.events",
+        "SELECT id, shop, "
+        "CAST(sum(qty) OVER (PARTITION BY shop ORDER BY ts RANGE BETWEEN INTERVAL 5 HOUR PRECEDING AND CURRENT ROW) AS INT), "
+        "count(*) OVER (PARTITION BY shop ORDER BY ts RANGE BETWEEN INTERVAL 5 HOUR PRECEDING AND CURRENT ROW), "
+        "CAST(trunc(avg(qty) OVER (PARTITION BY shop ORDER BY ts ROWS BETWEEN 3 PRECEDING AND CURRENT ROW)) AS INT), "
+        "min(qty) OVER (PARTITION BY shop ORDER BY ts), lag(qty) OVER (PARTITION BY shop ORDER BY ts), "
+        "lead(id, 2, -1) OVER (PARTITION BY shop ORDER BY ts), first_value(qty IGNORE NULLS) OVER (PARTITION BY shop ORDER BY ts) "
+        "FROM events",
+    ),
+    "a running total over everything": (
+        "CREATE TABLE db.s (id BIGINT, total DECIMAL(38,2), mean DECIMAL(38,6), PRIMARY KEY (id) NOT ENFORCED)",
+        "SELECT id, SUM(amount) OVER (ORDER BY id ROWS UNBOUNDED PRECEDING), AVG(amount) OVER (ORDER BY id) FROM db.events WHERE qty > 3",
+        "SELECT id, sum(amount) OVER (ORDER BY id), CAST(round(sum(amount) OVER (ORDER BY id) / count(amount) OVER (ORDER BY id), 6) "
+        "AS DECIMAL(38,6)) FROM events WHERE qty > 3",
+    ),
+    "sessions of users": (
+        "CREATE TABLE db.s (uid BIGINT, s TIMESTAMP(3), e TIMESTAMP(3), n BIGINT, q INT, PRIMARY KEY (uid, s, e) NOT ENFORCED)",
+        "SELECT COALESCE(uid, -1), window_start, window_end, COUNT(*), MAX(qty) FROM TABLE(SESSION(TABLE db.events PARTITION BY uid, "
+        "DESCRIPTOR(ts), INTERVAL '4' HOUR)) GROUP BY uid, window_start, window_end",
+        "SELECT coalesce(uid, -1), min(ts), max(ts) + INTERVAL 4 HOUR, count(*), max(qty) FROM (SELECT *, sum(b) OVER (PARTITION BY uid "
+        "ORDER BY ts ROWS UNBOUNDED PRECEDING) AS g FROM (SELECT *, CASE WHEN ts <= lag(ts) OVER (PARTITION BY uid ORDER BY ts) + "
+        "INTERVAL 4 HOUR THEN 0 ELSE 1 END AS b FROM events)) GROUP BY uid, g",
+    ),
+    "an interval join": (
+        "CREATE TABLE db.s (a BIGINT, b BIGINT)",
+        "SELECT a.id, b.id FROM db.events a JOIN db.events b ON a.uid = b.uid AND "
+        "b.ts BETWEEN a.ts - INTERVAL '1' HOUR AND a.ts + INTERVAL '6' HOUR AND a.id <> b.id",
+        "SELECT a.id, b.id AS b FROM events a JOIN events b ON a.uid = b.uid AND "
+        "b.ts BETWEEN a.ts - INTERVAL 1 HOUR AND a.ts + INTERVAL 6 HOUR AND a.id <> b.id",
+    ),
     "distinct rows": (
         "CREATE TABLE db.s (shop BIGINT, kind STRING, PRIMARY KEY (shop, kind) NOT ENFORCED)",
         "SELECT DISTINCT shop, kind FROM db.events WHERE kind IS NOT NULL AND shop IS NOT NULL",
@@ -270,6 +307,14 @@ KEYED_CASES = {
         "CREATE TABLE db.s (a BIGINT, b BIGINT, PRIMARY KEY (a, b) NOT ENFORCED)",
         "SELECT a.id, b.id FROM db.orders a JOIN db.orders b ON a.shop = b.shop AND a.kind = b.kind AND a.id < b.id",
         "SELECT a.id, b.id AS b FROM orders a JOIN orders b ON a.shop = b.shop AND a.kind = b.kind AND a.id < b.id",
+    ),
+    "neighbours in the order of amounts": (
+        "CREATE TABLE db.s (id BIGINT, dearer DECIMAL(12,2), n BIGINT, last INT, PRIMARY KEY (id) NOT ENFORCED)",
+        "SELECT id, LAG(amount) OVER (PARTITION BY shop ORDER BY amount DESC, id), COUNT(qty) OVER (PARTITION BY shop "
+        "ORDER BY amount DESC, id), LAST_VALUE(qty) OVER (PARTITION BY shop ORDER BY amount DESC, id) FROM db.orders",
+        "SELECT id, lag(amount) OVER (PARTITION BY shop ORDER BY amount DESC NULLS LAST, id), count(qty) OVER (PARTITION BY shop "
+        "ORDER BY amount DESC NULLS LAST, id), last_value(qty IGNORE NULLS) OVER (PARTITION BY shop ORDER BY amount DESC NULLS LAST, id) "
+        "FROM orders",
     ),
     "a changed key column moves the row": (
         "CREATE TABLE db.s (id BIGINT, shop BIGINT, qty INT, PRIMARY KEY (id, shop) NOT ENFORCED)",
@@ -450,6 +495,20 @@ def test_a_value_that_stands_for_null_and_occurs_in_the_data_stops_the_job(store
     assert before == [(0, "ALL", 1), (0, "a", 1), (1, "ALL", 2)]
     assert sink_rows(store, "db.totals") == before
     assert "'ALL' stands for NULL, and the data has it as a value" in load_job(store, "cube").last_error
+
+
+def test_a_second_row_under_the_key_of_an_over_aggregate_stops_the_job(store: Store) -> None:
+    """Nothing says that ids are unique in a log: the sink's key is taken for it, and checked."""
+    SqlSession(store).execute(
+        """CREATE TABLE db.clicks (id BIGINT, qty INT); CREATE TABLE db.s (id BIGINT, total INT, PRIMARY KEY (id) NOT ENFORCED);
+        SET 'pipeline.name' = 'over'; INSERT INTO db.s SELECT id, SUM(qty) OVER (ORDER BY id) FROM db.clicks"""
+    )
+    worker = Worker(store)
+    for ids in ([2, 3], [1], [3]):
+        store.table("db.clicks").append({"id": ids, "qty": [1] * len(ids)})
+        worker.run_until_idle()
+    assert sink_rows(store, "db.s") == [(1, 1), (2, 2), (3, 3)]
+    assert "two rows of the result have the key id = 3" in load_job(store, "over").last_error
 
 
 def test_of_equal_rows_the_one_that_came_first_stays_first(store: Store) -> None:

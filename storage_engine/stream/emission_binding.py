@@ -1,0 +1,111 @@
+"""Emission binding: which windows are emitted once: those over a log with a WATERMARK, by its column, when late rows do not update.
+
+The time has to be the declared column itself, unchanged, on its way from the log to the window; the group has to name the window's end
+(or what says it). Everything else stays as it was without a watermark: results change while rows come, and nothing is late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sqlglot import exp
+
+from storage_engine.schema.options import option_value
+from storage_engine.schema.watermark import LATE_ROWS
+from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Scan, Session, Windows
+from storage_engine.stream.plan_time import Emission
+
+if TYPE_CHECKING:
+    from storage_engine.stream.bind import Binder
+
+
+def emitted_once(binder: Binder, node: Aggregate) -> Aggregate:
+    """The aggregate with its emission, where its groups become final. Errors: StatementRefused for a side table that does not fit."""
+    if node.input.is_retracting or node.keeps_rows:
+        return node
+    for _, tree in node.keys:
+        found = _origin(node.input, tree.name) if isinstance(tree, exp.Column) else None
+        if found is None:
+            continue
+        window, name = found
+        if isinstance(window, Session) and window.emission is not None and name != window.window[0].name:
+            return replace(node, emission=replace(window.emission, field=None))
+        if isinstance(window, Windows):
+            shift_ms = _shift_to_end(window, name)
+            emission = emission_of(binder, window.input, window.time) if shift_ms is not None else None
+            if emission is not None:
+                return replace(node, emission=replace(emission, field=tree.name, shift_ms=shift_ms or 0))
+    return node
+
+
+def _shift_to_end(window: Windows, name: str) -> int | None:
+    """What is added to a field of the window for its end; None when it does not say the end."""
+    start, end, last = (item.name for item in window.window)
+    if name == end:
+        return 0
+    if name == last:
+        return 1
+    return window.size_ms if name == start and window.kind == "HOP" else None
+
+
+def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
+    """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
+    found = _origin(node, time)
+    if found is None:
+        return None
+    scan, name = found
+    if not isinstance(scan, Scan):
+        return None
+    table = scan.table
+    declared = table.watermark
+    if declared is None or name != f"{scan.alias}.{declared.column}":
+        return None
+    late = str(option_value(table.options, LATE_ROWS))
+    if late == "update":
+        return None
+    late_table = late.removeprefix("table:") if late != "drop" else None
+    if late_table is not None:
+        _check_late_table(binder, table.name, late_table)
+    return Emission(scan, None, 0, late_table)
+
+
+def _check_late_table(binder: Binder, source: str, name: str) -> None:
+    """The side table is a log that takes a late row: columns of the source by their names, others nullable."""
+    table, target = binder.describe(source), binder.describe(name)
+    types = {item.name: item.type for item in table.columns}
+    shared = [item.name for item in target.columns if types.get(item.name) == item.type]
+    wrong = next((item.name for item in target.columns if item.name not in shared and (item.name in types or not item.nullable)), None)
+    if target.has_primary_key or wrong is not None or not shared or name == source:
+        why = f"column {wrong} does not fit" if wrong is not None else "it is no other log table with columns of the source"
+        raise binder.refuse(
+            f"late rows of {source} go to {name} ('{LATE_ROWS}'), which does not take them: {why}",
+            f"Create it as a log table with columns of {source}, all or some, by their names and types.",
+        )
+
+
+def _origin(node: Node, name: str) -> tuple[Node, str] | None:
+    """The window or log that a field comes from unchanged, with its name there; None when it is computed, or rows are brought together."""
+    while True:
+        if isinstance(node, Scan):
+            return node, name
+        if isinstance(node, Windows | Session):
+            if any(item.name == name for item in node.window):
+                return node, name
+            if isinstance(node, Session):
+                return None
+        elif isinstance(node, Calc):
+            tree = next((tree for item, tree in node.projections if item.name == name), None)
+            if not isinstance(tree, exp.Column):
+                return None
+            name = tree.name
+        elif isinstance(node, Expand):
+            number = next((i for i, (item, _) in enumerate(node.keys) if item.name == name), None)
+            if number is not None:
+                tree = node.keys[number][1]
+                if not isinstance(tree, exp.Column) or not all(number in grouped for grouped in node.sets):
+                    return None
+                name = tree.name
+        elif not isinstance(node, LookupJoin) or all(item.name != name for item in node.input.fields):
+            return None
+        node = node.input
