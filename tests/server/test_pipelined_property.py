@@ -11,8 +11,10 @@ import os
 import random
 import threading
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -69,7 +71,7 @@ class Writer:
             if is_wrong:
                 self.fate.refused.add(number)
             request = commit_of(self.number, number, is_wrong=is_wrong)
-            while not self._tried(lambda request=request: stream.send(request)):
+            while not self._tried(partial(stream.send, request)):
                 if self._chance.random() < 0.2:
                     stream = self._another(stream)
             self._pending.append(number)
@@ -78,7 +80,7 @@ class Writer:
         self._finished(stream).close()
         return self.fate
 
-    def _tried(self, call) -> bool:
+    def _tried(self, call: Callable[[], None]) -> bool:
         try:
             call()
         except UserError:
