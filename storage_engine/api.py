@@ -96,10 +96,16 @@ class EncodedAppend:
 
 @dataclass(frozen=True)
 class WriteId:
-    """Names a write, so that a retry is applied once: sequences of one writer only grow."""
+    """Names a write, so that a retry is applied once: sequences of one writer only grow.
+
+    after   the sequence of the commit that this one was sent behind, before its answer was there: it is done only while that one is
+            the writer's newest in the store, and else refused as OutOfOrderSequence. None: every commit before it has been answered,
+            or given up. Whoever keeps several commits on their way must say it (a commit stream does).
+    """
 
     writer: str
     sequence: int
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -214,18 +220,23 @@ BUCKET_STATISTICS = pa.schema(
 
 
 class CommitStream(Protocol):
-    """Commits of one writer in their order, several of them under way at once.
+    """Commits of one writer, done in their order, several of them under way at once. An error is raised by a later call.
 
-    A failed commit is raised by a later send() or by finish(); commits sent after it may have been done.
+    A commit that is refused for what it says is given up; those behind it are done. When the store fails (WriteFailed, StoreUnavailable)
+    the first commit without an answer and all behind it stay here: the next call sends them again, each is done once, and close()
+    gives them up.
     """
 
-    def send(self, request: CommitRequest) -> None: ...
+    def send(self, request: CommitRequest) -> None:
+        """Take a commit. One that raises has not taken it. Errors: of earlier commits."""
+        ...
+
     def n_waiting(self) -> int:
-        """How many commits have no answer yet, as far as one can tell without waiting."""
+        """How many commits have no answer yet, as far as one can tell without waiting. Errors: of earlier commits."""
         ...
 
     def finish(self) -> None:
-        """Return when everything sent is acknowledged. Errors: of the first commit that failed."""
+        """Return when everything sent is acknowledged, or was refused and raised. Errors: of the first commit that failed."""
         ...
 
     def close(self) -> None:
