@@ -26,9 +26,9 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
-from storage_engine.stream.quarantine import N_IN_A_ROW_MAX, POISON, poison_op
+from storage_engine.stream.quarantine import N_IN_A_ROW_MAX, POISON, OpenKeys, poison_of
 from storage_engine.stream.rates import advanced_detail
-from storage_engine.stream.upgrade import adopt
+from storage_engine.stream.upgrade import adopt, eras_of
 
 N_ROWS_MAX = 262_144
 """Rows of input per micro-batch; what bounds a job's memory."""
@@ -86,19 +86,25 @@ class JobRunner:
 
     def _run(self, work: InputRange) -> None:
         began = time.perf_counter()
-        inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
+        ended = {name: found for name in self.plan.source_tables if (found := self._ended(name, work)) is not None}
+        inputs = {source_name(scan): self._read(scan, work, ended) for scan in self._scans}
         outcome = self._executor.run(inputs, StoreReader(self._store, work))
         read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
         counts = {"n_rows_in": sum(read.values()), "n_rows_out": outcome.n_rows_out, "n_dropped_nulls": outcome.n_dropped_nulls}
         self._commit(work, outcome.ops, counts, time.perf_counter() - began)
+        for name, (_, keys) in ended.items():
+            assert self._open_keys is not None, "it was asked above"
+            self._open_keys.close(name, keys)
 
     def _quarantine(self, work: InputRange, error: Exception) -> None:
         """Pass over the one row of `work`, which fails."""
         self._n_poison_in_a_row += 1
-        op = poison_op(self._store, self.job, work, error)
-        if op is None or self._n_poison_in_a_row > N_IN_A_ROW_MAX:
+        poison = poison_of(self._store, self.job, work, error)
+        if poison is None or self._n_poison_in_a_row > N_IN_A_ROW_MAX:
             raise error
-        self._commit(work, [op], {"n_rows_in": 1, "n_quarantined": 1}, 0.0)
+        self._commit(work, [poison.op], {"n_rows_in": 1, "n_quarantined": 1}, 0.0)
+        assert self._open_keys is not None, "a job that quarantines knows what it has left out"
+        self._open_keys.add(poison)
         self._bound = min(2, self.n_rows_max)
 
     def _commit(self, work: InputRange, ops: list[WriteOp], counts: Mapping[str, int], seconds: float) -> None:
@@ -111,8 +117,12 @@ class JobRunner:
         self._offsets, self._detail = dict(work.stop), detail
         self._version = work.version or self._version
 
-    def _read(self, scan: Scan, work: InputRange) -> pa.Table:
-        return read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+    def _ended(self, source: str, work: InputRange) -> tuple[pa.BooleanArray, pa.Table] | None:
+        return None if self._open_keys is None else self._open_keys.ended(source, work)
+
+    def _read(self, scan: Scan, work: InputRange, ended: Mapping[str, tuple[pa.BooleanArray, pa.Table]]) -> pa.Table:
+        rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+        return rows.filter(ended[scan.table.name][0]) if scan.table.name in ended else rows
 
     def is_stale(self, tables: Sequence[TableDescriptor] | None = None) -> bool:
         """True when a table of the job has other columns than it was planned with. `tables`: those of the store, if they are at hand."""
@@ -144,3 +154,7 @@ class JobRunner:
         self._offsets: Mapping[str, Offsets] = recorded.offsets if recorded else {}
         self._detail: dict[str, Any] = dict(recorded.detail) if recorded else {}
         self._version = int(self._detail.get("version", 0))
+        self._open_keys: OpenKeys | None = None
+        if self.options.quarantines:
+            epochs = (*(era.epoch for era in eras_of(recorded)), self.job.epoch)
+            self._open_keys = OpenKeys(self._store, self.job, self.plan, self._offsets, epochs)

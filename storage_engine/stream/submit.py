@@ -18,7 +18,7 @@ from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, owner_of, plan_job, save_job, state_name
 from storage_engine.stream.options import OPERATING_OPTIONS, UPGRADE_OPTION, parse_options
 from storage_engine.stream.planner import JobPlan, plan_insert
-from storage_engine.stream.quarantine import create_quarantine
+from storage_engine.stream.quarantine import check_quarantines, create_quarantine
 from storage_engine.stream.startup import starts_of
 from storage_engine.stream.upgrade import CHOICES, upgraded
 
@@ -160,10 +160,11 @@ def _replaced(
 
 
 def _make_tables(store: Store, job: JobDescriptor, plan: JobPlan) -> None:
+    if job.options.quarantines:
+        check_quarantines(job, plan)
+        create_quarantine(store, job)
     for table in plan.state_tables:
         store.create_table(table, if_not_exists=True)
-    if job.options.quarantines:
-        create_quarantine(store, job)
 
 
 def _check_alone(job: JobDescriptor, plan: JobPlan, others: Mapping[str, JobDescriptor]) -> None:
@@ -190,6 +191,7 @@ def _again(store: Store, known: JobDescriptor, job: JobDescriptor) -> tuple[JobD
         return known, f"job {job.name} runs already"
     restarted = replace(known, state="RUNNING", last_error="", settings=job.settings)
     if restarted.options.quarantines:
+        check_quarantines(restarted, plan_job(store, restarted))
         create_quarantine(store, restarted)
     save_job(store, restarted)
     if known.state == "RUNNING":

@@ -20,6 +20,7 @@ from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError, ProgressConflict, RetriableError
 from storage_engine.stream.job import JobDescriptor, load_jobs, set_state
 from storage_engine.stream.options import pause_s
+from storage_engine.stream.quarantine import reason_of
 from storage_engine.stream.runner import N_ROWS_MAX, JobRunner
 from storage_engine.stream.upgrade import StaleDefinition
 
@@ -217,4 +218,4 @@ class Worker:
         if stored is None or stored.epoch != job.epoch or stored.state != "RUNNING":
             return
         _log.error("job %s failed: %s", job.name, error)
-        set_state(self._store, job.name, "FAILED", str(error))
+        set_state(self._store, job.name, "FAILED", reason_of(error))
