@@ -162,6 +162,7 @@ class Worker:
         for name, slot in list(self._slots.items()):
             if wanted.get(name) != slot.runner.job or slot.runner.is_stale(tables):
                 self._slots.pop(name).runner.close()
+                _log.info("job %s: let go", name)
         for name, job in wanted.items():
             if name not in self._slots and (job.refresh_s is not None or force):
                 self._start(name, job)
@@ -170,6 +171,7 @@ class Worker:
     def _start(self, name: str, job: JobDescriptor) -> None:
         try:
             self._slots[name] = _Slot(JobRunner(self._store, job, n_rows_max=self._n_rows_max))
+            _log.info("job %s: runs here", name)
         except (ProgressConflict, StaleDefinition):
             _log.info("job %s: somebody else took it up; looking again", name)
         except RetriableError:
