@@ -59,7 +59,7 @@ class WorkerProcess:
         for line in self.log.read_text().splitlines():
             found = re.match(r"(\S+ \S+),(\d+) INFO job (\S+): (runs here|let go)", line)
             if found:
-                at = dt.datetime.strptime(found[1], "%Y-%m-%d %H:%M:%S").timestamp() + int(found[2]) / 1000
+                at = dt.datetime.fromisoformat(found[1]).timestamp() + int(found[2]) / 1000
                 if found[4] == "runs here":
                     began[found[3]] = at
                 else:
