@@ -170,10 +170,19 @@ def _batch_keyed(node: DeltaJoin | Rank) -> str:
 
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
-    """The join of two relations with the sides' fields, l and r. `further`: what else to select."""
+    """The join of two relations with the sides' fields, l and r. `further`: what else to select, not for FULL."""
     on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
+    if node.kind == "FULL":  # DuckDB's own takes no further condition beside the equalities
+        alone = ", ".join(
+            [f"NULL AS {quoted(item.name)}" for item in node.left.node.fields] + [quoted(f.name) for f in node.right.node.fields]
+        )
+        unmatched = f"SELECT {alone} FROM ({right}) AS r WHERE NOT EXISTS (SELECT 1 FROM ({left}) AS l WHERE {' AND '.join(on)})"
+        return f"SELECT {listed} FROM ({left}) AS l LEFT JOIN ({right}) AS r ON {' AND '.join(on)} UNION ALL {unmatched}"
+    if node.is_filter:
+        word = "EXISTS" if node.kind == "SEMI" else "NOT EXISTS"
+        return f"SELECT {listed} FROM ({left}) AS l WHERE {word} (SELECT 1 FROM ({right}) AS r WHERE {' AND '.join(on)})"
     return f"SELECT {listed} FROM ({left}) AS l {'LEFT JOIN' if node.is_outer else 'JOIN'} ({right}) AS r ON {' AND '.join(on)}"
 
 

@@ -33,6 +33,8 @@ def bind_groups(
     binder: Binder, node: Node, scope: Scope, items: list[exp.Expr], group: exp.Group | None, having: exp.Having | None
 ) -> tuple[Node, list[Value], exp.Expr | None]:
     """The aggregate, the SELECT list over its fields, and the condition of HAVING. Errors: StatementRefused."""
+    from storage_engine.stream.subquery_binding import Subqueries
+
     keys, sets = _Keys(binder, scope, items), [()]
     if group is not None:
         sets = _grouping_sets(binder, keys, group)
@@ -41,7 +43,9 @@ def bind_groups(
         node, mark = _expanded(binder, node, keys, sets)
     plain = binder.expressions(scope)
     calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where), keys, mark, binder.where)
-    above = ExpressionBinder(scope.resolve, where=binder.where, intercept=calls.intercept)
+    subqueries = Subqueries(binder, scope)
+    above = ExpressionBinder(scope.resolve, where=binder.where, intercept=subqueries.intercept(calls.intercept))
+    subqueries.use(above.bind)
     values = [above.bind(unaliased(item)) for item in items]
     condition = above.condition(having.this) if having is not None else None
     if node.is_retracting:
@@ -54,7 +58,7 @@ def bind_groups(
     if keeps_rows:
         node, by = _with_key_fields(node, by)
     made = Aggregate(node, tuple(by), tuple(calls.builder.accumulators), tuple(calls.found), binder.next_id(), keeps_rows)
-    return made, values, condition
+    return subqueries.applied(made), values, condition
 
 
 def _with_key_fields(node: Node, by: list[tuple[Field, exp.Expr]]) -> tuple[Node, list[tuple[Field, exp.Expr]]]:
@@ -238,7 +242,8 @@ class _CallCollector:
 def has_calls(node: exp.Expr) -> bool:
     """True when an aggregate stands in the expression."""
     names = (*aggregates.NAMES, *aggregates.NOT_MAINTAINED, *_GROUPING)
-    return any(_call_name(item) in names for item in node.find_all(exp.Anonymous))
+    own = node.walk(prune=lambda item: isinstance(item, exp.Query))  # those of a subquery are its own
+    return any(_call_name(item) in names for item in own)
 
 
 def unaliased(item: exp.Expr) -> exp.Expr:

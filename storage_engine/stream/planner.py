@@ -238,7 +238,8 @@ def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], wher
                 next_step=f"CAST it AS {sink.column(name).type}.",
             )
         projections.append((type(item)(name, item.type, item.nullable), tree))
-    return Calc(root.input, tuple(projections), root.condition)
+    renamed = dict(zip((item.name for item in root.fields), targets, strict=True))
+    return Calc(root.input, tuple(projections), root.condition, root.key and tuple(renamed[name] for name in root.key))
 
 
 def _enforcer(settings: Mapping[str, str], where: str) -> bool:

@@ -144,7 +144,7 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         ("db.log_sink", None, "SELECT id, ROW_NUMBER() OVER (ORDER BY id) FROM db.events", "has no bound"),
         ("db.log_sink", None, "SELECT id, RANK() OVER (ORDER BY id) FROM db.events", "window functions other than ROW_NUMBER"),
         ("db.log_sink", None, "SELECT e.id, e.kind FROM db.events e JOIN db.orders o ON e.id = o.id", "cannot take back rows"),
-        ("db.log_sink", None, "SELECT id, kind FROM db.events EXCEPT SELECT id, kind FROM db.events", "EXCEPT counts"),
+        ("db.log_sink", None, "SELECT id, kind FROM db.events EXCEPT ALL SELECT id, kind FROM db.events", "EXCEPT ALL counts"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id FROM db.events", "2 and 1 columns"),
         ("db.log_sink", None, "SELECT id, kind FROM db.events UNION ALL SELECT id, ts FROM db.events", "column kind of the UNION is"),
         ("db.log_sink", None, "SELECT id, CAST(NOW() AS STRING) FROM db.events", "NOW gives another value"),
