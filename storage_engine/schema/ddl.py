@@ -331,6 +331,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("SHOW", "DATABASES"), _bare(st.ShowDatabases)),
     (("SHOW", "VIEWS"), _bare(st.ShowViews)),
     (("SHOW", "JOBS"), _bare(st.ShowJobs)),
+    (("SHOW", "FUNCTIONS"), _bare(st.ShowFunctions)),
+    (("SHOW", "USER", "FUNCTIONS"), lambda reader: st.ShowFunctions(only_users=True, **reader.place)),
     (("SHOW", "CONSUMERS"), consumer_ddl.show_consumers),
     (("SHOW", "CREATE", "TABLE"), _named(st.ShowCreateTable, Reader.table_name)),
     (("SHOW", "PARTITIONS"), _named(st.ShowPartitions, Reader.table_name)),

@@ -21,10 +21,12 @@ from storage_engine.stream.builtins import Value
 from storage_engine.stream.delta_binding import bind_delta, conjuncts
 from storage_engine.stream.dialect import alias_of, parse_select, query_hints, table_hints, table_name, text_of
 from storage_engine.stream.expressions import ExpressionBinder
+from storage_engine.stream.function_calls import mark_calls
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
 from storage_engine.stream.limit_binding import bind_limit, ordered_items
 from storage_engine.stream.lookup_binding import bind_lookup
 from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Query, Scan
+from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
@@ -72,6 +74,8 @@ class Catalog(Protocol):
 
     def table(self, name: str) -> TableDescriptor | None: ...
     def view(self, name: str) -> ViewDefinition | None: ...
+
+    def function(self, name: str) -> FunctionDefinition | None: ...
 
     def names(self) -> list[str]: ...
 
@@ -127,6 +131,7 @@ class Binder:
         self.settings = dict(settings or {})
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
+        self.used_functions: dict[str, FunctionDefinition] = {}
         self._views: list[str] = []
         self._named: Mapping[str, _NamedQuery] = {}
         self._n_ids = 0
@@ -138,9 +143,15 @@ class Binder:
 
     def bind(self, select_sql: str, *, first_line: int = 1) -> Query:
         """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
-        tree = parse_select(select_sql, where=self.where, first_line=first_line)
+        tree = self._parsed(select_sql, self.where, first_line)
         root, names = self.query(tree, prefix="")
         return Query(bound_ranks(self, root), names, tuple(dict.fromkeys(self.notices)))
+
+    def _parsed(self, select_sql: str, where: str, first_line: int = 1) -> exp.Query:
+        """The tree of a SELECT, with the calls of users' functions marked."""
+        tree = parse_select(select_sql, where=where, first_line=first_line)
+        self.used_functions.update(mark_calls(tree, self.catalog.function))
+        return tree
 
     # queries
 
@@ -312,7 +323,7 @@ class Binder:
         database, self.default_database = self.default_database, view.database
         named, self._named = self._named, {}
         try:
-            return self._derived(parse_select(view.sql, where=f"view {name}"), alias, scope, view.columns)
+            return self._derived(self._parsed(view.sql, f"view {name}"), alias, scope, view.columns)
         finally:
             self._views.pop()
             self.default_database, self._named = database, named

@@ -78,7 +78,7 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
-        return total(node, relation(node.input, batch=True))
+        return total(node, relation(node.input, batch=True, carried=POSITION if node.is_ordered else ()))
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
 
 

@@ -90,7 +90,7 @@ def body(node: DeltaJoin | Rank | Aggregate, moment: Moment) -> str:
     if isinstance(node, Rank):
         positioned = is_positioned(node.side.node)
         return ranked(node, rows_at(node.side, moment, further=POSITION if positioned else ()), positioned=positioned)
-    return total(node, rows_at(node.sides[0], moment, further=(WEIGHT,)), weighted=True)
+    return total(node, rows_at(node.sides[0], moment, further=(WEIGHT, *(POSITION if node.is_ordered else ()))), weighted=True)
 
 
 def _changes(node: Node) -> str:

@@ -15,9 +15,10 @@ from storage_engine.errors import StatementRefused
 from storage_engine.stream import aggregates
 from storage_engine.stream.aggregates import Call, CallBuilder
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.compile import POSITION
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
+from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node, is_positioned
 from storage_engine.stream.render import column, render, sql
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -42,7 +43,8 @@ def bind_groups(
     if sets != [tuple(range(len(keys.found)))]:
         node, mark = _expanded(binder, node, keys, sets)
     plain = binder.expressions(scope)
-    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where), keys, mark, binder.where)
+    order = POSITION if is_positioned(node) else None
+    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where, order=order), keys, mark, binder.where)
     subqueries = Subqueries(binder, scope)
     above = ExpressionBinder(scope.resolve, where=binder.where, intercept=subqueries.intercept(calls.intercept))
     subqueries.use(above.bind)
@@ -226,11 +228,15 @@ class _CallCollector:
         distinct = len(arguments) == 1 and isinstance(arguments[0], exp.Distinct)
         if distinct:
             arguments = arguments[0].expressions
+        separator = ","
+        if name in ("LISTAGG", "STRING_AGG") and len(arguments) == 2 and isinstance(arguments[1], exp.Literal):
+            separator = arguments[1].name
+            arguments = arguments[:1]
         if len(arguments) != 1:
             raise StatementRefused(f"{text_of(call)} takes one argument", where=self._where, next_step="Aggregates here have one argument.")
         argument = None if isinstance(arguments[0], exp.Star) else self._plain.bind(arguments[0])
         condition = self._plain.condition(node.expression.this) if isinstance(node, exp.Filter) else None
-        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node))
+        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node), separator=separator)
         for item, known in self.found:
             if sql(known.finish) == sql(made.finish):
                 return Value(column(item.name), item.type, item.nullable)

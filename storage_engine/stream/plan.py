@@ -302,6 +302,11 @@ class Aggregate:
     keeps_rows: bool = False
 
     @property
+    def is_ordered(self) -> bool:
+        """True when a value depends on the places of the input's rows in their log."""
+        return any(item.is_ordered for item in self.accumulators)
+
+    @property
     def sides(self) -> tuple[Side, ...]:
         return (KeptSide(self.input, tuple(tree.name for _, tree in self.keys), self.id),) if self.keeps_rows else ()
 

@@ -33,6 +33,7 @@ from storage_engine.stream.plan import (
     scans,
     walk,
 )
+from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -59,6 +60,8 @@ class JobPlan:
     notices: tuple[str, ...] = ()
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
     arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
+    functions: Mapping[str, FunctionDefinition] = field(default_factory=dict)
+    """The users' functions that the statement calls."""
     starts: Mapping[str, Offsets] = field(default_factory=dict)
     """Where sources begin that are not read from their beginning (startup.py)."""
 
@@ -149,7 +152,8 @@ def plan_insert(
     placements = _placements(root, sink, job)
     _check_sink(root, sink, placements, where)
     notices = (*query.notices, *_order_notices(root, sink))
-    return JobPlan(root, sink, targets, placements, drops, notices, dict(binder.used_views), _arrangements(root, sink, job))
+    arrangements = _arrangements(root, sink, job)
+    return JobPlan(root, sink, targets, placements, drops, notices, binder.used_views, arrangements, binder.used_functions)
 
 
 def plan_view(

@@ -24,6 +24,8 @@ from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dependents import check_dependents
+from storage_engine.stream.function_statements import ANSWERS as FUNCTION_ANSWERS
+from storage_engine.stream.function_statements import Functions
 from storage_engine.stream.job import load_job, set_state
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
@@ -73,15 +75,16 @@ class Result:
 class SqlSession:
     """Runs statements against a store.
 
-    query   answers SELECT (the query engine); without it a SELECT is refused by name
+    query   answers SELECT (the query engine), with the session's functions as `functions`; without it a SELECT is refused by name
     """
 
-    def __init__(self, store: Store, query: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, store: Store, query: Callable[..., Any] | None = None) -> None:
         self._store = store
         self._query = query
         self._database = DEFAULT_DATABASE
         self._settings: dict[str, str] = {}
         self._views: dict[str, ViewDefinition] = {}
+        self._functions: Functions = {}
 
     def execute(self, text: str) -> list[Result]:
         """Run a text of statements. Errors: what the failing statement raises; those before it have taken effect."""
@@ -98,6 +101,8 @@ class SqlSession:
     def _handle(self, statement: st.Statement) -> Result:
         if (answer := USER_ANSWERS.get(type(statement))) is not None:
             return Result(*answer(self._store, statement))
+        if (function_answer := FUNCTION_ANSWERS.get(type(statement))) is not None:
+            return Result(*function_answer(self._store, self._functions, statement))
         handler = _HANDLERS.get(type(statement))
         if handler is None:
             raise StatementRefused(
@@ -207,7 +212,7 @@ class SqlSession:
 
     def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
         name = statement.name
-        catalog = StoreCatalog(self._store, self._views)
+        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
         existing = self._store.objects("materialized_view")
         if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
             return Result(f"materialized view {name} exists")
@@ -227,6 +232,7 @@ class SqlSession:
             database=statement.database,
             settings=self._settings,
             views=self._views,
+            functions=self._functions,
             kind="view",
             refresh_s=statement.refresh,
         )
@@ -276,7 +282,7 @@ class SqlSession:
         if statement.is_values:
             return Result(insert_values(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
-            return Result(insert_once(self._store, statement, self._settings, self._views))
+            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
         _, message = submit(
             self._store,
@@ -288,6 +294,7 @@ class SqlSession:
             database=statement.database,
             settings=self._settings,
             views=self._views,
+            functions=self._functions,
             first_line=_first_line(statement),
         )
         return Result("; ".join([message, *notices]))
@@ -305,7 +312,7 @@ class SqlSession:
         if self._query is None:
             raise StatementRefused("SELECT is answered by the query engine", where=f"line {statement.line}",
                                    next_step="Use `flashlake sql`, or SqlSession(store, query=QueryEngine(...).query).")  # fmt: skip
-        rows = self._query(statement.text)
+        rows = self._query(statement.text, functions=self._functions) if self._functions else self._query(statement.text)
         assert isinstance(rows, pa.Table), "a query function returns a pa.Table"
         return Result(f"{rows.num_rows} rows", rows)
 
