@@ -74,7 +74,7 @@ class Accumulator:
                 sql(self.condition) if self.condition else "",
                 str(self.distinct),
                 self.separator,
-            )  # fmt: skip
+            )
         )
 
     @property

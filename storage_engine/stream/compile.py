@@ -174,12 +174,12 @@ def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
     on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
-    if node.kind == "FULL":  # DuckDB's own takes no further condition beside the equalities
-        alone = ", ".join(
-            [f"NULL AS {quoted(item.name)}" for item in node.left.node.fields] + [quoted(f.name) for f in node.right.node.fields]
-        )
-        unmatched = f"SELECT {alone} FROM ({right}) AS r WHERE NOT EXISTS (SELECT 1 FROM ({left}) AS l WHERE {' AND '.join(on)})"
-        return f"SELECT {listed} FROM ({left}) AS l LEFT JOIN ({right}) AS r ON {' AND '.join(on)} UNION ALL {unmatched}"
+    if node.kind == "FULL":  # DuckDB's own takes no further condition; a log is a reader, which can be read once
+        lacking = [f"NULL AS {quoted(item.name)}" for item in node.left.node.fields]
+        alone = ", ".join(lacking + [quoted(item.name) for item in node.right.node.fields])
+        both = f"SELECT {listed} FROM __left AS l LEFT JOIN __right AS r ON {' AND '.join(on)}"
+        unmatched = f"SELECT {alone} FROM __right AS r WHERE NOT EXISTS (SELECT 1 FROM __left AS l WHERE {' AND '.join(on)})"
+        return f"WITH __left AS MATERIALIZED ({left}), __right AS MATERIALIZED ({right}) {both} UNION ALL {unmatched}"
     if node.is_filter:
         word = "EXISTS" if node.kind == "SEMI" else "NOT EXISTS"
         return f"SELECT {listed} FROM ({left}) AS l WHERE {word} (SELECT 1 FROM ({right}) AS r WHERE {' AND '.join(on)})"

@@ -19,6 +19,7 @@ from storage_engine.schema import evolve
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.statement_sets import Explain, StatementSet
 from storage_engine.schema.validate import partition_of
 from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
@@ -26,10 +27,10 @@ from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_
 from storage_engine.stream.dependents import check_dependents
 from storage_engine.stream.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.function_statements import Functions
-from storage_engine.stream.job import load_job, set_state
+from storage_engine.stream.job import JobDescriptor, load_job, set_state, state_name
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
-from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_view
+from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.submit import submit
 from storage_engine.stream.user_statements import ANSWERS as USER_ANSWERS
@@ -284,7 +285,11 @@ class SqlSession:
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
             return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
-        _, message = submit(
+        _, message = self._submit(statement, name)
+        return Result("; ".join([message, *notices]))
+
+    def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
+        return submit(
             self._store,
             name=name,
             sink=statement.table,
@@ -296,8 +301,36 @@ class SqlSession:
             views=self._views,
             functions=self._functions,
             first_line=_first_line(statement),
+            **options,
         )
-        return Result("; ".join([message, *notices]))
+
+    def _statement_set(self, statement: StatementSet) -> Result:
+        """Every INSERT is checked before the first is stored. In batch mode they run one after another."""
+        if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
+            return Result("; ".join(self._insert(insert).message for insert in statement.inserts))
+        pipeline = self._settings.get("pipeline.name")
+        names = [f"{pipeline}-{i}" if pipeline else default_job_name(insert) for i, insert in enumerate(statement.inserts, 1)]
+        notices = [notice for insert in statement.inserts for notice in _check_sink_hints(insert)]
+        planned: list[JobDescriptor] = []
+        for name, insert in zip(names, statement.inserts, strict=True):
+            if any(job.name == name for job in planned):
+                raise StatementRefused(f"two statements of the set are named {name}", where=f"line {insert.line}",
+                                       next_step="SET 'pipeline.name' = '...' before the set: its jobs are numbered.")  # fmt: skip
+            planned.append(self._submit(insert, name, alongside=planned, stores=False)[0])
+        messages = [self._submit(insert, name)[1] for name, insert in zip(names, statement.inserts, strict=True)]
+        return Result("; ".join([*messages, *notices]))
+
+    def _explain(self, statement: Explain) -> Result:
+        """The plan as lines: what runs, what is kept where, what a change costs, what is not reproducible."""
+        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
+        of = statement.of
+        if isinstance(of, st.Query):
+            plan = plan_select(catalog, of.text, default_database=self._database, settings=self._settings)
+        else:
+            name = state_name(self._settings.get("pipeline.name") or default_job_name(of))
+            sink = self._store.describe(of.table)
+            plan = plan_insert(catalog, sink, of.columns, of.select_sql, job=name, default_database=of.database, settings=self._settings)
+        return Result("plan", pa.table({"plan": pa.array(plan.explain(), pa.string())}))
 
     def _stop_job(self, statement: st.StopJob) -> Result:
         job = load_job(self._store, statement.name)
@@ -407,6 +440,8 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.CreateMaterializedView: _S._create_materialized,
     st.RefreshMaterializedView: _S._refresh,
     st.InsertInto: _S._insert,
+    StatementSet: _S._statement_set,
+    Explain: _S._explain,
     st.StopJob: _S._stop_job,
     st.Query: _S._select,
     st.ShowTables: _S._show_tables,

@@ -7,7 +7,7 @@ Holds: what cannot run is refused before anything is stored. Submitting the same
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -39,13 +39,16 @@ def submit(
     kind: str = "insert",
     refresh_s: float | None = 0.0,
     first_line: int = 1,
+    alongside: Sequence[JobDescriptor] = (),
+    stores: bool = True,
 ) -> tuple[JobDescriptor, str]:
     """Store a continuous job; the job and a message.
 
+    alongside  jobs that are about to be stored with it; `stores` False: everything is checked and nothing stored
     Errors: StatementRefused, UnknownTable, AlreadyExists for another definition under the same name.
     """
     kept_settings = {key: settings[key] for key in PLANNING_OPTIONS if key in settings}
-    existing = load_jobs(store)
+    existing = {**load_jobs(store), **{other.name: other for other in alongside}}
     if columns is None and name in existing and existing[name].sink == sink:
         columns = existing[name].targets  # the table may have grown since; the job writes what it wrote
     known = existing[name].known if name in existing else {}
@@ -77,6 +80,8 @@ def submit(
         starts={} if name in existing else starts_of(store, plan.startups, f"job {name}"),
         submitted_ms=time.time_ns() // 1_000_000,
     )
+    if name in existing and not stores:
+        return job, ""
     if name in existing:
         return _again(store, existing[name], job)
     _check_claims(job, existing)
@@ -84,6 +89,8 @@ def submit(
     _check_name(name, existing)
     with closing(duckdb.connect()) as con:  # a function that cannot be imported here is said now, not in the worker's log
         register(con, plan.functions, f"job {name}")
+    if not stores:
+        return job, ""
     for table in plan.state_tables:
         store.create_table(table, if_not_exists=True)
     if job.starts:  # before the job, which would begin at the beginning without it

@@ -51,8 +51,6 @@ KEYS = {
     "AVG DECIMAL(10,2), SUM DECIMAL(38,2), SUM0": [],
     "STDDEV, VAR of INT": [],
     "Top-1 with rank column": ["c1", "c3"],
-    "Top-2 without rank column": ["c0"],
-    "Top-2 ties: first arrival wins?": ["c1"],
     "UNION / UNION ALL / INTERSECT / EXCEPT": ["c0"],
     "DISTINCT": ["c0"],
     "HAVING": ["c0"],
@@ -139,7 +137,7 @@ def test_a_query_gives_what_flink_gives(store: Store, vector: dict[str, Any]) ->
     session.execute(f"CREATE TABLE db.bag ({columns}, n BIGINT, PRIMARY KEY ({', '.join(names)}) NOT ENFORCED)")
     session.execute(f"CREATE VIEW db.q ({', '.join(names)}) AS {inner[1:-1]}")
     printed = ", ".join(f"COALESCE(CAST({column} AS STRING), '{NULL}')" for column in names)
-    session.execute(f"INSERT INTO db.bag SELECT {printed}, COUNT(*) FROM db.q GROUP BY {', '.join(names)}")
+    session.execute(f"INSERT INTO db.bag SELECT {printed}, COUNT(*) FROM db.q GROUP BY {printed}")
     keyed = KEYS.get(name)
     if keyed is not None:
         declared = ", ".join(f"{column} {kind}" for column, kind in zip(names, kinds, strict=True))
