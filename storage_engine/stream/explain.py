@@ -151,7 +151,7 @@ def _function_line(plan: JobPlan, name: str) -> str:
 
 def _reproducible(plan: JobPlan, nodes: list[Node]) -> list[str]:
     lines = [
-        f"Reproducible: only while looked-up rows stay: {name} is read as it is when a row is processed, a recomputation reads it as it is then"
+        f"Reproducible: only while looked-up rows stay: {name} is read as it is when a row is processed, and again when recomputed"
         for name in dict.fromkeys(join.table.name for join in lookups(plan.root))
     ]
     inexact = [call.text for node in nodes if isinstance(node, Aggregate) for _, call in node.calls if _is_inexact(call.needs)]
