@@ -29,6 +29,7 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
 from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.python_functions import function_failure, register
 from storage_engine.stream.quarantine import is_kept, quarantined, without
 from storage_engine.stream.sqltypes import parse_type
 from storage_engine.stream.upgrade import eras_of
@@ -118,6 +119,8 @@ def _select(
     own = con is None
     connection = con or open_connection()
     names: list[str] = []
+    what = f"batch of {plan.sink.name}"
+    register(connection, plan.functions, what)
     try:
         for scan in scans(plan.root):
             ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
@@ -135,6 +138,8 @@ def _select(
             _register_lookup(connection, store, join, at_version)
             names.append(lookup_name(join))
         return enforce_not_null(plan, connection.execute(batch_sql(plan)).to_arrow_table(), Outcome())
+    except duckdb.Error as error:
+        raise function_failure(error, what) or error from error
     finally:
         for name in names:
             connection.execute(f"DROP VIEW IF EXISTS {name}")

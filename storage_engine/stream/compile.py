@@ -207,10 +207,19 @@ def one_sided(node: Rank | Session | Over, rows: str, *, positioned: bool) -> st
 
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
-    """The join of two relations with the sides' fields, l and r. `further`: what else to select."""
+    """The join of two relations with the sides' fields, l and r. `further`: what else to select, not for FULL."""
     on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
+    if node.kind == "FULL":  # DuckDB's own takes no further condition; a log is a reader, which can be read once
+        lacking = [f"NULL AS {quoted(item.name)}" for item in node.left.node.fields]
+        alone = ", ".join(lacking + [quoted(item.name) for item in node.right.node.fields])
+        both = f"SELECT {listed} FROM __left AS l LEFT JOIN __right AS r ON {' AND '.join(on)}"
+        unmatched = f"SELECT {alone} FROM __right AS r WHERE NOT EXISTS (SELECT 1 FROM __left AS l WHERE {' AND '.join(on)})"
+        return f"WITH __left AS MATERIALIZED ({left}), __right AS MATERIALIZED ({right}) {both} UNION ALL {unmatched}"
+    if node.is_filter:
+        word = "EXISTS" if node.kind == "SEMI" else "NOT EXISTS"
+        return f"SELECT {listed} FROM ({left}) AS l WHERE {word} (SELECT 1 FROM ({right}) AS r WHERE {' AND '.join(on)})"
     return f"SELECT {listed} FROM ({left}) AS l {'LEFT JOIN' if node.is_outer else 'JOIN'} ({right}) AS r ON {' AND '.join(on)}"
 
 
@@ -237,7 +246,7 @@ def _group(node: Aggregate) -> tuple[list[str], str]:
 def aggregate_input(node: Aggregate, *, batch: bool = False) -> str:
     """The rows that an aggregate counts: all, or those that are in time for their window."""
     if node.emission is None or node.emission.is_whole:
-        return relation(node.input, batch=batch)
+        return relation(node.input, batch=batch, carried=POSITION if batch and node.is_ordered else ())
     return compile_time.in_time(relation(node.input, batch=batch, carried=(WATERMARK,)), compile_time.group_last_ms(node))
 
 

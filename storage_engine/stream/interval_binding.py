@@ -26,7 +26,7 @@ _UNIT_MS: Final = {"MILLISECOND": 1, "SECOND": 1000, "MINUTE": 60_000, "HOUR": 3
 def with_expiry(binder: Binder, join: DeltaJoin) -> DeltaJoin:
     """The join with late rows left out and sides that forget, where its condition bounds the distance of two event times on both sides."""
     left, right = join.sides
-    if join.is_outer or not (isinstance(left, KeptSide) and isinstance(right, KeptSide)):
+    if join.kind != "INNER" or not (isinstance(left, KeptSide) and isinstance(right, KeptSide)):
         return join
     if not (is_positioned(left.node) and is_positioned(right.node)):
         return join

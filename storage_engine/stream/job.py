@@ -20,6 +20,7 @@ from storage_engine.stream.dialect import parse_select, text_of
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.options import JobOptions, parse_options
 from storage_engine.stream.planner import ENFORCER_OPTION, JobPlan, plan_insert
+from storage_engine.stream.python_functions import FunctionDefinition
 
 KIND = "job"
 State = Literal["RUNNING", "PAUSED", "STOPPED", "FAILED", "FINISHED"]
@@ -40,6 +41,7 @@ class JobDescriptor:
     refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
     targets    sink columns the job writes; `kept` those of them that hold its state
     starts     where sources begin that are not read from their beginning, as of the submission
+    functions  the users' functions it calls, as they were when it was submitted
     known      table -> its columns when the job was submitted: what `*` means in the SELECT
     epoch      how often the job was upgraded; `start`: how the newest upgrade begins
     state_epoch   the epoch whose state tables it uses: an upgrade that keeps its position keeps them
@@ -55,6 +57,7 @@ class JobDescriptor:
     database: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
+    functions: Mapping[str, FunctionDefinition] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -88,14 +91,16 @@ class JobDescriptor:
 
     def _definition(self) -> tuple[Any, ...]:
         views = tuple(sorted((name, canonical(view.sql), view.columns) for name, view in self.views.items()))
+        functions = tuple(sorted(self.functions.items()))
         planning = tuple(sorted((key, value) for key, value in self.settings.items() if key in PLANNING_OPTIONS))
-        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, planning, views)
+        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, planning, views, functions)
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(replace(self, starts={}, earlier=()))
         value["settings"] = dict(self.settings)
         value["starts"] = {table: {str(bucket): n for bucket, n in offsets.items()} for table, offsets in self.starts.items()}
         value["known"] = {table: list(columns) for table, columns in self.known.items()}
+        value["functions"] = {name: item.to_json() for name, item in self.functions.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
         value["earlier"] = [job.to_json() for job in self.earlier]
         return value
@@ -110,6 +115,7 @@ class JobDescriptor:
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
         known["earlier"] = tuple(cls.from_json(job) for job in known.get("earlier", ()))
         known["state_tables"] = tuple(known["state_tables"]) if known.get("state_tables") is not None else None
+        known["functions"] = {name: FunctionDefinition.from_json(item) for name, item in known.get("functions", {}).items()}
         return cls(**known)
 
 
@@ -133,7 +139,7 @@ def canonical(select: str) -> str:
 
 def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | None = None) -> JobPlan:
     """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
-    catalog = StoreCatalog(store, job.views, job.known, altered)
+    catalog = StoreCatalog(store, job.views, job.known, altered, job.functions)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     plan = plan_insert(catalog, sink, job.targets, job.select, job=job.state_prefix, default_database=job.database, settings=job.settings)
     return replace(plan, starts=job.starts)

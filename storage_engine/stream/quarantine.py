@@ -31,9 +31,11 @@ from storage_engine.stream.job import JobDescriptor
 from storage_engine.stream.options import POISON_OPTION
 from storage_engine.stream.plan import StoredSide, scans, walk
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.python_functions import FunctionFailed
 
 POISON: Final = (
-    duckdb.DataError, duckdb.InvalidInputException, duckdb.ConstraintException, SchemaMismatch, InvalidPartition, pa.ArrowInvalid,
+    duckdb.DataError, duckdb.InvalidInputException, duckdb.ConstraintException, SchemaMismatch, InvalidPartition, FunctionFailed,
+    pa.ArrowInvalid,
 )  # fmt: skip
 """Errors that a row may be the cause of. Others (memory, the store, a defect) stop the job whatever its option."""
 

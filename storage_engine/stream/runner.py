@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from storage_engine.api import Progress, WriteOp
@@ -28,6 +29,7 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import MARK, Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
+from storage_engine.stream.python_functions import function_failure, register
 from storage_engine.stream.quarantine import N_IN_A_ROW_MAX, POISON, OpenKeys, poison_of
 from storage_engine.stream.rates import advanced_detail
 from storage_engine.stream.upgrade import adopt, eras_of
@@ -48,6 +50,7 @@ class JobRunner:
         self._bound = self.n_rows_max  # rows of the next micro-batch: smaller while a poison row is looked for
         self._n_poison_in_a_row = 0
         self._con = open_connection()
+        register(self._con, self.plan.functions, f"job {job.name}")
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
         self._schema_ids = self._current_schemas()
@@ -91,7 +94,10 @@ class JobRunner:
         ended = {name: found for name in self.plan.source_tables if (found := self._ended(name, work)) is not None}
         event_time = EventTime(self.plan.emissions, self._detail)
         inputs = {source_name(scan): self._read(scan, work, ended, event_time) for scan in self._scans}
-        outcome = self._executor.run(inputs, StoreReader(self._store, work), event_time)
+        try:
+            outcome = self._executor.run(inputs, StoreReader(self._store, work), event_time)
+        except duckdb.Error as error:
+            raise function_failure(error, f"job {self.job.name}") or error from error
         read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
         counts = {
             "n_rows_in": sum(read.values()), "n_rows_out": outcome.n_rows_out,

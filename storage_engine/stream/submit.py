@@ -7,8 +7,11 @@ Holds: what cannot run is refused before anything is stored. Submitting the same
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+
+import duckdb
 
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
@@ -18,6 +21,7 @@ from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, owner_of, plan_job, save_job, state_name
 from storage_engine.stream.options import OPERATING_OPTIONS, UPGRADE_OPTION, parse_options
 from storage_engine.stream.planner import JobPlan, plan_insert
+from storage_engine.stream.python_functions import FunctionDefinition, register
 from storage_engine.stream.quarantine import check_quarantines, create_quarantine
 from storage_engine.stream.startup import starts_of
 from storage_engine.stream.upgrade import CHOICES, upgraded
@@ -34,30 +38,37 @@ def submit(
     database: str,
     settings: Mapping[str, str],
     views: Mapping[str, ViewDefinition],
+    functions: Mapping[str, FunctionDefinition],
     kind: str = "insert",
     refresh_s: float | None = 0.0,
     first_line: int = 1,
+    alongside: Sequence[JobDescriptor] = (),
+    stores: bool = True,
 ) -> tuple[JobDescriptor, str]:
     """Store a continuous job; the job and a message.
 
+    alongside  jobs that are about to be stored with it; `stores` False: everything is checked and nothing stored
     Errors: StatementRefused, UnknownTable, AlreadyExists for another definition under the same name.
     """
     kept_settings = {key: settings[key] for key in (*PLANNING_OPTIONS, *OPERATING_OPTIONS) if key in settings}
     parse_options(kept_settings, f"job {name}")
-    existing = load_jobs(store)
-    statement = _Statement(name, sink, columns, select, text, database, kept_settings, kind, refresh_s, first_line)
+    existing = {**load_jobs(store), **{other.name: other for other in alongside}}
+    statement = _Statement(name, sink, columns, select, text, database, kept_settings, functions, kind, refresh_s, first_line)
     known = existing.get(name)
     if known is not None:
         if _may_be_same(known, statement):
             again, _ = statement.planned(store, views, known)
             if known.is_same_definition(again):
-                return _again(store, known, again)
-        return _replaced(store, known, statement, views, settings, existing)
+                return _again(store, known, again) if stores else (again, "")
+        return _replaced(store, known, statement, views, settings, existing, stores=stores)
     job, plan = statement.planned(store, views, None)
     job = replace(job, starts=starts_of(store, plan.startups, f"job {name}"))
     _check_claims(job, existing)
     _check_empty(store, plan, name)
     _check_name(job, existing)
+    _check_functions(plan, name)
+    if not stores:
+        return job, ""
     _make_tables(store, job, plan)
     if job.starts:  # before the job, which would begin at the beginning without it
         store.commit((), [Progress(job.owner, job.starts)])
@@ -76,6 +87,7 @@ class _Statement:
     text: str
     database: str
     settings: Mapping[str, str]
+    functions: Mapping[str, FunctionDefinition]
     kind: str
     refresh_s: float | None
     first_line: int
@@ -87,7 +99,7 @@ class _Statement:
 
         prefix  of the names of its state tables, where it is not that of `known` or of a new job
         """
-        catalog = StoreCatalog(store, views, known.known if known else {})
+        catalog = StoreCatalog(store, views, known.known if known else {}, functions=self.functions)
         plan = plan_insert(
             catalog,
             store.describe(self.sink),
@@ -107,6 +119,7 @@ class _Statement:
             database=self.database,
             settings=self.settings,
             views=plan.views,
+            functions=plan.functions,
             targets=plan.targets,
             kept=plan.kept_columns,
             known=(known.known if known else {}) or _columns_read(catalog, plan),
@@ -130,6 +143,8 @@ def _replaced(
     views: Mapping[str, ViewDefinition],
     settings: Mapping[str, str],
     existing: Mapping[str, JobDescriptor],
+    *,
+    stores: bool,
 ) -> tuple[JobDescriptor, str]:
     """Another statement under the name of a job: an upgrade, as the setting says. Errors: AlreadyExists when it says nothing."""
     choice = settings.get(UPGRADE_OPTION, "refuse").lower()
@@ -151,12 +166,21 @@ def _replaced(
         _check_alone(job, plan, others)
     job = upgraded(store, known, job, plan, plan_job(store, known) if keeps else plan, settings)
     _check_name(job, others)
+    _check_functions(plan, job.name)
+    if not stores:
+        return job, ""
     _make_tables(store, job, plan)
     save_job(store, job)
     for table in set(known.state_tables or ()) - set(job.state_tables or ()):
         store.backend.drop_table(table, if_exists=True)
     begins = {"keep-position": "from where it was", "replay": "from the beginning", "latest": "from now on"}.get(choice, "from the moment")
     return job, "; ".join([f"job {job.name} is upgraded and goes on {begins}", *plan.notices])
+
+
+def _check_functions(plan: JobPlan, name: str) -> None:
+    """A function that cannot be imported here is said now, not in the worker's log."""
+    with closing(duckdb.connect()) as con:
+        register(con, plan.functions, f"job {name}")
 
 
 def _make_tables(store: Store, job: JobDescriptor, plan: JobPlan) -> None:

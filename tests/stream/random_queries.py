@@ -75,9 +75,7 @@ def condition(rng: random.Random, prefix: str = "") -> tuple[str, str]:
 
 def filtered(rng: random.Random, of: Relation) -> Relation:
     flink, duck = condition(rng)
-    return Relation(
-        f"(SELECT * FROM {of.flink} WHERE {flink})", f"(SELECT * FROM {of.duck} WHERE {duck})", of.columns, of.key, of.is_log
-    )
+    return Relation(f"(SELECT * FROM {of.flink} WHERE {flink})", f"(SELECT * FROM {of.duck} WHERE {duck})", of.columns, of.key, of.is_log)
 
 
 def computed(of: Relation) -> Relation:
@@ -126,9 +124,7 @@ def topped(rng: random.Random) -> Relation:
     numbered = "SELECT *, ROW_NUMBER() OVER (PARTITION BY shop ORDER BY amount {}, id) AS rn FROM {}"
     head = f"SELECT id, shop, kind, qty, amount, rn FROM ({numbered}) WHERE rn <= {{}}"
     columns = {**{name: EVENT_COLUMNS[name] for name in ORDER_COLUMNS}, "rn": "BIGINT"}
-    return Relation(
-        f"({head.format(down, of.flink, n)})", f"({head.format(f'{down} NULLS {nulls}', of.duck, n)})", columns, ("shop", "rn")
-    )
+    return Relation(f"({head.format(down, of.flink, n)})", f"({head.format(f'{down} NULLS {nulls}', of.duck, n)})", columns, ("shop", "rn"))
 
 
 def windowed(rng: random.Random) -> Relation:

@@ -46,7 +46,7 @@ def test_a_poison_row_stops_the_job_and_a_mended_cause_lets_it_go_on(store: Stor
     append(store, ["1", "x"])
     Worker(store).run_until_idle()
     assert load_job(store, "job").state == "FAILED"
-    assert "Could not convert string \"x\"" in load_job(store, "job").last_error
+    assert 'Could not convert string "x"' in load_job(store, "job").last_error
     assert sink_rows(store, "db.numbers") == []
 
     db.execute(f"{SET_ASIDE} {NUMBERS}")
@@ -123,9 +123,7 @@ def test_what_was_not_taken_in_is_not_taken_back(store: Store, db: SqlSession, s
     assert differing_jobs(store) == []
     poisoned = {(row["source_bucket"], row["source_offset"]) for row in set_aside(store)}
     last = {row["id"]: row for row in orders.scan(metadata=True).read_all().to_pylist()}
-    left = [
-        row for row in last.values() if row["_change_type"] in ("+I", "+U") and (row["_bucket"], row["_log_offset"]) not in poisoned
-    ]
+    left = [row for row in last.values() if row["_change_type"] in ("+I", "+U") and (row["_bucket"], row["_log_offset"]) not in poisoned]
     oracle = "SELECT shop, sum(n)::BIGINT, CAST(trunc(sum(text::BIGINT) / count(*)) AS BIGINT), count(*) FROM orders GROUP BY shop"
     plain = [{"shop": row["shop"], "n": row["n"], "text": row["text"]} for row in left]
     assert sink_rows(store, "db.totals") == (query_rows(oracle, orders=plain) if plain else [])
