@@ -142,7 +142,8 @@ def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[st
         start = f"(__ms - (((__ms - {offset}) % {size}) + {size}) % {size})"
         body = f"SELECT *, {start} AS __start, unnest(range(__first + {step}, {start} + {size} + 1, {step})) AS __end FROM ({body})"
     else:
-        body = f"SELECT *, unnest(range(__first, __first - {size}, -{step})) AS __start FROM ({body})"
+        starts = "__first" if size == step else f"unnest(range(__first, __first - {size}, -{step}))"
+        body = f"SELECT *, {starts} AS __start FROM ({body})"
         body = f"SELECT *, __start + {size} AS __end FROM ({body})"
     for item, value in zip(node.window, ("__start", "__end", "__end - 1"), strict=True):
         listed.append(f"CAST(make_timestamp_ms({value}) AS TIMESTAMP_MS) AS {quoted(item.name)}")

@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Scan, Session, Windows
+from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Windows
 from storage_engine.stream.plan_time import Emission
 
 if TYPE_CHECKING:
@@ -29,14 +29,34 @@ def emitted_once(binder: Binder, node: Aggregate) -> Aggregate:
         if found is None:
             continue
         window, name = found
-        if isinstance(window, Session) and window.emission is not None and name != window.window[0].name:
-            return replace(node, emission=replace(window.emission, field=None))
+        whole = emitted_at(node.input, tree.name)
+        if whole is not None:
+            return replace(node, emission=replace(whole, field=None))
         if isinstance(window, Windows):
             shift_ms = _shift_to_end(window, name)
             emission = emission_of(binder, window.input, window.time) if shift_ms is not None else None
             if emission is not None:
                 return replace(node, emission=replace(emission, field=tree.name, shift_ms=shift_ms or 0))
     return node
+
+
+def emitted_at(node: Node, name: str) -> Emission | None:
+    """When all rows with one value of the field come, at once: those of a window that was sent. `shift_ms`: they come with the watermark
+    that reaches the value and the shift, less a millisecond. None: they may come at different times.
+    """
+    found = _origin(node, name)
+    if found is None:
+        return None
+    source, field = found
+    if isinstance(source, Session) and source.emission is not None:
+        shifts = {source.window[1].name: source.gap_ms, source.window[2].name: source.gap_ms + 1}
+        return replace(source.emission, shift_ms=shifts[field]) if field in shifts else None
+    if isinstance(source, Aggregate) and source.emission is not None:
+        tree = next(tree for item, tree in source.keys if item.name == field)
+        if source.emission.is_whole:
+            return emitted_at(source.input, tree.name)
+        return source.emission if tree.name == source.emission.field else None
+    return None
 
 
 def _shift_to_end(window: Windows, name: str) -> int | None:
@@ -85,7 +105,7 @@ def _check_late_table(binder: Binder, source: str, name: str) -> None:
 
 
 def _origin(node: Node, name: str) -> tuple[Node, str] | None:
-    """The window or log that a field comes from unchanged, with its name there; None when it is computed, or rows are brought together."""
+    """The window, log or sent group that a field comes from unchanged, with its name there; None when it is computed, or of joined rows."""
     while True:
         if isinstance(node, Scan):
             return node, name
@@ -94,6 +114,13 @@ def _origin(node: Node, name: str) -> tuple[Node, str] | None:
                 return node, name
             if isinstance(node, Session):
                 return None
+        elif isinstance(node, Aggregate):
+            return (node, name) if node.emission is not None and any(item.name == name for item, _ in node.keys) else None
+        elif isinstance(node, Rank):
+            if not node.is_whole or all(item.name != name for item in node.side.node.fields):
+                return None
+            node = node.side.node
+            continue
         elif isinstance(node, Calc):
             tree = next((tree for item, tree in node.projections if item.name == name), None)
             if not isinstance(tree, exp.Column):

@@ -76,8 +76,8 @@ class EventTime:
             name: Clock.from_json(clocks[name]) if name in clocks else Clock.at_begin(table) for name, table in self._tables.items()
         }
         self._after = dict(self._before)
-        self.open_ms: dict[str, int] = dict(kept.get("open", {}))
-        """Per operator: a bound below which no watermark completes anything that it keeps; absent when it keeps nothing."""
+        self.open_ms: dict[str, tuple[int, int]] = {name: (low, high) for name, (low, high) in kept.get("open", {}).items()}
+        """Per operator: between which watermarks everything becomes final that it keeps; absent when it keeps nothing."""
         self.has_late_rows = False
 
     def is_timed(self, scan_id: int) -> bool:
@@ -95,11 +95,16 @@ class EventTime:
         return rows.append_column(WATERMARK, _shown(marks))
 
     def keep_open(self, operator: str, bounds: Sequence[int | None]) -> None:
-        """The least of these watermarks is the first that completes anything that the operator keeps; none: it keeps nothing."""
+        """Between the least and the largest of these watermarks everything is final that the operator keeps. None: it keeps nothing."""
+        known = [bound for bound in bounds if bound is not None]
         self.open_ms.pop(operator, None)
-        least = min((bound for bound in bounds if bound is not None), default=None)
-        if least is not None:
-            self.open_ms[operator] = least
+        if known:
+            self.open_ms[operator] = (min(known), max(known))
+
+    def is_due(self, operator: str, emission: Emission) -> bool:
+        """True when the watermark may have made something final that the operator keeps."""
+        span, watermark_ms = self.open_ms.get(operator), self.watermark_ms(emission)
+        return span is not None and watermark_ms is not None and span[0] <= watermark_ms
 
     def watermark_ms(self, emission: Emission) -> int | None:
         """The watermark of the emission's log after this micro-batch; None as long as one of its buckets had no row."""

@@ -248,6 +248,7 @@ class Rank:
     side    its `on` are the fields of PARTITION BY
     order   fields of ORDER BY: (field, is descending, are nulls first)
     number  the field of the row's number; None: not selected
+    is_whole  all rows of a partition come at once (the groups of a window that is sent once): nothing is kept, no row is taken back
     """
 
     side: Side
@@ -255,10 +256,11 @@ class Rank:
     limit: int
     number: Field | None
     id: int = 0
+    is_whole: bool = False
 
     @property
-    def sides(self) -> tuple[Side]:
-        return (self.side,)
+    def sides(self) -> tuple[Side, ...]:
+        return () if self.is_whole else (self.side,)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -266,7 +268,7 @@ class Rank:
 
     @property
     def is_retracting(self) -> bool:
-        return True  # a new row may take the place of another
+        return not self.is_whole  # a new row may take the place of another
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
@@ -431,7 +433,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
     elif isinstance(node, Rank):
         order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
         line = (
-            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
+            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: "
+            + ("a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}")
         )
     elif isinstance(node, Session | Over | InTime | Windows):
         line = node.line()

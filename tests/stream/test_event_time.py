@@ -385,6 +385,13 @@ def test_what_would_lose_rows_is_refused(store: Store, sink: str, message: str) 
         SqlSession(store).execute(";".join([*create, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
 
 
+def test_a_log_with_a_watermark_keeps_its_buckets(store: Store) -> None:
+    session = SqlSession(store)
+    session.execute(EVENTS.format("drop"))
+    with pytest.raises(StatementRefused, match="a new bucket would have no event time"):
+        session.execute("ALTER TABLE db.ev SET ('bucket.num' = '3')")
+
+
 def test_a_side_table_takes_the_columns_that_it_has(store: Store) -> None:
     """The source may get columns later, and the side table may have some of them only, and some of its own."""
     session = SqlSession(store)
@@ -403,6 +410,51 @@ def test_a_side_table_takes_the_columns_that_it_has(store: Store) -> None:
 def test_windows_that_update_do_not_go_into_a_log(store: Store) -> None:
     with pytest.raises(StatementRefused, match="cannot take back rows"):
         SqlSession(store).execute(";".join([EVENTS.format("update"), LOG_SINK, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
+
+
+BEST = """SELECT window_end, k, n, rn FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY window_end ORDER BY n DESC, k) AS rn FROM
+  (SELECT k, window_end, COUNT(*) AS n FROM TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND))
+  GROUP BY k, window_start, window_end)) WHERE rn <= 2"""
+TWICE = """SELECT window_end, MAX(n), COUNT(*), SUM(n) FROM (SELECT k, window_end, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY k, window_start, window_end)
+  GROUP BY window_end"""
+OF_WINDOWS = """SELECT l.window_end, l.k, l.n, r.most FROM (SELECT k, window_end, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY k, window_start, window_end) l JOIN
+  (SELECT window_start + INTERVAL '9' SECOND AS calculated, window_end, MAX(v) AS most FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY window_start, window_end) r
+  ON l.window_end = r.window_end AND l.n > 1"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_long(tmp_path: Path, seed: int) -> None:
+    """The best groups of a window, groups of its groups, and a join of windows: into logs, without state of their own."""
+
+    def check(store: Store) -> None:
+        log = [(bucket, {**row, "v": row["v"] + 2}) for bucket, row in arrived(store)]  # no row is left out: all count as v >= 0
+        counted = [(k, end, n, total - 2 * n) for k, _, end, n, total, *_ in expected_windows(log, hop)[0]]
+        ends = sorted({end for _, end, _, _ in counted})
+        by_end = {end: sorted(((n, k) for k, of, n, _ in counted if of == end), key=lambda pair: (-pair[0], pair[1])) for end in ends}
+        best = [(end, k, n, i + 1) for end in ends for i, (n, k) in enumerate(by_end[end][:2])]
+        twice = [(end, by_end[end][0][0], len(by_end[end]), sum(n for n, _ in by_end[end])) for end in ends]
+        assert sink_rows(store, "db.best") == sorted(best, key=repr)
+        assert sink_rows(store, "db.twice") == sorted(twice, key=repr)
+        joined = [(row[0], row[1], row[2]) for row in sink_rows(store, "db.joined")]
+        assert joined == sorted([(end, k, n) for end in ends for n, k in by_end[end] if n > 1], key=repr)
+        assert differing_jobs(store) == []
+        kept.append(max(store.table(name).count() for name in store.tables() if "joined__rows_" in name))
+        assert [name for name in store.tables() if "__rows_" in name and "joined" not in name] == []
+
+    kept: list[int] = []
+    create = [
+        EVENTS.format("drop"),
+        "CREATE TABLE db.best (e TIMESTAMP(3), k STRING, n BIGINT, rn BIGINT)",
+        "CREATE TABLE db.twice (e TIMESTAMP(3), most BIGINT, groups BIGINT, n BIGINT)",
+        "CREATE TABLE db.joined (e TIMESTAMP(3), k STRING, n BIGINT, most INT)",
+        *(f"SET 'pipeline.name' = '{name}'; INSERT INTO db.{sink} {select}" for name, sink, select in
+          (("job", "best", BEST), ("twice", "twice", TWICE), ("joined", "joined", OF_WINDOWS))),
+    ]  # fmt: skip
+    lived(tmp_path / "store", random.Random(seed), drifting(random.Random(seed), 200), create, check)
+    assert kept[-1] < 60
 
 
 JOIN = """SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND
