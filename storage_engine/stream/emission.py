@@ -59,7 +59,7 @@ class WindowGroups:
         self._emission = node.emission
         self._placement = placement
         self._name = name = sql_of.aggregate_name(node)
-        number = next(i for i, (_, tree) in enumerate(node.keys) if tree.name == node.emission.field)
+        number = time_sql.window_key(node)
         self._end_field, self._end_column = node.keys[number][0].name, f"g{number}"
         self._late_sql = sql_of.late_positions(node)
         self._partial_sql = sql_of.partial(node)

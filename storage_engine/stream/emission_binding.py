@@ -53,6 +53,8 @@ def emitted_at(node: Node, name: str) -> Emission | None:
         return replace(source.emission, shift_ms=shifts[field]) if field in shifts else None
     if isinstance(source, Aggregate) and source.emission is not None:
         tree = next(tree for item, tree in source.keys if item.name == field)
+        if not isinstance(tree, exp.Column):
+            return None
         if source.emission.is_whole:
             return emitted_at(source.input, tree.name)
         return source.emission if tree.name == source.emission.field else None

@@ -457,6 +457,31 @@ def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_l
     assert kept[-1] < 60
 
 
+def test_groups_of_nulls_and_groups_without_aggregates_are_sent_as_well(tmp_path: Path) -> None:
+    window = "TABLE(TUMBLE(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '5' SECOND))"
+
+    def check(store: Store) -> None:
+        log = [(bucket, {**row, "v": 1}) for bucket, row in arrived(store)]
+        groups = [(k, end, n) for k, _, end, n, *_ in expected_windows(log, tumble)[0]]
+        ends: dict[tuple[str | None, dt.datetime], int] = {}
+        for k, end, n in groups:
+            key = (None if k in "ef" else k, end)
+            ends[key] = ends.get(key, 0) + n
+        assert sink_rows(store, "db.counts") == sorted(((*key, n) for key, n in ends.items()), key=repr)
+        assert sink_rows(store, "db.seen") == sorted(((k, end) for k, end, _ in groups), key=repr)
+        assert differing_jobs(store) == []
+
+    create = [
+        EVENTS.format("drop"),
+        "CREATE TABLE db.counts (k STRING, e TIMESTAMP(3), n BIGINT)",
+        "CREATE TABLE db.seen (k STRING, e TIMESTAMP(3))",
+        "SET 'pipeline.name' = 'job'; INSERT INTO db.counts SELECT CASE WHEN k < 'e' THEN k END, window_end, COUNT(*) "
+        f"FROM {window} GROUP BY CASE WHEN k < 'e' THEN k END, window_end",
+        f"SET 'pipeline.name' = 'seen'; INSERT INTO db.seen SELECT DISTINCT k, window_end FROM {window}",
+    ]
+    lived(tmp_path / "store", random.Random(5), drifting(random.Random(5), 150), create, check)
+
+
 JOIN = """SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND
   r.ts BETWEEN l.ts - INTERVAL '1' SECOND AND l.ts + INTERVAL '4' SECOND AND l.id <> r.id"""
 WIDTH_MS = 5000
