@@ -57,7 +57,9 @@ def emitted_at(node: Node, name: str) -> Emission | None:
             return None
         if source.emission.is_whole:
             return emitted_at(source.input, tree.name)
-        return source.emission if tree.name == source.emission.field else None
+        window = _origin(source.input, tree.name)
+        shift_ms = _shift_to_end(window[0], window[1]) if window is not None and isinstance(window[0], Windows) else None
+        return replace(source.emission, shift_ms=shift_ms) if shift_ms is not None else None
     return None
 
 
