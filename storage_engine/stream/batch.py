@@ -17,7 +17,7 @@ from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
 from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.compile_time import WATERMARK, watermark_name
-from storage_engine.stream.event_time import Clock, mark, marked_batches
+from storage_engine.stream.event_time import Clock, declared_of, least_watermark, mark, marked_batches
 from storage_engine.stream.execute import Outcome, enforce_not_null
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
@@ -109,15 +109,17 @@ def _kept_first(plan: JobPlan) -> str:
 
 
 def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets]) -> int | None:
-    """The watermark of a log at the offsets that bound it."""
-    table = emission.scan.table
-    assert table.watermark is not None, "only a log with a watermark emits"
-    start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
-    clock = Clock.at_begin(table)
-    for batch in store.table(table.name).scan([table.watermark.column], start=start, stop=stop, metadata=True):
-        rows = pa.Table.from_batches([batch])
-        clock = mark(table, rows[table.watermark.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
-    return clock.watermark_ms(table.watermark)
+    """The watermark of an emission's logs at the offsets that bound them."""
+    marks = []
+    for table in {scan.table.name: scan.table for scan in emission.scans}.values():
+        declared = declared_of(table)
+        start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
+        clock = Clock.at_begin(table)
+        for batch in store.table(table.name).scan([declared.column], start=start, stop=stop, metadata=True):
+            rows = pa.Table.from_batches([batch])
+            clock = mark(table, rows[declared.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
+        marks.append(clock.watermark_ms(declared))
+    return least_watermark(marks)
 
 
 def _sql_number(value: int | None) -> str:

@@ -16,11 +16,13 @@ from storage_engine.stream.plan_time import Emission, InTime, Over, Session
 from storage_engine.stream.render import column, sql
 
 WATERMARK: Final = "__wm"
+SOURCE: Final = "__source"
+"""The name of the table that a row comes from, where late rows of several have to be told apart."""
 
 
 def watermark_name(emission: Emission) -> str:
-    """The relation (one row, column ms) of the watermark of the emission's log, for recomputations."""
-    return f"wm_{emission.scan.id}"
+    """The relation (one row, column ms) of the watermark of the emission's logs, for recomputations."""
+    return f"wm_{'_'.join(str(scan.id) for scan in emission.scans)}"
 
 
 def in_time(rows: str, last_ms: str) -> str:

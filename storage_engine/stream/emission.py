@@ -18,7 +18,7 @@ from storage_engine.stream import compile as sql_of
 from storage_engine.stream import compile_time as time_sql
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.arrangement import Arrangement
-from storage_engine.stream.compile_time import WATERMARK
+from storage_engine.stream.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.placement import NULL_MASK, Placement
@@ -261,15 +261,15 @@ def note_late(emission: Emission, late_sql: str, tables: Registry, outcome: Outc
 
 def write_late(outcome: Outcome, reader: Reader) -> None:
     """Count the late rows of a micro-batch, each once, and write them where their table's option says."""
-    by_table: dict[str, list[tuple[Emission, pa.Table]]] = {}
-    for emission, places in outcome.late:
-        by_table.setdefault(emission.scan.table.name, []).append((emission, places))
-    for name, found in by_table.items():
-        places = pa.concat_tables([rows for _, rows in found]).group_by(list(POSITIONS), use_threads=False).aggregate([])
-        outcome.n_late_rows += places.num_rows
-        side = found[0][0].late_table
-        if side is not None:
-            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, places, side), None))
+    sides = {scan.table.name: side for emission, _ in outcome.late for scan, side in zip(emission.scans, emission.late_tables, strict=True)}
+    if not sides:
+        return
+    places = pa.concat_tables([rows for _, rows in outcome.late]).group_by([SOURCE, *POSITIONS], use_threads=False).aggregate([])
+    outcome.n_late_rows += places.num_rows
+    for name, side in sides.items():
+        of_table = places.filter(pc.equal(places[SOURCE], name)).select(list(POSITIONS))
+        if side is not None and of_table.num_rows:
+            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, of_table, side), None))
 
 
 def looked_up(reader: Reader, table: TableDescriptor, keys: pa.Table, columns: list[str], asked: pa.ChunkedArray) -> pa.Table:

@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Windows
+from storage_engine.stream.plan import Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
 from storage_engine.stream.plan_time import Emission
 
 if TYPE_CHECKING:
@@ -75,23 +75,32 @@ def _shift_to_end(window: Windows, name: str) -> int | None:
 
 def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
     """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
-    found = _origin(node, time)
+    found = _scans_of(node, time)
+    sides: list[str | None] = []
+    for scan, name in found or ():
+        declared = scan.table.watermark
+        late = str(option_value(scan.table.options, LATE_ROWS))
+        if declared is None or name != f"{scan.alias}.{declared.column}" or late == "update":
+            return None
+        sides.append(late.removeprefix("table:") if late != "drop" else None)
+    if not found:
+        return None
+    for (scan, _), side in zip(found, sides, strict=True):
+        if side is not None:
+            _check_late_table(binder, scan.table.name, side)
+    return Emission(tuple(scan for scan, _ in found), None, 0, tuple(sides))
+
+
+def _scans_of(node: Node, name: str) -> list[tuple[Scan, str]] | None:
+    """The logs that a field comes from unchanged; None when it does not in one branch of a union."""
+    found = _origin(node, name)
     if found is None:
         return None
-    scan, name = found
-    if not isinstance(scan, Scan):
-        return None
-    table = scan.table
-    declared = table.watermark
-    if declared is None or name != f"{scan.alias}.{declared.column}":
-        return None
-    late = str(option_value(table.options, LATE_ROWS))
-    if late == "update":
-        return None
-    late_table = late.removeprefix("table:") if late != "drop" else None
-    if late_table is not None:
-        _check_late_table(binder, table.name, late_table)
-    return Emission(scan, None, 0, late_table)
+    source, field = found
+    if isinstance(source, Scan):
+        return [(source, field)]
+    branches = [_scans_of(branch, field) for branch in source.branches] if isinstance(source, Union) else []
+    return [item for branch in branches for item in branch or ()] if branches and None not in branches else None
 
 
 def _check_late_table(binder: Binder, source: str, name: str) -> None:
@@ -111,7 +120,7 @@ def _check_late_table(binder: Binder, source: str, name: str) -> None:
 def _origin(node: Node, name: str) -> tuple[Node, str] | None:
     """The window, log or sent group that a field comes from unchanged, with its name there; None when it is computed, or of joined rows."""
     while True:
-        if isinstance(node, Scan):
+        if isinstance(node, Scan | Union):
             return node, name
         if isinstance(node, Windows | Session):
             if any(item.name == name for item in node.window):

@@ -447,7 +447,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
-        line += f", sent once when the watermark of {node.emission.scan.table.name} passes the window" if node.emission else ""
+        line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))
@@ -456,7 +456,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
 
 def _found(side: Side) -> str:
     if isinstance(side, KeptSide):
-        until = f" until the watermark of {side.expiry.emission.scan.table.name} passes them" if side.expiry is not None else ""
+        until = f" until the watermark of {side.expiry.emission.of} passes them" if side.expiry is not None else ""
         return f"rows kept by ({', '.join(side.on)}){until}"
     return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
 

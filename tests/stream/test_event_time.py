@@ -85,9 +85,9 @@ def drifting(rng: random.Random, n: int) -> list[Row]:
     return rows
 
 
-def arrived(store: Store) -> list[tuple[int, Row]]:
+def arrived(store: Store, name: str = "db.ev") -> list[tuple[int, Row]]:
     """The log in its order, each row with its bucket: what the store says came first, came first."""
-    found = store.table("db.ev").scan(["id", "k", "v", "ts"], metadata=True).read_all().to_pylist()
+    found = store.table(name).scan(["id", "k", "v", "ts"], metadata=True).read_all().to_pylist()
     return [
         (row["_bucket"], {**row, "moment": row["_commit_timestamp"], "ts": (row["ts"] - EPOCH) // dt.timedelta(milliseconds=1)})
         for row in found
@@ -480,6 +480,44 @@ def test_groups_of_nulls_and_groups_without_aggregates_are_sent_as_well(tmp_path
         f"SET 'pipeline.name' = 'seen'; INSERT INTO db.seen SELECT DISTINCT k, window_end FROM {window}",
     ]
     lived(tmp_path / "store", random.Random(5), drifting(random.Random(5), 150), create, check)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_windows_over_two_logs_wait_for_both(store: Store, seed: int) -> None:
+    """Each row is late by its own log's watermark; the least of both sends."""
+    rng = random.Random(seed)
+    union = "WITH u AS (SELECT k, v, ts FROM db.ev UNION ALL SELECT k, v, ts FROM db.other WHERE v <> 5)"
+    select = f"{union} {SELECT.format(KINDS['hop'][0].replace('db.ev', 'u'))}"
+    others = EVENTS.format("drop").replace("db.ev", "db.other")
+    create = [LATE, EVENTS.format("table:db.late"), others, LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {select}"]
+    SqlSession(store).execute(";".join(create))
+    rows = {"db.ev": drifting(rng, 150), "db.other": drifting(rng, 150)}
+    worker = Worker(store, n_rows_max=rng.choice([5, 50]))
+    for _ in range(14):
+        name = rng.choice(list(rows))
+        n = rng.randrange(5, 30)
+        if rows[name]:
+            store.table(name).append(table(rows[name][:n]))
+        rows[name] = rows[name][n:]
+        worker.run_until_idle()
+        logs = {of: [(bucket, row) for bucket, row in arrived(store, of) if of == "db.ev" or row["v"] != 5] for of in rows}
+        nows = [marks(arrived(store, of))[1] for of in rows]
+        groups: dict[tuple[str, int, int], list[int]] = {}
+        late = {of: 0 for of in rows}
+        for of in rows:
+            of_id = {row["id"]: mark for (_, row), mark in zip(arrived(store, of), marks(arrived(store, of))[0], strict=True)}
+            for _, row in logs[of]:
+                closed = [end - 1 <= mark if (mark := of_id[row["id"]]) is not None else False for _, end in hop(row["ts"])]
+                late[of] += row["v"] >= 0 and any(closed)
+                for (start, end), is_closed in zip(hop(row["ts"]), closed, strict=True):
+                    if row["v"] >= 0 and not is_closed:
+                        groups.setdefault((row["k"], start, end), []).append(row["v"])
+        now = min((ms for ms in nows if ms is not None), default=None) if None not in nows else None
+        assert sink_rows(store, "db.s") == aggregated({key: vs for key, vs in groups.items() if now is not None and key[2] - 1 <= now})
+        assert store.progress("job:job")["job:job"].detail["n_late_rows"] == sum(late.values())
+        assert store.table("db.late").count() == late["db.ev"]
+        assert differing_jobs(store) == []
+    assert len(sink_rows(store, "db.s")) > 30
 
 
 JOIN = """SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND
