@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture kills soak
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture kills soak torture-sql stream-kills bench-stream-idle
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,8 +27,8 @@ down: ## stop what `make up` started
 status: ## health and lag of each service
 	@$(PY) -m flashlake status $(ARGS)
 
-test: setup ## every test, with short runs of the spark, dagster and crash ones (ARGS="-k name")
-	@$(PYTEST) $(ARGS)
+test: setup ## every test, with short runs of the spark, dagster and crash ones (ARGS="-k name"; in one process: ARGS="-n 0")
+	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## the inner loop: no JVM, no Dagster, nothing killed
 	@$(PYTEST) -m "not spark and not dagster and not crash" $(ARGS)
@@ -56,6 +56,15 @@ torture: setup ## 10,000 seeds of power cuts, I/O errors, full disks and flipped
 
 kills: setup ## long runs of the kill -9 campaigns (ROUNDS=200 SEED=1)
 	@CRASH_ROUNDS=$${ROUNDS:-200} CRASH_SEED=$${SEED:-1} FLASHLAKE_CAMPAIGN=$${ROUNDS:-200} $(PYTEST) -m crash $(ARGS)
+
+torture-sql: setup ## generated queries over generated histories, stream = batch = DuckDB (MINUTES=60 FIRST=0)
+	@$(PY) -m tests.stream.random_campaign --minutes $${MINUTES:-60} --first $${FIRST:-0} $(ARGS)
+
+stream-kills: setup ## workers, server and tiering killed at random, every sink compared with batch (MINUTES=10 SEED=1)
+	@$(PY) -m tests.stream.kills --minutes $${MINUTES:-10} --seed $${SEED:-1} $(ARGS)
+
+bench-stream-idle: setup ## what 100 idle jobs cost a worker, in percent of one core (ARGS="--jobs 100 --seconds 20")
+	@$(PY) -m benchmarks.idle_jobs $(ARGS)
 
 soak: setup ## a server under mixed load, killed every minute, held to a model to the row (MINUTES=30)
 	@$(PY) -m tests.torture.soak $(ARGS)

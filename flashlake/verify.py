@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -13,12 +13,19 @@ from flashlake.sql import open_engine
 from storage_engine import Store
 from storage_engine.errors import InvalidPartition
 
+if TYPE_CHECKING:
+    from query_engine.verify import VerifyReport
+
 REPORT_SCHEMA = pa.schema(
     [
         ("table", pa.string()), ("job", pa.string()), ("version", pa.int64()), ("rows_compared", pa.int64()),
-        ("rows_differing", pa.int64()), ("holds", pa.bool_()), ("notes", pa.string()),
+        ("rows_differing", pa.int64()), ("holds", pa.bool_()), ("rows_earlier", pa.int64()), ("rows_quarantined", pa.int64()),
+        ("rows_repaired", pa.int64()), ("notes", pa.string()),
     ]
 )  # fmt: skip
+
+
+EXAMPLE_SCHEMA = pa.schema([(name, pa.string()) for name in ("table", "problem", "row", "batch", "stored")])
 
 
 def derived_tables(store: Store) -> list[str]:
@@ -53,27 +60,56 @@ def verify_tables(
     tables: Sequence[str] = (),
     partitions: str | None = None,
     *,
+    repairs: bool = False,
     on_table: Callable[[str], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Prove the named tables (none: all derived ones), as lines of REPORT_SCHEMA.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Prove the named tables (none: all derived ones): lines of REPORT_SCHEMA, and examples of rows that differ (EXAMPLE_SCHEMA).
 
-    Errors: UnknownTable; UserError for a table that no SQL fills.
+    repairs  write what the batch says into the rows that differ, and prove again; rows_repaired says how many there were
+    Errors: UnknownTable; UserError for a table that no SQL fills; StatementRefused for a table that cannot be repaired.
     """
-    from query_engine.verify import verify
+    from query_engine.verify import repair, verify
 
     engine = open_engine(config, store)
     chosen = partition_range(partitions) if partitions else None
     lines: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
     for table in tables or derived_tables(store):
         on_table(table)
-        found = verify(store, engine, table, partitions=chosen)
-        lines += [as_line(report) for report in (found if isinstance(found, (list, tuple)) else [found])]
+        n_repaired = 0
+        reports = verify(store, engine, table, partitions=chosen)
+        examples += [example for report in reports for example in _examples(report)]
+        if repairs and any(not report.holds or report.rows_earlier for report in reports):
+            n_repaired = repair(store, engine, table, partitions=chosen)
+            reports = verify(store, engine, table, partitions=chosen)
+        lines += [as_line(report, n_repaired) for report in reports]
+    return lines, examples
+
+
+def as_line(report: VerifyReport, n_repaired: int = 0) -> dict[str, Any]:
+    return {
+        "table": report.table, "job": report.job, "version": report.version, "rows_compared": report.rows_compared,
+        "rows_differing": report.rows_differing, "holds": report.holds, "rows_earlier": report.rows_earlier,
+        "rows_quarantined": report.rows_quarantined, "rows_repaired": n_repaired, "notes": "; ".join(report.notes),
+    }  # fmt: skip
+
+
+def _examples(report: VerifyReport) -> list[dict[str, Any]]:
+    """One line per example: the row's other columns as `column=value`, those of the batch and those stored side by side."""
+    lines = []
+    for row in report.sample:
+        values = {name: value for name, value in row.items() if name != "_problem"}
+        lines.append(
+            {
+                "table": report.table,
+                "problem": row["_problem"],
+                "row": ", ".join(f"{name}={value}" for name, value in values.items() if "|" not in name),
+                "batch": _side(values, "|batch"),
+                "stored": _side(values, "|stored"),
+            }
+        )
     return lines
 
 
-def as_line(report: Any) -> dict[str, Any]:
-    return {
-        "table": report.table, "job": report.job, "version": report.version, "rows_compared": report.rows_compared,
-        "rows_differing": report.rows_differing, "holds": report.rows_differing == 0,
-        "notes": "; ".join(str(note) for note in report.notes),
-    }  # fmt: skip
+def _side(values: Mapping[str, Any], suffix: str) -> str:
+    return ", ".join(f"{name.removesuffix(suffix)}={value}" for name, value in values.items() if name.endswith(suffix))

@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 from query_engine.engine import QueryEngine
 from storage_engine import Offsets, Progress, Store, TableDescriptor, WriteOp
 from storage_engine.errors import ProgressConflict, RetriableError, StatementRefused, UserError
-from storage_engine.stream.batch import batch_select
+from storage_engine.stream.batch import batch_select, earlier_rows
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.upgrade import epoch_of
 
 _TRIES = 50
 _SAMPLE_ROWS = 5
@@ -32,6 +33,9 @@ class VerifyReport:
 
     rows_compared   rows the batch gives, and rows of the sink that it does not give
     rows_differing  rows that differ in a column of the job, are missing, or should not be there
+    rows_earlier    rows that are as the job's statement before its last upgrade left them: an upgrade that keeps its position does not
+                    touch what does not change. They do not count as differing; a repair rewrites them
+    rows_quarantined  rows of the input that are in quarantine, and left out on both sides
     sample          some differing rows: key columns, and each differing column as "batch" and "stored" values
     notes           what limits the proof
     """
@@ -44,6 +48,8 @@ class VerifyReport:
     sample: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     partitions: tuple[str, ...] = ()
+    rows_earlier: int = 0
+    rows_quarantined: int = 0
     differences: pa.Table | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -86,28 +92,42 @@ class _Pinned:
 
     version: int
     offsets: Mapping[str, Offsets]
+    n_quarantined: int = 0
 
 
 def _pin(store: Store, job: JobDescriptor) -> _Pinned:
-    """Progress only moves forward: the same before and after a version was read, it was the same at that version."""
+    """Progress only moves forward: the same before and after a version was read, it was the same at that version.
+
+    Errors: RetriableError when the recorded progress belongs to another definition of the job: its upgrade is under way.
+    """
     for _ in range(_TRIES):
         before = store.progress(job.owner).get(job.owner)
         version = store.version()
         after = store.progress(job.owner).get(job.owner)
+        if epoch_of(after) != job.epoch:
+            hint = "A worker that runs takes it up within seconds; then try again."
+            raise RetriableError(f"job {job.name} is being upgraded", where=f"job {job.name}", next_step=hint)
         offsets = after.offsets if after else {}
-        if (before.offsets if before else {}) == offsets:
-            return _Pinned(version, offsets)
+        if (before.offsets if before else {}) == offsets and epoch_of(before) == epoch_of(after):
+            return _Pinned(version, offsets, int(after.detail.get("n_quarantined", 0)) if after else 0)
     raise RetriableError(f"job {job.name} commits too fast to be pinned", where=job.name, next_step="Try again when it has caught up.")
 
 
-def _verify(store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...]) -> VerifyReport:
+def _verify(
+    store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...], *, spares_earlier: bool = True
+) -> VerifyReport:
     plan = plan_job(store, job)
     sink = plan.sink
-    expected = _of_partitions(batch_select(store, plan, offsets=pinned.offsets, at_version=pinned.version), sink, partitions)
+    expected = _of_partitions(batch_select(store, job, offsets=pinned.offsets, at_version=pinned.version), sink, partitions)
+    n_earlier = 0
     if sink.has_primary_key:
         columns = list(dict.fromkeys([*sink.primary_key, *plan.targets]))
-        actual = store.table(sink.name).read(columns, at=pinned.version)
-        n_compared, differences = _compare_keyed(sink, columns, expected.select(columns), _of_partitions(actual, sink, partitions))
+        actual = _of_partitions(store.table(sink.name).read(columns, at=pinned.version), sink, partitions)
+        n_compared, differences = _compare_keyed(sink, columns, expected.select(columns), actual)
+        earlier = earlier_rows(store, job, pinned.version) if differences.num_rows and spares_earlier else None
+        if earlier is not None:
+            wrong = _differing_from_both(sink, columns, differences, _of_partitions(earlier, sink, partitions), actual)
+            n_earlier, differences = differences.num_rows - wrong.num_rows, wrong
     else:
         stop = store.table(sink.name).offsets(at_version=pinned.version)
         columns = list(plan.targets)
@@ -122,8 +142,28 @@ def _verify(store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple
         sample=tuple(_sample(differences)),
         notes=tuple(_notes(store, plan)),
         partitions=partitions,
+        rows_earlier=n_earlier,
+        rows_quarantined=pinned.n_quarantined,
         differences=differences,
     )
+
+
+def _differing_from_both(
+    sink: TableDescriptor, columns: list[str], differences: pa.Table, earlier: pa.Table, actual: pa.Table
+) -> pa.Table:
+    """Those of the differences that the statement before does not explain either. It gives no value for a column it did not write."""
+    for name in columns:
+        if name not in earlier.column_names:
+            earlier = earlier.append_column(name, pa.nulls(earlier.num_rows, sink.column(name).arrow.type))
+    _, from_earlier = _compare_keyed(sink, columns, earlier.select(columns), actual)
+    con = open_connection(n_threads=2)
+    try:
+        con.register("d", differences)
+        con.register("b", from_earlier)
+        on = " AND ".join(f'd."{key}" = b."{key}"' for key in sink.primary_key)
+        return con.execute(f"SELECT d.* FROM d SEMI JOIN b ON {on}").to_arrow_table()
+    finally:
+        con.close()
 
 
 def _of_partitions(rows: pa.Table, sink: TableDescriptor, partitions: tuple[str, ...]) -> pa.Table:
@@ -191,11 +231,11 @@ def _compare_bags(columns: list[str], expected: pa.Table, actual: pa.Table) -> t
         con.register("a", actual)
         listed = ", ".join(f'"{name}"' for name in columns)
         counted = (
-            f"SELECT {listed}, sum(n) AS surplus FROM (SELECT {listed}, 1 AS n FROM a UNION ALL SELECT {listed}, -1 AS n FROM e) "
-            f"GROUP BY ALL HAVING sum(n) <> 0"
-        )
-        problem = "CASE WHEN surplus < 0 THEN 'missing' ELSE 'extra' END AS \"_problem\""
-        differences = con.execute(f"SELECT {listed}, {problem} FROM ({counted}), range(CAST(abs(surplus) AS BIGINT))").to_arrow_table()
+            f'SELECT {listed}, sum("|n") AS "|surplus" FROM (SELECT {listed}, 1 AS "|n" FROM a UNION ALL SELECT {listed}, -1 FROM e) '
+            f'GROUP BY ALL HAVING sum("|n") <> 0'
+        )  # names that no column of the table has
+        problem = "CASE WHEN \"|surplus\" < 0 THEN 'missing' ELSE 'extra' END AS \"_problem\""
+        differences = con.execute(f"SELECT {listed}, {problem} FROM ({counted}), range(CAST(abs(\"|surplus\") AS BIGINT))").to_arrow_table()
         return max(expected.num_rows, actual.num_rows), differences
     finally:
         con.close()
@@ -219,7 +259,7 @@ def _notes(store: Store, plan: JobPlan) -> list[str]:
 def _repair(store: Store, job: JobDescriptor, partitions: tuple[str, ...]) -> int:
     for _ in range(_TRIES):
         pinned = _pin(store, job)
-        report = _verify(store, job, pinned, partitions)
+        report = _verify(store, job, pinned, partitions, spares_earlier=False)
         if report.holds:
             return 0
         plan = plan_job(store, job)

@@ -59,6 +59,9 @@ CAPABILITIES = frozenset(
 CONSUMER_PREFIX = "consumer:"
 """Owners of progress that begin so are consumer groups: consumer:NAME:TABLE."""
 
+WORKERS_PREFIX = "workers:"
+"""Owners that begin so are groups of worker processes: members and generations like those of consumers, without offsets."""
+
 
 @dataclass(frozen=True)
 class WriteOp:
@@ -96,10 +99,16 @@ class EncodedAppend:
 
 @dataclass(frozen=True)
 class WriteId:
-    """Names a write, so that a retry is applied once: sequences of one writer only grow."""
+    """Names a write, so that a retry is applied once: sequences of one writer only grow.
+
+    after   the sequence of the commit that this one was sent behind, before its answer was there: it is done only while that one is
+            the writer's newest in the store, and else refused as OutOfOrderSequence. None: every commit before it has been answered,
+            or given up. Whoever keeps several commits on their way must say it (a commit stream does).
+    """
 
     writer: str
     sequence: int
+    after: int | None = None
 
 
 @dataclass(frozen=True)
@@ -164,8 +173,9 @@ class CommitInfo:
 
 @dataclass(frozen=True)
 class FetchedFrame:
-    """A stored frame, pruned to `columns`: `message` is an Arrow IPC record-batch message without schema.
+    """A stored frame, pruned to `columns`: its parts, one after another, are an Arrow IPC record-batch message without schema.
 
+    parts    pieces of the stored frame as they lie, so that whoever sends the message copies them once, to where it goes
     columns  names that the columns have now; a column of the table that is not among them is null in these rows
     types    SQL types that the columns were stored with: what the message decodes with. They may be narrower than those of the table
     Rows carry offsets base_offset .. base_offset + n_rows; `change_types` has one byte per row (see log/frame.py), None: all +A.
@@ -180,8 +190,17 @@ class FetchedFrame:
     columns: tuple[str, ...]
     types: tuple[str, ...]
     change_types: bytes | None
-    message: pa.Buffer
+    parts: tuple[pa.Buffer | bytes | memoryview, ...]
     timestamps: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def n_message_bytes(self) -> int:
+        return sum(map(len, self.parts))
+
+    @property
+    def message(self) -> pa.Buffer:
+        """The message in one piece: a single part as it is, several are copied."""
+        return pa.py_buffer(self.parts[0] if len(self.parts) == 1 else b"".join(self.parts))
 
 
 @dataclass(frozen=True)
@@ -204,18 +223,23 @@ BUCKET_STATISTICS = pa.schema(
 
 
 class CommitStream(Protocol):
-    """Commits of one writer in their order, several of them under way at once.
+    """Commits of one writer, done in their order, several of them under way at once. An error is raised by a later call.
 
-    A failed commit is raised by a later send() or by finish(); commits sent after it may have been done.
+    A commit that is refused for what it says is given up; those behind it are done. When the store fails (WriteFailed, StoreUnavailable)
+    the first commit without an answer and all behind it stay here: the next call sends them again, each is done once, and close()
+    gives them up.
     """
 
-    def send(self, request: CommitRequest) -> None: ...
+    def send(self, request: CommitRequest) -> None:
+        """Take a commit. One that raises has not taken it. Errors: of earlier commits."""
+        ...
+
     def n_waiting(self) -> int:
-        """How many commits have no answer yet, as far as one can tell without waiting."""
+        """How many commits have no answer yet, as far as one can tell without waiting. Errors: of earlier commits."""
         ...
 
     def finish(self) -> None:
-        """Return when everything sent is acknowledged. Errors: of the first commit that failed."""
+        """Return when everything sent is acknowledged, or was refused and raised. Errors: of the first commit that failed."""
         ...
 
     def close(self) -> None:

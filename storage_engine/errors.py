@@ -135,6 +135,17 @@ class TableAltered(RetriableError):
     """The table was altered while this change of it was made; make the change from the present descriptor."""
 
 
+class OutOfOrderSequence(RetriableError):
+    """A commit was sent behind another one of its writer, and that one is not the writer's newest in the store: nothing of it was done.
+
+    last    the sequence of the writer's newest commit there, 0: none. Send everything again from the first commit without an answer.
+    """
+
+    def __init__(self, what: str, *, where: str, next_step: str, last: int = 0) -> None:
+        super().__init__(what, where=where, next_step=next_step)
+        self.last = last
+
+
 class StoreUnavailable(RetriableError):
     """The server does not answer, is stopping, or a port is taken; or the disk does not let a store be opened or read."""
 

@@ -12,6 +12,12 @@ settings.register_profile("suite", deadline=None)  # it would measure how busy t
 settings.load_profile("suite")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with processes to start come first: of two processes that share the files, none is left alone with a slow one."""
+    slow = {item.path for item in items if any(item.get_closest_marker(name) for name in ("dagster", "spark", "crash"))}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def fluss_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a cluster that lives as long as the run, or of the one that the variable names."""

@@ -278,7 +278,7 @@ def proofs(demo: Demo) -> Lines:
         starts[table] = time.monotonic()
         demo.bars.update(task, advance=1, note=table)
 
-    for line in verify_tables(demo.config, demo.store, on_table=on_table):
+    for line in verify_tables(demo.config, demo.store, on_table=on_table)[0]:
         lines.setdefault(line["table"], []).append(line)
     ends = [*list(starts.values())[1:], time.monotonic()]
     seconds = {table: end - start for (table, start), end in zip(starts.items(), ends, strict=True)}

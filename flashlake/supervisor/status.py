@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from storage_engine.client.endpoint import endpoint_of
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets
+from storage_engine.stream.facts import JobFacts, facts_of
 from storage_engine.stream.reports import consumers
 
 SCHEMA = pa.schema(
@@ -83,16 +85,24 @@ def store_lines(config: Config, run_dir: RunDir) -> tuple[list[dict[str, Any]], 
 
 
 def job_lines(store: Store) -> list[dict[str, Any]]:
-    """One line per stream job: its state and its lag."""
-    progress = store.progress(JOB_OWNER)
-    lines = []
-    for name, job in sorted(store.objects("job").items()):
-        made = progress.get(JOB_OWNER + name)
-        state = str(job.get("state", job.get("status", "RUNNING"))).lower()
-        lines.append(
-            line("job", name, state, lag_rows(store, made), str(job.get("last_error") or job.get("sink") or job.get("target") or ""))
-        )
-    return lines
+    """One line per stream job: its state, its lag, and what it does or why it failed."""
+    return [line("job", of.job, of.state.lower(), of.lag_rows, job_detail(of)) for of in facts_of(store)]
+
+
+def job_detail(of: JobFacts) -> str:
+    """What there is to say of a job beside state and lag: its error, or its sink, rate, age of the oldest unread row, and state."""
+    if of.last_error:
+        return of.last_error
+    parts = [of.sink, f"{of.rows_per_s:,.0f} rows/s"]
+    if of.lag_ms:
+        parts.append(f"oldest unread row: {of.lag_ms / 1000:.1f} s")
+    if of.state_rows:
+        parts.append(f"state: {of.state_rows:,} rows, {of.state_bytes / 1e6:.1f} MB")
+    if of.n_quarantined:
+        parts.append(f"{of.n_quarantined:,} rows in quarantine")
+    if of.watermark_ms is not None:
+        parts.append(f"watermark {datetime.fromtimestamp(of.watermark_ms / 1000, UTC):%Y-%m-%d %H:%M:%S}")
+    return "; ".join(parts)
 
 
 def tiering_lines(store: Store) -> list[dict[str, Any]]:

@@ -138,16 +138,17 @@ class FlightBackend(Link):
         return CommitResult(result["version"], result["is_duplicate"] and not is_ours, result["n_late_rows"])
 
     def commit_stream(self, in_flight_max: int) -> SocketCommitStream:
-        retry = Retry(self._retry_s)
+        retry: Retry | None = None  # its time begins with the trouble, not with the stream
 
         def reconnect(error: Exception) -> None:
+            nonlocal retry
+            retry = retry or Retry(self._retry_s)
             self._go_on_after(error, retry)
 
         def answered(reply: Reply) -> None:
             nonlocal retry
+            retry = None
             self._throttle.note(reply.result.get("pressure", 0.0))
-            if retry.is_used or retry.has_logged_in:
-                retry = Retry(self._retry_s)
 
         def call(writer: Writer, request: Call) -> Reply:
             return self._retried(lambda: self._call_lane(writer, request), is_repeatable=True)
@@ -210,8 +211,8 @@ class FlightBackend(Link):
                     end = frame.base_offset + frame.n_rows
                     stop = left[frame.bucket][1]
                     left[frame.bucket] = (min(end, stop), stop)
-                    retry = Retry(self._retry_s)
                     yield frame
+                    retry = Retry(self._retry_s)
                 return
             except AuthenticationFailed as error:
                 self._log_in_again(error, retry)

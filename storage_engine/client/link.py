@@ -288,7 +288,6 @@ class Retry:
     def __init__(self, retry_s: float) -> None:
         self._deadline = time.monotonic() + retry_s
         self._pause_s = _RETRY_FIRST_S
-        self.is_used = False
         self.has_logged_in = False
 
     def wait(self, at_least_s: float = 0.0) -> bool:
@@ -298,7 +297,6 @@ class Retry:
             return False
         time.sleep(pause_s)
         self._pause_s = min(self._pause_s * 2, _RETRY_MAX_S)
-        self.is_used = True
         return True
 
 

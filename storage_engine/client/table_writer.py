@@ -23,7 +23,12 @@ GATHERED_ROWS: Final = 10_000
 
 
 class TableWriter:
-    """Writes of one table. An error of a batch is raised by a later call, at the latest by flush(); batches behind it may be written."""
+    """Writes of one table. An error is raised by a later call, at the latest by flush(); a call that raises has not taken its rows.
+
+    A batch that is refused for what it holds is given up, those behind it are written. When the store fails (WriteFailed,
+    StoreUnavailable) the first batch without an answer and all behind it stay here: call flush() again, and they are sent again, each
+    once and in order. close() gives them up: they are not written, or, where the connection broke, perhaps, and then in order.
+    """
 
     def __init__(self, table: Table, stream: CommitStream) -> None:
         self._table = table
@@ -33,16 +38,16 @@ class TableWriter:
 
     def append(self, rows: Any) -> None:
         table = self._table.as_rows(rows)
-        if table.num_rows < GATHERED_ROWS and (self._gathered or self._stream.n_waiting()):
-            if self._gathered and not self._gathered[0].schema.equals(table.schema):
-                self._send_gathered()
+        is_small = table.num_rows < GATHERED_ROWS
+        n_waiting = self._stream.n_waiting() if is_small else 0
+        is_full = self._n_gathered + table.num_rows > GATHERED_ROWS
+        if self._gathered and (is_full or not n_waiting or not self._gathered[0].schema.equals(table.schema)):
+            self._send_gathered()
+        if is_small and n_waiting:
             self._gathered.append(table)
             self._n_gathered += table.num_rows
-            if self._n_gathered >= GATHERED_ROWS or not self._stream.n_waiting():
-                self._send_gathered()
-            return
-        self._send_gathered()
-        self._send("append", table, None)
+        else:
+            self._send("append", table, None)
 
     def upsert(self, rows: Any, columns: Sequence[str] | None = None) -> None:
         self._send("upsert", rows, columns)
@@ -73,8 +78,8 @@ class TableWriter:
 
     def _send_gathered(self) -> None:
         if self._gathered:
-            tables, self._gathered, self._n_gathered = self._gathered, [], 0
-            self._send("append", pa.concat_tables(tables).combine_chunks(), None)
+            self._send("append", pa.concat_tables(self._gathered).combine_chunks(), None)
+            self._gathered, self._n_gathered = [], 0
 
     def _send(self, kind: OpKind, rows: Any, columns: Sequence[str] | None) -> None:
         self._stream.send(CommitRequest((self._table.operation(kind, rows, columns),)))

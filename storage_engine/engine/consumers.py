@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from storage_engine.api import CONSUMER_PREFIX, Membership, Progress
+from storage_engine.api import CONSUMER_PREFIX, WORKERS_PREFIX, Membership, Progress
 from storage_engine.engine.groups import ConsumerGroups, Group
 from storage_engine.engine.progress import COMMITTED_MS, GENERATION, MEMBERS, generation_of
 from storage_engine.engine.state import StoreState
@@ -47,7 +47,7 @@ class Consumers:
 
     def heartbeat(self, owner: str, member: str, session_timeout_ms: int, now_ms: int) -> Membership:
         low, high = SESSION_MS_RANGE
-        if not owner.startswith(CONSUMER_PREFIX) or not member or not low <= session_timeout_ms <= high:
+        if not owner.startswith((CONSUMER_PREFIX, WORKERS_PREFIX)) or not member or not low <= session_timeout_ms <= high:
             raise UserError(
                 f"member {member!r} of {owner} with a session of {session_timeout_ms} ms",
                 where="consumer group",

@@ -28,7 +28,7 @@ from storage_engine.engine.recovery import Recovered
 from storage_engine.engine.state import CommitRecord, TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.engine.visibility import Visibility
-from storage_engine.errors import DamagedFrame, StoreUnavailable, WriteFailed, unknown_table
+from storage_engine.errors import DamagedFrame, OutOfOrderSequence, StoreUnavailable, WriteFailed, unknown_table
 from storage_engine.log.commit_log import FILE_BYTES_MAX, CommitLog, LogPosition
 from storage_engine.log.disk import DirectoryLock, Disk
 
@@ -110,6 +110,7 @@ class Core:
         with self.writer, self.readers:
             if self.log is not log or not log.has_failed or self.is_closed:
                 return
+            log.await_sync()  # one that began before the failure may still make commits durable
             if not self._is_going_back:
                 try:
                     log.mend()
@@ -149,10 +150,16 @@ class Core:
     def begin_commit(self, request: CommitRequest) -> tuple[CommitResult, Written]:
         """A commit up to where it may be acknowledged: after await_durable(). Errors: as EmbeddedBackend.commit()."""
         with self.writing():
-            if request.write_id is not None:
-                last = self.state.writers.get(request.write_id.writer)
-                if last is not None and request.write_id.sequence <= last[0]:
-                    return CommitResult(last[1], is_duplicate=True), Written(self.log, self.log.end)
+            write = request.write_id
+            if write is not None:
+                newest = self.state.newest_write(write.writer)
+                if newest is not None and write.sequence <= newest[0]:
+                    return CommitResult(newest[1], is_duplicate=True), Written(self.log, self.log.end)
+                last = newest[0] if newest else 0
+                if write.after is not None and write.after != last:
+                    what = f"commit {write.sequence} was sent behind {write.after}, the newest of its writer here is {last}"
+                    next_step = "Send all again from the first commit without an answer."
+                    raise OutOfOrderSequence(what, where=f"writer {write.writer}", next_step=next_step, last=last)
             return self.write(request, [])
 
     def change(self, changes: list[dict[str, Any]], new_partitions: Sequence[tuple[int, str]] = ()) -> None:
@@ -186,6 +193,8 @@ class Core:
             transaction.finish()
             if not (transaction.frames or record.progress or record.changes or record.partitions or record.late_rows):
                 transaction.void()
+                if record.write is not None:
+                    self.state.idle_writes[record.write[0]] = (record.write[1], self.state.version, record.timestamp_ms)
                 return CommitResult(self.state.version), Written(self.log, self.log.end)
             appended = self.log.append(transaction.frames, record.encode(), record.timestamp_ms)
         except WriteFailed as error:

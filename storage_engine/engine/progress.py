@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from storage_engine.api import CONSUMER_PREFIX, Progress
+from storage_engine.api import CONSUMER_PREFIX, WORKERS_PREFIX, Progress
 from storage_engine.engine.state import StoreState, TableState
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets
@@ -37,7 +37,7 @@ def advanced(state: StoreState, wanted: Progress, now_ms: int, created: Collecti
     if wanted.merges:
         offsets = {**before, **{table: {**before.get(table, {}), **by_bucket} for table, by_bucket in offsets.items()}}
     detail = wanted.detail
-    if wanted.owner.startswith(CONSUMER_PREFIX):
+    if wanted.owner.startswith((CONSUMER_PREFIX, WORKERS_PREFIX)):
         detail = {**detail_before, **detail, COMMITTED_MS: now_ms}
     return Progress(wanted.owner, offsets, None, detail)
 

@@ -114,7 +114,7 @@ def fetch(
         if header.schema_id not in answers:
             answers[header.schema_id] = schemas.frame_columns(header.schema_id, columns)
         names, types, pruner = answers[header.schema_id]
-        message = stored.message if pruner is None else pruner.prune(stored.message)
+        parts = [stored.message] if pruner is None else pruner.prune_to_buffers(stored.message)
         yield FetchedFrame(
             bucket=step.bucket,
             base_offset=header.base_offset,
@@ -124,7 +124,7 @@ def fetch(
             columns=names,
             types=types,
             change_types=None if stored.change_types is None else bytes(stored.change_types),
-            message=message,
+            parts=tuple(parts),
             timestamps=None if stored.origins is None else tuple(map(tuple, stored.origins[["row_end", "timestamp_ms"]].tolist())),
         )
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 from storage_engine.engine.rows import adapt
 from storage_engine.errors import SchemaMismatch
 from storage_engine.log.frame import decode_batch
-from storage_engine.log.pruning import MessagePruner
+from storage_engine.log.pruning import MessagePruner, pruner_of
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.types import arrow_type
 
@@ -85,7 +85,7 @@ class Schemas:
         keep = [i for i, name in enumerate(schema.names) if name in wanted] or [0]
         names = tuple(schema.names[i] for i in keep)
         types = tuple(self.stored[schema_id][i].type for i in keep)
-        return FrameColumns(names, types, None if len(keep) == len(schema) else MessagePruner(schema, keep))
+        return FrameColumns(names, types, None if len(keep) == len(schema) else pruner_of(schema, tuple(keep)))
 
     # names
 

@@ -175,6 +175,8 @@ class StoreState:
     born_tables, born_partitions  id -> version that created it
     late_rows  table_id -> rows left out so far because retention had passed their partition
     files      finished log files; None: version 1 did not say
+    idle_writes  writer -> sequence, version and time of a commit that changed nothing, where it is the writer's newest. It is not in the
+                 log, so a restart forgets it, and so does a store that goes back: what it was compared with may be gone
     """
 
     version: int = 0
@@ -192,6 +194,12 @@ class StoreState:
     late_rows: dict[int, int] = field(default_factory=dict)
     log_starts: dict[BucketId, LogStart] = field(default_factory=dict)
     files: list[FileEntry] | None = None
+    idle_writes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def newest_write(self, writer: str) -> tuple[int, int] | None:
+        """Sequence and version of the writer's newest commit; None: there is none, or it was forgotten."""
+        found = self.idle_writes.get(writer) or self.writers.get(writer)
+        return None if found is None else found[:2]
 
     def holds(self, bucket: BucketId) -> bool:
         """Whether the bucket's table and partition exist."""
@@ -223,11 +231,13 @@ class StoreState:
             self.late_rows[table_id] = self.late_rows.get(table_id, 0) + n_rows
         if record.write:
             self.writers[record.write[0]] = (record.write[1], record.version, record.timestamp_ms)
+            self.idle_writes.pop(record.write[0], None)
         self.version = record.version
         self.timestamp_ms = record.timestamp_ms
         if record.version % WRITERS_SWEEP_COMMITS == 0:
             oldest_ms = record.timestamp_ms - WRITER_EXPIRATION_MS
             self.writers = {writer: last for writer, last in self.writers.items() if last[2] >= oldest_ms}
+            self.idle_writes = {writer: last for writer, last in self.idle_writes.items() if last[2] >= oldest_ms}
 
     def _create_table(self, change: dict[str, Any]) -> None:
         descriptor = TableDescriptor.from_json(change["table"])

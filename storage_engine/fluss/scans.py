@@ -135,7 +135,7 @@ class BucketReader:
         names = tuple(cast.schema.names)
         descriptor = self._table.descriptor
         stored = tuple(descriptor.column(name).type for name in names)
-        return FetchedFrame(bucket, base, cast.num_rows, stamp, descriptor.schema_id, names, stored, types, cast.serialize())
+        return FetchedFrame(bucket, base, cast.num_rows, stamp, descriptor.schema_id, names, stored, types, (cast.serialize(),))
 
 
 class _Clock:

@@ -58,6 +58,7 @@ LogPosition = NewType("LogPosition", int)
 
 FILE_BYTES_MAX: Final = 256 * 1024 * 1024
 _REWRITE_BYTES: Final = 16 * 1024 * 1024
+_REPAIR: Final = "Free space or repair the disk, then write again; nothing of this commit is visible."
 
 
 class AppendedCommit(NamedTuple):
@@ -310,6 +311,7 @@ class CommitLog:
                 self._disk.fdatasync(fd)
             except OSError as error:
                 self._poison(f"fdatasync failed: {error}")
+                self._end_sync(self._durable)
                 self._require_writable()
             except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
                 self._end_sync(self._durable)
@@ -325,6 +327,12 @@ class CommitLog:
             self._durable = max(self._durable, durable)
             self._is_syncing = False
             self._state.notify_all()
+
+    def await_sync(self) -> None:
+        """Return when no sync is running any more: of a log that has failed, `durable` then stays as it is until it is mended."""
+        with self._state:
+            while self._is_syncing:
+                self._state.wait()
 
     def syncing_s(self) -> float:
         """For how long the running fdatasync has been running; 0 when none is. `sync_s` and `n_syncs` add up those that ended."""
@@ -371,12 +379,8 @@ class CommitLog:
                 self._disk.fdatasync(self._fd)
             except OSError as second:
                 self._poison(f"a failed write could not be taken back: {second}")
-            raise WriteFailed(
-                f"the disk refused a write: {error}",
-                where=str(self._set.files[-1].path),
-                next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
-                is_absent=self._failure is None,
-            ) from error
+            what, where, is_absent = f"the disk refused a write: {error}", str(self._set.files[-1].path), self._failure is None
+            raise WriteFailed(what, where=where, next_step=_REPAIR, is_absent=is_absent) from error
 
     def _roll(self) -> None:
         """Make the last file durable and begin a new one; on failure the last file stays in use."""
@@ -390,15 +394,13 @@ class CommitLog:
             self._disk.fdatasync(old)
         except OSError as error:
             self._poison(f"fdatasync failed: {error}")
+            self._end_sync(self._durable)
             self._require_writable()
         try:
             self._start_file(self._end)
         except OSError as error:
-            raise WriteFailed(
-                f"no new log file could be begun: {error}",
-                where=str(self._directory / file_name(self._end)),
-                next_step="Free space or repair the disk, then write again; nothing of this commit is visible.",
-            ) from error
+            where = str(self._directory / file_name(self._end))
+            raise WriteFailed(f"no new log file could be begun: {error}", where=where, next_step=_REPAIR) from error
         else:
             self._disk.close(old)
         finally:
@@ -434,17 +436,13 @@ class CommitLog:
     def _poison(self, reason: str) -> None:
         with self._state:
             self._failure = self._failure or reason
-            self._is_syncing = False
             self._state.notify_all()
 
     def _require_writable(self) -> None:
         assert self._is_recovered, "recover() must run to its end before the log is written"
         if self._failure is not None:
-            raise WriteFailed(
-                f"the log takes no writes: {self._failure}",
-                where=str(self._directory),
-                next_step="Free space or repair the disk, then write again; what was acknowledged is safe.",
-            )
+            next_step = "Free space or repair the disk, then write again; what was acknowledged is safe."
+            raise WriteFailed(f"the log takes no writes: {self._failure}", where=str(self._directory), next_step=next_step)
 
     # files
 

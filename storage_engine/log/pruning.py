@@ -20,6 +20,7 @@ from pyarrow import types
 from storage_engine.errors import DamagedFrame, UnsupportedByBackend
 from storage_engine.log.frame import decode_batch, encode_message
 
+_I64: Final = struct.Struct("<q")
 _PREFIX: Final = struct.Struct("<II")  # continuation mark, metadata length
 _CONTINUATION: Final = 0xFFFFFFFF
 _RECORD_BATCH: Final = 3  # MessageHeader of Message.fbs
@@ -43,6 +44,40 @@ class Layout(NamedTuple):
     body_length: int
 
 
+class Skeleton:
+    """The metadata of a message without its numbers: two messages with equal skeletons have their parts at the same places.
+
+    Arrow lays the metadata of all batches of a schema and codec out alike, so one message read through its flatbuffer tables
+    (message_layout) tells the places for all that follow.
+    """
+
+    def __init__(self, data: memoryview, layout: Layout) -> None:
+        """`layout` is what message_layout says of `data`."""
+        numbers = [(at, at + 8) for at in (layout.body_length_at, layout.n_rows_at) if at >= 0]
+        numbers += [
+            (layout.nodes_at, layout.nodes_at + layout.n_nodes * _ENTRY_BYTES),
+            (layout.buffers_at, layout.buffers_at + layout.n_buffers * _ENTRY_BYTES),
+        ]
+        between = [stop for _, stop in sorted(numbers)]
+        self._layout = layout
+        self._pieces = [
+            (start, stop, bytes(data[start:stop]))
+            for start, stop in zip([0, *between], [*(start for start, _ in sorted(numbers)), layout.body_at], strict=True)
+            if start < stop
+        ]
+
+    def layout(self, data: memoryview) -> Layout | None:
+        """The layout of another message; None when its metadata is built otherwise, or its body is cut."""
+        known = self._layout
+        if len(data) < known.body_at or any(bytes(data[start:stop]) != piece for start, stop, piece in self._pieces):
+            return None
+        n_rows = 0 if known.n_rows_at < 0 else _I64.unpack_from(data, known.n_rows_at)[0]
+        body_length = 0 if known.body_length_at < 0 else _I64.unpack_from(data, known.body_length_at)[0]
+        if body_length < 0 or known.body_at + body_length > len(data):
+            return None
+        return known._replace(n_rows=n_rows, body_length=body_length)
+
+
 class MessagePruner:
     """Prunes messages of one schema to one list of columns; keep it as long as the schema is read.
 
@@ -61,21 +96,22 @@ class MessagePruner:
         self._is_identity = self._columns == tuple(range(len(schema)))
         self._n_nodes, self._n_buffers = int(nodes[-1]), int(buffers[-1])
         self._node_runs = _runs([(int(nodes[i]), int(nodes[i + 1])) for i in columns])
-        self._buffer_runs = _runs([(int(buffers[i]), int(buffers[i + 1])) for i in columns])
+        runs = _runs([(int(buffers[i]), int(buffers[i + 1])) for i in columns])
+        self._buffer_runs = [(first * _ENTRY_BYTES, struct.Struct(f"<{2 * (last - first)}q")) for first, last in runs]
+        self._wanted = struct.Struct(f"<{2 * sum(last - first for first, last in runs)}q")
+        self._skeleton: Skeleton | None = None
         self._templates: dict[str, tuple[bytes, Layout]] = {}
 
     def check(self, message: pa.Buffer) -> None:
         """Errors: DamagedFrame when the message's parts do not lie as the schema says, or it is longer than they are."""
         data = memoryview(message)
         try:
-            stored = message_layout(data)
-            if (stored.n_nodes, stored.n_buffers) != (self._n_nodes, self._n_buffers):
-                _malformed(f"{stored.n_nodes} nodes and {stored.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
-            entries, _ = self._entries(data, stored)
+            stored = self._layout(data)
+            self._check_entries(data, stored)
         except (struct.error, ValueError, IndexError, OverflowError) as error:
             _malformed(str(error))
-        if len(data) != stored.body_at + stored.body_length or stored.body_at % _ALIGNMENT or (entries[:, 0] % _ALIGNMENT).any():
-            _malformed("its parts are not aligned, or something follows them")
+        if len(data) != stored.body_at + stored.body_length or stored.body_at % _ALIGNMENT:
+            _malformed("its body is not aligned, or something follows it")
 
     def prune(self, message: pa.Buffer) -> pa.Buffer:
         """The message with only the wanted columns, as one buffer. Copies their bytes, and nothing when all are wanted.
@@ -90,25 +126,23 @@ class MessagePruner:
         """The same bytes as a list: new metadata, then slices of the stored body. Copies no column."""
         data = memoryview(message)
         try:
-            stored = message_layout(data)
-            if (stored.n_nodes, stored.n_buffers) != (self._n_nodes, self._n_buffers):
-                _malformed(f"{stored.n_nodes} nodes and {stored.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
-            offsets, slices, body_length = self._cut_body(data, stored)
+            stored = self._layout(data)
+            placed, slices, body_length = self._cut_body(data, stored)
         except (struct.error, ValueError, IndexError, OverflowError) as error:
             _malformed(str(error))
         template, layout = self._template(stored.codec)
         metadata = bytearray(template)
         if layout.n_rows_at >= 0:
-            struct.pack_into("<q", metadata, layout.n_rows_at, stored.n_rows)
+            _I64.pack_into(metadata, layout.n_rows_at, stored.n_rows)
         if layout.body_length_at >= 0:
-            struct.pack_into("<q", metadata, layout.body_length_at, body_length)
+            _I64.pack_into(metadata, layout.body_length_at, body_length)
         at = layout.nodes_at
         for first, last in self._node_runs:
             n_bytes = (last - first) * _ENTRY_BYTES
             begin = stored.nodes_at + first * _ENTRY_BYTES
             metadata[at : at + n_bytes] = data[begin : begin + n_bytes]
             at += n_bytes
-        metadata[layout.buffers_at : layout.buffers_at + offsets.nbytes] = offsets.tobytes()
+        self._wanted.pack_into(metadata, layout.buffers_at, *placed)
         return [bytes(metadata), *slices]
 
     def decode(self, message: pa.Buffer) -> pa.RecordBatch:
@@ -124,34 +158,49 @@ class MessagePruner:
             return decode_batch(self.prune(message), self.schema)
         return decode_batch(message, self._stored).select(list(self._columns))
 
-    def _cut_body(self, data: memoryview, stored: Layout) -> tuple[np.ndarray, list[bytes | memoryview], int]:
-        """New (offset, length) of each wanted buffer, the slices of the body they lie in, the new body's length."""
-        entries, ends = self._entries(data, stored)
-        parts: list[np.ndarray] = [np.empty((0, 2), np.int64)]
+    def _layout(self, data: memoryview) -> Layout:
+        """Errors: struct.error, ValueError or DamagedFrame when the bytes are no message of the schema."""
+        found = None if self._skeleton is None else self._skeleton.layout(data)
+        if found is None:
+            found = message_layout(data)
+            if (found.n_nodes, found.n_buffers) != (self._n_nodes, self._n_buffers):
+                _malformed(f"{found.n_nodes} nodes and {found.n_buffers} buffers, not {self._n_nodes} and {self._n_buffers}")
+            self._skeleton = Skeleton(data, found)
+        return found
+
+    def _cut_body(self, data: memoryview, stored: Layout) -> tuple[list[int], list[bytes | memoryview], int]:
+        """Offset and length of each wanted buffer in the new body, the slices of the stored body they lie in, the new body's length."""
+        placed: list[int] = []
         slices: list[bytes | memoryview] = []
         length = 0
-        for first, last in self._buffer_runs:
-            run = entries[first:last].copy()
-            begin, end = int(run[0, 0]), int(ends[last - 1])
-            run[:, 0] += length - begin
-            parts.append(run)
+        for at, entries in self._buffer_runs:
+            run = entries.unpack_from(data, stored.buffers_at + at)
+            begin, end = run[0], 0
+            for offset, size in zip(run[::2], run[1::2], strict=True):
+                if offset < end or size < 0:
+                    _malformed("buffers overlap or lie outside the body")
+                end = offset + size
+                placed += (length + offset - begin, size)
+            if end > stored.body_length:
+                _malformed("buffers lie outside the body")
             slices.append(data[stored.body_at + begin : stored.body_at + end])
             length += end - begin
-            if length % 8:
-                slices.append(bytes(-length % 8))
-                length += -length % 8
-        return np.concatenate(parts), slices, length
+            if length % _ALIGNMENT:
+                slices.append(bytes(-length % _ALIGNMENT))
+                length += -length % _ALIGNMENT
+        return placed, slices, length
 
     @staticmethod
-    def _entries(data: memoryview, stored: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """(offset, length) of each buffer (n, 2) and where it ends (n,): in order, inside the body."""
+    def _check_entries(data: memoryview, stored: Layout) -> None:
+        """All buffers lie in order and aligned inside the body."""
         entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
         if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
             _malformed("buffers lie outside the body")
-        ends = entries[:, 0] + entries[:, 1]
+        ends = entries.sum(axis=1)
         if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
             _malformed("buffers overlap or lie outside the body")
-        return entries, ends
+        if (entries[:, 0] % _ALIGNMENT).any():
+            _malformed("its buffers are not aligned")
 
     def _template(self, codec: str) -> tuple[bytes, Layout]:
         """Metadata that Arrow writes for the wanted columns under a codec, and where the numbers to replace lie in it."""

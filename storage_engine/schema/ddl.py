@@ -53,7 +53,8 @@ def _parse_one(reader: Reader) -> Statement:
         return st.Query(**reader.place)
     raise reader.refusal(
         f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, GRANT or REVOKE.",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, PAUSE JOB, RESUME JOB, "
+        "GRANT or REVOKE.",
     )
 
 
@@ -336,6 +337,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("SHOW", "PARTITIONS"), _named(st.ShowPartitions, Reader.table_name)),
     (("REFRESH", "MATERIALIZED", "VIEW"), _named(st.RefreshMaterializedView, Reader.table_name)),
     (("STOP", "JOB"), _named(st.StopJob, Reader.job_name)),
+    (("PAUSE", "JOB"), _named(st.PauseJob, Reader.job_name)),
+    (("RESUME", "JOB"), _named(st.ResumeJob, Reader.job_name)),
     (("DESCRIBE", "JOB"), _named(st.DescribeJob, Reader.job_name)),
     (("DESC", "JOB"), _named(st.DescribeJob, Reader.job_name)),
     (("DESCRIBE", "CONSUMER"), consumer_ddl.describe_consumer),

@@ -275,3 +275,13 @@ class DropConsumer(Statement):
 @dataclass(frozen=True)
 class StopJob(Statement):
     name: str
+
+
+@dataclass(frozen=True)
+class PauseJob(Statement):
+    name: str
+
+
+@dataclass(frozen=True)
+class ResumeJob(Statement):
+    name: str

@@ -16,10 +16,13 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterable
 
 import pyarrow as pa
+from prometheus_client.core import Metric
 
 from storage_engine.access import Users
+from storage_engine.api import Backend
 from storage_engine.client.endpoint import DEFAULT_PORT
 from storage_engine.engine.consumers import EXPIRATION_MS
 from storage_engine.engine.embedded import EmbeddedBackend
@@ -153,6 +156,7 @@ def _listen(options: argparse.Namespace, backend: EmbeddedBackend, certificate: 
     )
     authenticator = Authenticator(backend, is_on=is_on)
     metrics = Metrics(store_metrics(backend))
+    metrics.sources.append(lambda: _job_metrics(backend))
     try:
         address = {"host": options.host, "port": options.port, "certificate": certificate}
         server = FlightServer(backend, **address, authenticator=authenticator, limits=limits, metrics=metrics)
@@ -162,6 +166,15 @@ def _listen(options: argparse.Namespace, backend: EmbeddedBackend, certificate: 
         raise StoreUnavailable(str(error), where=where, next_step="Choose another --port or --lane-port.") from error
     server.lane_address = lanes.address_for
     return server, lanes
+
+
+def _job_metrics(backend: Backend) -> Iterable[Metric]:
+    """Numbers of the stream jobs. They need the SQL engine's modules, which a server without jobs does not load."""
+    if not backend.objects("job"):
+        return ()
+    from storage_engine.server.job_metrics import job_metrics
+
+    return job_metrics(backend)
 
 
 def _serve_metrics(options: argparse.Namespace, server: FlightServer, lanes: SocketServer) -> int:

@@ -224,7 +224,7 @@ class FlightServer(fl.FlightServerBase):
             with self.in_flight():
                 for group in _grouped(self.guard.fetched(principal, call.arguments)):
                     encoded = encode_frames(group)
-                    n_out += sum(frame.message.size for frame in group)
+                    n_out += sum(frame.n_message_bytes for frame in group)
                     seconds += time.perf_counter() - begin
                     yield encoded
                     begin = time.perf_counter()
@@ -271,11 +271,12 @@ def _grouped(frames: Iterator[FetchedFrame]) -> Iterator[list[FetchedFrame]]:
     group: list[FetchedFrame] = []
     n_bytes = 0
     for frame in frames:
-        if group and (n_bytes + frame.message.size > _BATCH_BYTES_MAX or len(group) == _BATCH_FRAMES_MAX):
+        size = frame.n_message_bytes
+        if group and (n_bytes + size > _BATCH_BYTES_MAX or len(group) == _BATCH_FRAMES_MAX):
             yield group
             group, n_bytes = [], 0
         group.append(frame)
-        n_bytes += frame.message.size
+        n_bytes += size
     if group:
         yield group
 

@@ -48,10 +48,12 @@ class CallCounts:
 
 
 class Metrics(Collector):
-    """Everything on the page. `gauges`: name -> (help, function), read with the page; `counters` likewise, which only grow."""
+    """Everything on the page. `gauges`: name -> (help, function), read with the page; `counters` likewise, which only grow.
+    `sources`: functions that give whole families.
+    """
 
     def __init__(self, store_metrics: Callable[[], Iterable[Metric]] = lambda: ()) -> None:
-        self._store_metrics = store_metrics
+        self.sources: list[Callable[[], Iterable[Metric]]] = [store_metrics]
         self._lock = threading.Lock()
         self._live: set[CallCounts] = set()
         self._ended = {lane: CallCounts(lane) for lane in ("flight", "socket")}
@@ -112,7 +114,8 @@ class Metrics(Collector):
                     family = kind(f"flashlake_{name}", text)
                     family.add_metric([], value)
                 yield family
-        yield from self._store_metrics()
+        for source in self.sources:
+            yield from source()
 
     def _calls(self) -> Iterator[Metric]:
         text = "Calls by outcome: ok, or the error's class."

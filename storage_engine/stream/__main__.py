@@ -7,10 +7,12 @@ import logging
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 
 from storage_engine.errors import FlashlakeError
 from storage_engine.stream.runner import N_ROWS_MAX
 from storage_engine.stream.worker import Worker
+from storage_engine.stream.worker_group import WorkerGroup
 
 
 def main() -> int:
@@ -26,10 +28,15 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with connect(arguments.store) as store:
-            sys.stderr.write(f"stream worker ready, store {store.url}\n")
+        with connect(arguments.store) as store, ExitStack() as stack:
+            group = None
+            if not store.url.startswith("file:"):  # a directory has one owner, so one worker
+                beats = stack.enter_context(connect(arguments.store))
+                group = WorkerGroup(beats.backend).start()
+                stack.callback(group.close)
+            sys.stderr.write(f"stream worker ready, store {store.url}{f', member {group.member}' if group else ''}\n")
             sys.stderr.flush()
-            Worker(store, n_rows_max=arguments.rows_max).run_forever(stop)
+            Worker(store, n_rows_max=arguments.rows_max, group=group).run_forever(stop)
     except FlashlakeError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,17 +1,22 @@
 """Batch: the same statement computed at once over bounded inputs: what a job's output must equal.
 
 Inputs are the sources up to given offsets (a job's recorded ones), read from the log: log tables as they are, primary-key
-tables as the last change per key leaves them. Aggregates run over everything; no state, no deltas, no micro-batches.
+tables as the last change per key leaves them; without the rows that the job put into quarantine. Aggregates run over everything; no
+state, no deltas, no micro-batches.
+A log that an upgraded job has written holds the rows of each of its statements over the input of its time; a primary-key table those of
+the newest statement, but for rows that did not change since (earlier_rows).
 Lookup joins see the tables as they are now, or at a version; EXPLAIN says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
@@ -24,7 +29,9 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
 from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.quarantine import is_kept, quarantined, without
 from storage_engine.stream.sqltypes import parse_type
+from storage_engine.stream.upgrade import eras_of
 
 ORDER = "__order"
 END_MS = (1 << 63) - 1
@@ -47,11 +54,67 @@ def batch_select(
     is_bounded  nothing comes after these offsets: every window is final, and no row is late (what batch mode means)
     Errors: OffsetOutOfRange when the log no longer reaches back to the start.
     """
-    plan = job if isinstance(job, JobPlan) else plan_job(store, job)
-    if offsets is None and at_version is None and isinstance(job, JobDescriptor):
-        recorded = store.progress(job.owner).get(job.owner)
+    if isinstance(job, JobPlan):
+        bounds = offsets if offsets is not None else _newest(store, job, at_version)
+        return _select(store, job, bounds, at_version, con, {}, is_bounded=is_bounded)
+    recorded = store.progress(job.owner).get(job.owner)
+    if offsets is None and at_version is None:
         offsets = recorded.offsets if recorded else {}
-    bounds = offsets if offsets is not None else {name: store.backend.offsets(name, "latest", at_version) for name in plan.source_tables}
+    plan = plan_job(store, job)
+    bounds = offsets if offsets is not None else _newest(store, plan, at_version)
+    eras = eras_of(recorded)
+    earlier = {item.epoch: item for item in job.earlier}
+    epochs = (*(era.epoch for era in eras), job.epoch)
+    keeps_position = job.start == "keep-position" or job.epoch == 0
+    if plan.sink.has_primary_key:
+        left_out = quarantined(store, job, epochs if keeps_position else (job.epoch,))
+        return _select(store, plan, bounds, at_version, con, left_out, is_bounded=is_bounded)
+    parts = []
+    start = None
+    for era in eras:
+        of_era = earlier[era.epoch]
+        begun = plan_job(store, of_era)
+        begun = begun if start is None or of_era.start == "fresh" else replace(begun, starts=start)
+        stop = _until(era.stop, bounds)
+        parts.append(_select(store, begun, stop, at_version, con, quarantined(store, job, (era.epoch,))).select(list(begun.targets)))
+        start = era.stop
+    if start is not None and job.start == "keep-position":
+        plan = replace(plan, starts=start)
+    rows = _select(store, plan, bounds, at_version, con, quarantined(store, job, (job.epoch,)))
+    return pa.concat_tables([*parts, rows], promote_options="default").select(rows.column_names) if parts else rows
+
+
+def earlier_rows(store: Store, job: JobDescriptor, at_version: int | None = None) -> pa.Table | None:
+    """What the statement before the last upgrade had written into a primary-key table when it stopped; None where there is none left.
+
+    A job that kept its position leaves rows as they were until they change.
+    """
+    eras = eras_of(store.progress(job.owner).get(job.owner))
+    if not eras or job.start != "keep-position":
+        return None
+    before = next(item for item in job.earlier if item.epoch == eras[-1].epoch)
+    return _select(store, plan_job(store, before), eras[-1].stop, at_version, None, quarantined(store, job, (before.epoch,)))
+
+
+def _newest(store: Store, plan: JobPlan, at_version: int | None) -> Mapping[str, Offsets]:
+    return {name: store.backend.offsets(name, "latest", at_version) for name in plan.source_tables}
+
+
+def _until(stop: Mapping[str, Offsets], bounds: Mapping[str, Offsets]) -> dict[str, Offsets]:
+    """The smaller of two ends of each bucket."""
+    return {table: {bucket: min(end, bounds.get(table, {}).get(bucket, 0)) for bucket, end in ends.items()} for table, ends in stop.items()}
+
+
+def _select(
+    store: Store,
+    plan: JobPlan,
+    bounds: Mapping[str, Offsets],
+    at_version: int | None,
+    con: duckdb.DuckDBPyConnection | None,
+    left_out: Mapping[str, pa.Table],
+    *,
+    is_bounded: bool = False,
+) -> pa.Table:
     own = con is None
     connection = con or open_connection()
     names: list[str] = []
@@ -60,10 +123,11 @@ def batch_select(
             ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
             is_timed = scan.id in plan.timed_scans
-            _register_scan(connection, store, scan, start, stop, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded)
+            without_rows = left_out.get(scan.table.name)
+            _register_scan(connection, store, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded)
             names.append(source_name(scan))
         for emission in plan.emissions:
-            ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds)
+            ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds, left_out)
             connection.execute(f"CREATE OR REPLACE TEMP VIEW {watermark_name(emission)} AS SELECT CAST({_sql_number(ms)} AS BIGINT) AS ms")
             names.append(watermark_name(emission))
         for join in lookups(plan.root):
@@ -108,8 +172,10 @@ def _kept_first(plan: JobPlan) -> str:
             return f"{ORDER} DESC"
 
 
-def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets]) -> int | None:
-    """The watermark of an emission's logs at the offsets that bound them."""
+def _watermark_at(
+    store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets], left_out: Mapping[str, pa.Table]
+) -> int | None:
+    """The watermark of an emission's logs at the offsets that bound them, without rows that were left out."""
     marks = []
     for table in {scan.table.name: scan.table for scan in emission.scans}.values():
         declared = declared_of(table)
@@ -117,6 +183,7 @@ def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mappi
         clock = Clock.at_begin(table)
         for batch in store.table(table.name).scan([declared.column], start=start, stop=stop, metadata=True):
             rows = pa.Table.from_batches([batch])
+            rows = without(rows, left_out[table.name]) if table.name in left_out else rows
             clock = mark(table, rows[declared.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
         marks.append(clock.watermark_ms(declared))
     return least_watermark(marks)
@@ -132,6 +199,7 @@ def _register_scan(
     scan: Scan,
     start: Offsets,
     stop: Offsets,
+    left_out: pa.Table | None,
     *,
     ordered: bool,
     is_timed: bool,
@@ -141,7 +209,9 @@ def _register_scan(
     name = source_name(scan)
     listed = ", ".join(quoted(column) for column in scan.stored_columns)
     if not scan.table.has_primary_key:
-        rows = table.scan(scan.stored_columns, start=start, stop=dict(sorted(stop.items())), metadata=ordered)
+        rows = table.scan(scan.stored_columns, start=start, stop=dict(sorted(stop.items())), metadata=ordered or left_out is not None)
+        if left_out is not None:
+            rows = without(rows.read_all(), left_out).to_reader()
         order = ""
         if is_timed and not is_bounded:
             schema = rows.schema.append(pa.field(WATERMARK, pa.int64()))
@@ -158,7 +228,13 @@ def _register_scan(
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")
         return
     columns = list(dict.fromkeys([*scan.columns, *scan.table.primary_key]))
-    changes = table.scan(columns, stop=stop).read_all()  # in the order of the commits; a rescaled key has changes in two buckets
+    # in the order of the commits; a rescaled key has changes in two buckets. A key whose last change is in quarantine has no row
+    changes = table.scan(columns, stop=stop, metadata=left_out is not None).read_all()
+    if left_out is not None:
+        places = changes.select(["_partition", "_bucket", "_log_offset"])
+        poisoned = pc.invert(is_kept(places, left_out))
+        kind = pc.if_else(poisoned, pa.scalar("-D"), changes["_change_type"].cast(pa.string()))
+        changes = changes.set_column(changes.schema.get_field_index("_change_type"), "_change_type", kind)
     con.register(f"{name}_log", changes.append_column("_number", pa.array(np.arange(changes.num_rows))))
     keys = ", ".join(quoted(column) for column in scan.table.primary_key)
     con.execute(

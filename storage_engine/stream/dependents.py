@@ -30,7 +30,7 @@ def check_dependents(store: Store, current: TableDescriptor, wanted: TableDescri
     if not gone and not is_retyped:
         return
     for job in load_jobs(store).values():
-        if job.state == "RUNNING":
+        if job.state in ("RUNNING", "PAUSED"):
             _check_job(store, job, current, wanted, gone)
     if gone:
         _check_views(store, current.name, gone)

@@ -1,7 +1,7 @@
 """Job: a continuous statement as the store keeps it (object kind "job"), and its progress (owner "job:NAME").
 
-Holds: a job's definition never changes under its name; `state` and `last_error` do. How far it has read is in its progress
-       only, which commits with what it wrote.
+Holds: a definition is known by its name and `epoch`: an upgrade raises the epoch, and a runner whose epoch is not the recorded one
+       commits nothing (upgrade.py). How far a job has read is in its progress only, which commits with what it wrote.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dialect import parse_select, text_of
 from storage_engine.stream.lookup_binding import NDU_OPTION
+from storage_engine.stream.options import JobOptions, parse_options
 from storage_engine.stream.planner import ENFORCER_OPTION, JobPlan, plan_insert
 
 KIND = "job"
-State = Literal["RUNNING", "STOPPED", "FAILED", "FINISHED"]
+State = Literal["RUNNING", "PAUSED", "STOPPED", "FAILED", "FINISHED"]
+"""RUNNING: workers run it. PAUSED, STOPPED: by a user, until RESUME JOB or the same statement again; tables may be altered under a
+stopped job, not under a paused one. FAILED: by an error (last_error); RESUME JOB when its cause is mended."""
+
+Start = Literal["", "keep-position", "fresh"]
 
 PLANNING_OPTIONS = (ENFORCER_OPTION, NDU_OPTION)
-"""Session settings that are part of a job's meaning and stay with it."""
+"""Session settings that are part of a job's meaning and stay with it. Those of options.py stay with it too, and may change."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,10 @@ class JobDescriptor:
     targets    sink columns the job writes; `kept` those of them that hold its state
     starts     where sources begin that are not read from their beginning, as of the submission
     known      table -> its columns when the job was submitted: what `*` means in the SELECT
+    epoch      how often the job was upgraded; `start`: how the newest upgrade begins
+    state_epoch   the epoch whose state tables it uses: an upgrade that keeps its position keeps them
+    state_tables  their names; None: of a job stored before they were recorded
+    earlier    its earlier definitions whose rows may be in the sink, oldest first
     """
 
     name: str
@@ -54,10 +63,24 @@ class JobDescriptor:
     state: State = "RUNNING"
     last_error: str = ""
     submitted_ms: int = 0
+    epoch: int = 0
+    state_epoch: int = 0
+    start: Start = ""
+    state_tables: tuple[str, ...] | None = None
+    earlier: tuple[JobDescriptor, ...] = ()
 
     @property
     def owner(self) -> str:
         return owner_of(self.name)
+
+    @property
+    def state_prefix(self) -> str:
+        """What the names of its state tables carry."""
+        return f"{state_name(self.name)}__{self.state_epoch}" if self.state_epoch else state_name(self.name)
+
+    @property
+    def options(self) -> JobOptions:
+        return parse_options(self.settings, f"job {self.name}")
 
     def is_same_definition(self, other: JobDescriptor) -> bool:
         """True when both do the same: spelling and white space aside."""
@@ -65,14 +88,16 @@ class JobDescriptor:
 
     def _definition(self) -> tuple[Any, ...]:
         views = tuple(sorted((name, canonical(view.sql), view.columns) for name, view in self.views.items()))
-        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, tuple(sorted(self.settings.items())), views)
+        planning = tuple(sorted((key, value) for key, value in self.settings.items() if key in PLANNING_OPTIONS))
+        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, planning, views)
 
     def to_json(self) -> dict[str, Any]:
-        value = asdict(replace(self, starts={}))
+        value = asdict(replace(self, starts={}, earlier=()))
         value["settings"] = dict(self.settings)
         value["starts"] = {table: {str(bucket): n for bucket, n in offsets.items()} for table, offsets in self.starts.items()}
         value["known"] = {table: list(columns) for table, columns in self.known.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
+        value["earlier"] = [job.to_json() for job in self.earlier]
         return value
 
     @classmethod
@@ -83,6 +108,8 @@ class JobDescriptor:
         known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
         known["known"] = {table: tuple(columns) for table, columns in known.get("known", {}).items()}
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
+        known["earlier"] = tuple(cls.from_json(job) for job in known.get("earlier", ()))
+        known["state_tables"] = tuple(known["state_tables"]) if known.get("state_tables") is not None else None
         return cls(**known)
 
 
@@ -108,9 +135,7 @@ def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | Non
     """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
     catalog = StoreCatalog(store, job.views, job.known, altered)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
-    plan = plan_insert(
-        catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings
-    )
+    plan = plan_insert(catalog, sink, job.targets, job.select, job=job.state_prefix, default_database=job.database, settings=job.settings)
     return replace(plan, starts=job.starts)
 
 
@@ -134,3 +159,31 @@ def save_job(store: Store, job: JobDescriptor) -> None:
 def set_state(store: Store, name: str, state: State, last_error: str = "") -> None:
     """Change a job's state; its definition stays."""
     save_job(store, replace(load_job(store, name), state=state, last_error=last_error))
+
+
+def stop(store: Store, name: str) -> str:
+    """Stop a job until it is resumed or submitted again; a message. Its tables may be altered meanwhile."""
+    job = load_job(store, name)
+    if job.state not in ("RUNNING", "PAUSED"):
+        return f"job {name} is {job.state}"
+    set_state(store, name, "STOPPED")
+    return f"stopped job {name}"
+
+
+def pause(store: Store, name: str) -> str:
+    """Let a running job rest until it is resumed; a message."""
+    job = load_job(store, name)
+    if job.state != "RUNNING":
+        return f"job {name} is {job.state}"
+    set_state(store, name, "PAUSED")
+    return f"paused job {name}"
+
+
+def resume(store: Store, name: str) -> str:
+    """Let a paused, stopped or failed job go on from where it was; a message. Errors: StatementRefused when it can no longer be planned."""
+    job = load_job(store, name)
+    if job.state == "RUNNING":
+        return f"job {name} runs already"
+    plan_job(store, job)
+    set_state(store, name, "RUNNING")
+    return f"resumed job {name}, which was {job.state}"

@@ -44,9 +44,7 @@ def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window
     window = windows[0]
     what = text_of(window)
     if len(windows) > 1:
-        raise binder.refuse(
-            f"{what} and {text_of(windows[1])} in one SELECT", "Number in one subquery, then compute in another around it."
-        )
+        raise binder.refuse(f"{what} and {text_of(windows[1])} in one SELECT", "Number in one subquery, then compute in another around it.")
     if window.args.get("spec") is not None:
         raise binder.refuse(f"{what}: ROW_NUMBER takes no frame", "Leave ROWS or RANGE out.")
     order = window.args.get("order")

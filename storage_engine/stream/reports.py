@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -15,8 +16,8 @@ from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.watermark import render_watermark
 from storage_engine.stream.bind import ViewDefinition
-from storage_engine.stream.inputs import rows_between
-from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
+from storage_engine.stream.facts import facts_of
+from storage_engine.stream.job import JobDescriptor, plan_job
 
 _TEXT = pa.string()
 
@@ -93,47 +94,29 @@ def consumers(store: Store, found: Iterable[groups.ConsumerGroup]) -> pa.Table:
 
 
 def jobs(store: Store) -> pa.Table:
-    """One row per job: name, state, sink, rows read and written, lag in rows, last error."""
-    found = load_jobs(store)
-    progress = store.progress("job:")
-    facts = [_facts(store, job, progress) for job in found.values()]
+    """One row per job: name, state, sink, counters, rates, lag and state, last error (facts.py says what each means)."""
+    found = [asdict(item) for item in facts_of(store)]
     listed: list[tuple[str, pa.DataType]] = [
         ("job", _TEXT), ("state", _TEXT), ("kind", _TEXT), ("sink", _TEXT), ("n_rows_in", pa.int64()), ("n_rows_out", pa.int64()),
-        ("lag_rows", pa.int64()), ("n_dropped_nulls", pa.int64()), ("last_error", _TEXT),
+        ("lag_rows", pa.int64()), ("lag_ms", pa.int64()), ("rows_per_s", pa.float64()), ("watermark_ms", pa.int64()),
+        ("state_rows", pa.int64()), ("state_bytes", pa.int64()), ("n_dropped_nulls", pa.int64()), ("n_quarantined", pa.int64()),
+        ("worker", _TEXT), ("last_error", _TEXT),
     ]  # fmt: skip
-    return pa.table({name: pa.array([row[name] for row in facts], kind) for name, kind in listed})
+    return pa.table({name: pa.array([row[name] for row in found], kind) for name, kind in listed})
 
 
 def job(store: Store, of: JobDescriptor) -> pa.Table:
-    """Everything about one job, as (property, value): state, lag, counters, rows/s, last error, offsets, plan, statement."""
-    facts = _facts(store, of, store.progress(of.owner))
-    rows: list[tuple[str, Any]] = list(facts.items())
+    """Everything about one job, as (property, value): state, lag, counters, rates, last error, offsets, options, plan, statement."""
+    (found,) = facts_of(store, [of])
+    rows: list[tuple[str, Any]] = [(name, "" if value is None else value) for name, value in asdict(found).items()]
     recorded = store.progress(of.owner).get(of.owner)
     for table, offsets in sorted((recorded.offsets if recorded else {}).items()):
         rows.append((f"offsets {table}", printed(offsets)))
+    rows.extend((f"state table {table}", "") for table in of.state_tables or ())
     rows.extend((f"set {key}", value) for key, value in sorted(of.settings.items()))
     rows.extend(("plan", line) for line in _plan(store, of))
     rows.append(("statement", of.text))
     return pa.table({"property": pa.array([name for name, _ in rows], _TEXT), "value": pa.array([str(value) for _, value in rows], _TEXT)})
-
-
-def _facts(store: Store, of: JobDescriptor, progress: Mapping[str, Any]) -> dict[str, Any]:
-    recorded = progress.get(of.owner)
-    detail = recorded.detail if recorded else {}
-    counters = {name: detail.get(name, 0) for name in ("n_rows_in", "n_rows_out", "n_dropped_nulls", "n_batches", "rows_per_s", "version")}
-    counters |= {name: detail[name] for name in ("n_late_rows", "watermark_ms") if name in detail}
-    lag = lag_rows(store, of, recorded.offsets if recorded else {})
-    return {"job": of.name, "state": of.state, "kind": of.kind, "sink": of.sink, "lag_rows": lag, **counters, "last_error": of.last_error}
-
-
-def lag_rows(store: Store, of: JobDescriptor, offsets: Mapping[str, Offsets]) -> int | None:
-    """Rows of the job's sources that it has not read; None when a source is gone."""
-    try:
-        sources: Iterable[str] = offsets or plan_job(store, of).source_tables
-        latest = {table: store.backend.offsets(table, "latest") for table in sources}
-    except FlashlakeError:
-        return None
-    return rows_between(offsets, latest)
 
 
 def _plan(store: Store, of: JobDescriptor) -> list[str]:

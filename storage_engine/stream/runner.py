@@ -2,30 +2,35 @@
 
 Holds: exactly once. A commit carries the operations, the new offsets and the offsets it started from; when another process
        has moved the job, the store refuses the commit and nothing of it is visible.
+       A poison row is found by halving: a micro-batch that fails is cut to half of its rows, down to the one row that fails; that one goes
+       to the quarantine table in the commit that passes over it. Rows before it commit as smaller micro-batches, which changes nothing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.api import Progress
+from storage_engine.api import Progress, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
-from storage_engine.schema.descriptor import Offsets
+from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.stream.compile import CLOCK, source_name
 from storage_engine.stream.compile_time import WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.execute import Executor
 from storage_engine.stream.functions import open_connection
-from storage_engine.stream.inputs import InputRange, next_range, read_scan, rows_between
+from storage_engine.stream.inputs import InputRange, next_range, read_scan
 from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import MARK, Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
+from storage_engine.stream.quarantine import N_IN_A_ROW_MAX, POISON, OpenKeys, poison_of
+from storage_engine.stream.rates import advanced_detail
+from storage_engine.stream.upgrade import adopt, eras_of
 
 N_ROWS_MAX = 262_144
 """Rows of input per micro-batch; what bounds a job's memory."""
@@ -38,7 +43,10 @@ class JobRunner:
         self.job = job
         self.plan: JobPlan = plan_job(store, job)
         self._store = store
-        self._n_rows_max = n_rows_max
+        self.options = job.options
+        self.n_rows_max = min(n_rows_max, self.options.n_rows_max or n_rows_max)
+        self._bound = self.n_rows_max  # rows of the next micro-batch: smaller while a poison row is looked for
+        self._n_poison_in_a_row = 0
         self._con = open_connection()
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
@@ -50,51 +58,97 @@ class JobRunner:
     def step(self) -> int:
         """One micro-batch; the number of input rows it took, 0 when there is nothing to do.
 
-        Errors: what reading, computing or committing raises; then nothing was committed.
+        Errors: what reading, computing or committing raises; then nothing was committed. A job that quarantines raises an error of its
+        rows only when it meets N_IN_A_ROW_MAX of them one after another.
         """
+        while True:
+            work = self._next_range()
+            if work.n_rows == 0:
+                return 0
+            try:
+                self._run(work)
+            except POISON as error:
+                if not self.options.quarantines or self.is_stale():
+                    raise
+                if work.n_rows > 1:
+                    self._bound = work.n_rows // 2
+                    continue
+                self._quarantine(work, error)
+                return work.n_rows
+            self._bound = min(self._bound * 2, self.n_rows_max)
+            self._n_poison_in_a_row = 0
+            return work.n_rows
+
+    def _next_range(self) -> InputRange:
+        def read() -> InputRange:
+            return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound)
+
+        work = read()
+        return read() if work.n_rows == 0 and self._reloads_after_drop(work.as_of) else work
+
+    def _run(self, work: InputRange) -> None:
         began = time.perf_counter()
-        work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
-        if work.n_rows == 0 and self._reloads_after_drop(work.as_of):
-            work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
-        if work.n_rows == 0:
-            return 0
+        ended = {name: found for name in self.plan.source_tables if (found := self._ended(name, work)) is not None}
         event_time = EventTime(self.plan.emissions, self._detail)
-        inputs = {source_name(scan): self._read(scan, work, event_time) for scan in self._scans}
+        inputs = {source_name(scan): self._read(scan, work, ended, event_time) for scan in self._scans}
         outcome = self._executor.run(inputs, StoreReader(self._store, work), event_time)
         read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
-        detail = self._advanced_detail(work, sum(read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
-        detail |= {"n_late_rows": int(self._detail.get("n_late_rows", 0)) + outcome.n_late_rows, **event_time.recorded()}
+        counts = {
+            "n_rows_in": sum(read.values()), "n_rows_out": outcome.n_rows_out,
+            "n_dropped_nulls": outcome.n_dropped_nulls, "n_late_rows": outcome.n_late_rows,
+        }  # fmt: skip
+        self._commit(work, outcome.ops, counts, time.perf_counter() - began, event_time.recorded())
+        for name, (_, keys) in ended.items():
+            assert self._open_keys is not None, "it was asked above"
+            self._open_keys.close(name, keys)
+
+    def _quarantine(self, work: InputRange, error: Exception) -> None:
+        """Pass over the one row of `work`, which fails."""
+        self._n_poison_in_a_row += 1
+        poison = poison_of(self._store, self.job, work, error)
+        if poison is None or self._n_poison_in_a_row > N_IN_A_ROW_MAX:
+            raise error
+        self._commit(work, [poison.op], {"n_rows_in": 1, "n_quarantined": 1}, 0.0)
+        assert self._open_keys is not None, "a job that quarantines knows what it has left out"
+        self._open_keys.add(poison)
+        self._bound = min(2, self.n_rows_max)
+
+    def _commit(
+        self, work: InputRange, ops: list[WriteOp], counts: Mapping[str, int], seconds: float, recorded: Mapping[str, Any] | None = None
+    ) -> None:
+        detail = advanced_detail(self._detail, counts, work.version or self._version, seconds, time.time_ns() // 1_000_000)
+        detail |= recorded or {}
         try:
-            self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
+            self._store.commit(ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
             self._reload()
             raise
         self._offsets, self._detail = dict(work.stop), detail
         self._version = work.version or self._version
-        return work.n_rows
 
-    def _read(self, scan: Scan, work: InputRange, event_time: EventTime) -> pa.Table:
+    def _ended(self, source: str, work: InputRange) -> tuple[pa.BooleanArray, pa.Table] | None:
+        return None if self._open_keys is None else self._open_keys.ended(source, work)
+
+    def _read(self, scan: Scan, work: InputRange, ended: Mapping[str, tuple[pa.BooleanArray, pa.Table]], event_time: EventTime) -> pa.Table:
         rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+        if scan.table.name in ended:
+            return rows.filter(ended[scan.table.name][0])
         if not event_time.is_timed(scan.id) or scan.table.watermark is None:
             return rows
         marked = event_time.marked(scan.table, rows, CLOCK)
         return marked.append_column(f"{MARK}{scan.table.watermark.column}", marked[WATERMARK].cast(pa.timestamp("ms")))
 
-    def lag_rows(self) -> int:
-        """Rows of the sources that the job has not read."""
-        latest = {table: self._store.backend.offsets(table, "latest") for table in self.plan.source_tables}
-        return rows_between(self._offsets, latest)
-
-    def is_stale(self) -> bool:
-        """True when a table of the job has other columns than it was planned with."""
-        return self._current_schemas() != self._schema_ids
+    def is_stale(self, tables: Sequence[TableDescriptor] | None = None) -> bool:
+        """True when a table of the job has other columns than it was planned with. `tables`: those of the store, if they are at hand."""
+        return self._current_schemas(tables) != self._schema_ids
 
     def close(self) -> None:
         self._con.close()
 
-    def _current_schemas(self) -> dict[str, tuple[int, int]]:
+    def _current_schemas(self, tables: Sequence[TableDescriptor] | None = None) -> dict[str, tuple[int, int]]:
         mine = {self.plan.sink.name, *self.plan.source_tables, *self.plan.lookup_tables}
-        return {item.name: (item.table_id, item.schema_id) for item in self._store.backend.tables() if item.name in mine}
+        found = self._store.backend.tables() if tables is None else tables
+        return {item.name: (item.table_id, item.schema_id) for item in found if item.name in mine}
 
     def _reloads_after_drop(self, version: int) -> bool:
         """True when the store has forgotten offsets of a dropped partition that this runner still held: one created again under its
@@ -110,19 +164,11 @@ class JobRunner:
         return True
 
     def _reload(self) -> None:
-        recorded = self._store.progress(self.job.owner).get(self.job.owner)
+        recorded = adopt(self._store, self.job, self.plan)
         self._offsets: Mapping[str, Offsets] = recorded.offsets if recorded else {}
         self._detail: dict[str, Any] = dict(recorded.detail) if recorded else {}
         self._version = int(self._detail.get("version", 0))
-
-    def _advanced_detail(self, work: InputRange, n_rows_in: int, n_rows_out: int, n_dropped: int, seconds: float) -> dict[str, Any]:
-        before = self._detail
-        return {
-            "version": work.version or self._version,
-            "n_rows_in": int(before.get("n_rows_in", 0)) + n_rows_in,
-            "n_rows_out": int(before.get("n_rows_out", 0)) + n_rows_out,
-            "n_dropped_nulls": int(before.get("n_dropped_nulls", 0)) + n_dropped,
-            "n_batches": int(before.get("n_batches", 0)) + 1,
-            "rows_per_s": round(n_rows_in / seconds, 1) if seconds > 0 else 0.0,
-            "finished_ms": time.time_ns() // 1_000_000,
-        }
+        self._open_keys: OpenKeys | None = None
+        if self.options.quarantines:
+            epochs = (*(era.epoch for era in eras_of(recorded)), self.job.epoch)
+            self._open_keys = OpenKeys(self._store, self.job, self.plan, self._offsets, epochs)

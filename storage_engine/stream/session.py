@@ -24,9 +24,10 @@ from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dependents import check_dependents
-from storage_engine.stream.job import load_job, set_state
+from storage_engine.stream.job import load_job, pause, resume, set_state, stop
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
+from storage_engine.stream.options import JOB_SETTINGS, parse_options
 from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.submit import submit
@@ -40,11 +41,12 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
     "execution.runtime-mode": ("streaming", "batch"),
     ENFORCER_OPTION: ("ERROR", "DROP"),
     NDU_OPTION: ("TRY_RESOLVE", "IGNORE"),
+    **JOB_SETTINGS,
 }
 """Settings with an effect, and their values (None: any text)."""
 
 INERT_SETTINGS = (
-    "table.exec.mini-batch.",
+    "table.exec.mini-batch.enabled",
     "table.exec.async-lookup.",
     "table.exec.state.ttl",
     "table.exec.sink.upsert-materialize",
@@ -169,6 +171,7 @@ class SqlSession:
             allowed = SETTINGS[key]
             if allowed is not None and value.upper() not in (item.upper() for item in allowed):
                 raise InvalidOption(f"'{key}' = '{value}'", where=f"line {statement.line}", next_step=f"Use {' or '.join(allowed)}.")
+            parse_options({key: value}, f"line {statement.line}")
             self._settings[key] = value
             return Result(f"set {key}")
         if key.startswith(INERT_SETTINGS):
@@ -293,11 +296,13 @@ class SqlSession:
         return Result("; ".join([message, *notices]))
 
     def _stop_job(self, statement: st.StopJob) -> Result:
-        job = load_job(self._store, statement.name)
-        if job.state != "RUNNING":
-            return Result(f"job {job.name} is {job.state}")
-        set_state(self._store, job.name, "STOPPED")
-        return Result(f"stopped job {job.name}")
+        return Result(stop(self._store, statement.name))
+
+    def _pause_job(self, statement: st.PauseJob) -> Result:
+        return Result(pause(self._store, statement.name))
+
+    def _resume_job(self, statement: st.ResumeJob) -> Result:
+        return Result(resume(self._store, statement.name))
 
     # answers
 
@@ -401,6 +406,8 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.RefreshMaterializedView: _S._refresh,
     st.InsertInto: _S._insert,
     st.StopJob: _S._stop_job,
+    st.PauseJob: _S._pause_job,
+    st.ResumeJob: _S._resume_job,
     st.Query: _S._select,
     st.ShowTables: _S._show_tables,
     st.ShowDatabases: _S._show_databases,

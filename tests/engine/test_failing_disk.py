@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pyarrow as pa
@@ -403,6 +403,51 @@ def test_no_reader_ever_saw_a_row_that_was_taken_back() -> None:
     assert seen <= left
     disk.restart("lost")
     assert set(ids_of(opened(disk))) == left
+
+
+class _FirstSyncHeld(SimulatedDisk):
+    """The first fdatasync after `hold()` succeeds, and returns when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.let_go = threading.Event()
+        self.entered = threading.Event()
+        self._holds = False
+
+    def hold(self) -> None:
+        self._holds = True
+
+    def fdatasync(self, fd: int) -> None:
+        super().fdatasync(fd)
+        if self._holds:
+            self._holds = False
+            self.entered.set()
+            assert self.let_go.wait(30)
+
+
+def test_a_sync_under_way_when_another_writer_fails_acknowledges_nothing_that_is_taken_back() -> None:
+    """One commit waits for its fdatasync while a second one's write fails and the store goes back."""
+    disk = _FirstSyncHeld()
+    store = opened(disk)
+    store.execute(DDL)
+    disk.hold()
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(put, store, 1)
+        assert disk.entered.wait(30)
+        fail(disk, "write", times=2)  # the commit, and what mends the log
+        fail(disk, "truncate")  # what takes the write back
+        second = pool.submit(put, store, 2)
+        wait([second], timeout=0.3)
+        disk.let_go.set()
+        outcomes = [future.exception(30) for future in (first, second)]
+
+    assert isinstance(outcomes[1], WriteFailed)
+    expected = [1] if outcomes[0] is None else []
+    assert ids_of(store) == expected
+    disk.clear_plans()
+    put(store, 3)
+    disk.restart("lost")
+    assert ids_of(opened(disk)) == [*expected, 3]
 
 
 # a real file system that is full

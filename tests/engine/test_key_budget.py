@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,10 +15,12 @@ import pytest
 
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
+from storage_engine.engine import key_budget
 from storage_engine.engine.checkpointer import CheckpointPolicy
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.engine.key_budget import FOLDER
-from storage_engine.errors import RetriableError
+from storage_engine.errors import RetriableError, WriteFailed
+from storage_engine.log.disk import Disk
 from tests.engine.test_key_snapshots import DDL, answers, change, crash
 
 POLICY = CheckpointPolicy(commits=20, rows=200, rows_at_close=1)
@@ -143,6 +148,79 @@ def test_an_index_on_disk_that_fails_is_made_anew_from_the_log(tmp_path: Path, t
         change(each, 2)
     assert answers(store) == answers(twin)
     store.close()
+
+
+class _GatedDisk(Disk):
+    """A real disk that holds the spill thread up where it begins, and whose next `n_failures` calls of fdatasync fail."""
+
+    def __init__(self) -> None:
+        self.let_go, self.is_held = threading.Event(), threading.Event()
+        self.n_failures = 0
+
+    def make_directory(self, path: Path) -> None:
+        super().make_directory(path)
+        if path.parent.name == FOLDER:
+            self.hold()
+
+    def hold(self) -> None:
+        self.is_held.set()
+        assert self.let_go.wait(30)
+
+    def fdatasync(self, fd: int) -> None:
+        if self.n_failures:
+            self.n_failures -= 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().fdatasync(fd)
+
+
+@pytest.mark.parametrize("where", ["before the copy", "among the last changes"])
+def test_a_store_that_goes_back_while_an_index_moves_keeps_nothing_of_what_it_took_back(
+    tmp_path: Path, twin: Store, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    disk = _GatedDisk()
+    store = wrap(EmbeddedBackend.open(tmp_path / "s", disk=disk, checkpoints=POLICY, key_memory_bytes_max=1))
+    store.execute(DDL)
+    for each in (store, twin):
+        each.table("k.items").upsert({"shop": [1, 2], "item": ["a", "b"], "n": [1, 2]})
+    assert disk.is_held.wait(30)
+
+    def put(each: Store, number: int) -> None:
+        each.table("k.items").upsert({"shop": [number % 5, 1], "item": [f"item{number}", "a"], "n": [number, number]})
+
+    if where == "among the last changes":
+        followed = key_budget.follow
+        second = _GatedDisk()
+
+        def held(changes, index, prefixes) -> None:
+            second.hold()
+            followed(changes, index, prefixes)
+
+        for number in range(12):  # more than are followed while writers wait
+            put(store, number)
+            put(twin, number)
+        monkeypatch.setattr(key_budget, "follow", held)
+        disk.let_go.set()
+        assert second.is_held.wait(30)
+        gate = second.let_go
+    else:
+        gate = disk.let_go
+    disk.n_failures = 2
+    with pytest.raises(WriteFailed, match="taken back"):
+        put(store, 100)
+    for number in range(20, 23):
+        put(store, number)
+        put(twin, number)
+    assert answers(store) == answers(twin)
+    gate.set()
+
+    await_true(lambda: n_spilled(store) == len(backend_of(store).core.buckets.built()))
+    for each in (store, twin):
+        put(each, 30)
+        change(each, 3)
+    assert answers(store) == answers(twin)
+    store.close()
+    with opened(tmp_path / "s", 1 << 40) as again:
+        assert answers(again) == answers(twin)
 
 
 def test_an_index_that_cannot_be_moved_stays_in_memory(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.flight as fl
@@ -127,7 +128,10 @@ def test_a_stored_message_passes_the_server_unchanged(backend, store):
     ranges = {bucket: (0, end) for bucket, end in store.table("a.log").offsets().items()}
 
     for columns in (None, ["pad"]):
-        assert list(store.backend.fetch("a.log", ranges, columns)) == list(backend.fetch("a.log", ranges, columns))
+        sent, stored = (
+            [replace(frame, parts=(frame.message,)) for frame in at.fetch("a.log", ranges, columns)] for at in (store.backend, backend)
+        )
+        assert sent == stored
 
 
 def test_an_error_in_a_stream_is_raised_as_itself(store):

@@ -199,7 +199,7 @@ def frame(
     message: bytes, *, columns=("a",), base_offset=0, change_types=None, partition="", wide="BIGINT", timestamps=None
 ) -> FetchedFrame:
     bucket, types, data = TableBucket(partition, 1), (wide,) * len(columns), pa.py_buffer(message)
-    return FetchedFrame(bucket, base_offset, 3, 1_500_000_000_000, 2, columns, types, change_types, data, timestamps)
+    return FetchedFrame(bucket, base_offset, 3, 1_500_000_000_000, 2, columns, types, change_types, (data,), timestamps)
 
 
 @given(

@@ -46,6 +46,7 @@ class File:
         self.size = len(synced)
         self.synced = synced
         self.dropped: set[int] = set()
+        self._outgrown: list[bytearray] = []  # mappings may alias them: as of a memory map, they see what is written in their range
 
     @property
     def live(self) -> bytes:
@@ -54,16 +55,23 @@ class File:
     def put(self, offset: int, data: bytes) -> None:
         stop = offset + len(data)
         if stop > len(self.data):
-            grown = bytearray(2 * stop)  # mappings keep the old bytes, which no longer change
+            grown = bytearray(2 * stop)
             grown[: self.size] = memoryview(self.data)[: self.size]
+            self._outgrown.append(self.data)
             self.data = grown
-        self.data[offset:stop] = data
+        self._set(offset, data)
         self.size = max(self.size, stop)
 
     def cut(self, size: int) -> None:
         if size < self.size:
-            self.data[size : self.size] = bytes(self.size - size)
+            self._set(size, bytes(self.size - size))
         self.size = size
+
+    def _set(self, offset: int, data: bytes) -> None:
+        for buffer in (self.data, *self._outgrown):
+            n_bytes = min(len(data), len(buffer) - offset)
+            if n_bytes > 0:
+                buffer[offset : offset + n_bytes] = data[:n_bytes]
 
 
 class Directory:

@@ -289,7 +289,7 @@ def test_replies_and_errors_in_them() -> None:
 
 def test_frames_on_the_wire() -> None:
     message = encode_message(ROWS.combine_chunks().to_batches()[0])
-    frames = [FetchedFrame(TableBucket("d", n), n, 3, 1, 0, ("id", "name"), ("bigint", "string"), b"\0\0\0", message) for n in range(2)]
+    frames = [FetchedFrame(TableBucket("d", n), n, 3, 1, 0, ("id", "name"), ("bigint", "string"), b"\0\0\0", (message,)) for n in range(2)]
     batch, header = wire.encode_frames(frames)
     sample = struct.pack("<I", header.size) + header.to_pybytes() + batch.serialize().to_pybytes()
 

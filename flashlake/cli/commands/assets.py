@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,13 @@ from flashlake.sql import open_store
 def add_to(found: Any) -> None:
     parser = command(
         found, "verify", run_verify, summary="prove that derived tables hold what a batch over the same input computes, row by row",
-        more="Exit status 1 when a row differs.",
-        example="flashlake verify\nflashlake verify dws.store_hour_wide --partitions 2017-01-01..2017-01-03",
+        more="Exit status 1 when a row differs. Examples of such rows go to standard error.",
+        example="flashlake verify\nflashlake verify dws.store_hour_wide --partitions 2017-01-01..2017-01-03\n"
+        "flashlake verify dws.store_hour_wide --repair",
     )  # fmt: skip
     parser.add_argument("tables", nargs="*", metavar="TABLE", help="derived tables (default: all)")
     parser.add_argument("--partitions", metavar="A..B", help="only these partitions, both included, or one")
+    parser.add_argument("--repair", action="store_true", help="write what the batch says into the rows that differ, and prove again")
     with_store(parser)
     with_format(parser)
     parser = command(
@@ -35,18 +38,21 @@ def add_to(found: Any) -> None:
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    from flashlake.verify import REPORT_SCHEMA, verify_tables
+    from flashlake.verify import EXAMPLE_SCHEMA, REPORT_SCHEMA, verify_tables
 
     config = config_of(options)
     with open_store(config, options.store) as store, progress_bars() as bars:
         task = bars.add_task("verify", total=None, note="")
-        lines = verify_tables(
-            config, store, options.tables, options.partitions, on_table=lambda name: bars.update(task, advance=1, note=name)
-        )
+        lines, examples = verify_tables(
+            config, store, options.tables, options.partitions, repairs=options.repair,
+            on_table=lambda name: bars.update(task, advance=1, note=name),
+        )  # fmt: skip
     write_rows(pa.Table.from_pylist(lines, schema=REPORT_SCHEMA), options.format)
+    if examples:
+        write_rows(pa.Table.from_pylist(examples, schema=EXAMPLE_SCHEMA), "table", title="examples", out=sys.stderr)
     n_differing = sum(line["rows_differing"] for line in lines)
     if n_differing:
-        say(f"flashlake: {n_differing} rows differ [verify]. `flashlake backfill TABLE --partitions ...` repairs them.")
+        say(f"flashlake: {n_differing} rows differ [verify]. `flashlake verify TABLE --repair` repairs them, or `flashlake backfill`.")
     return 1 if n_differing else 0
 
 

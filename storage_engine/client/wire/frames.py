@@ -47,9 +47,9 @@ def encode_frames(frames: Sequence[FetchedFrame]) -> tuple[pa.RecordBatch, pa.Bu
         pa.array([frame.timestamp_ms for frame in frames], pa.int64()),
         pa.array([frame.schema_id for frame in frames], pa.int32()),
         pa.array(columns_ref, pa.int32()),
-        pa.array([frame.message.size for frame in frames], pa.int64()),
+        pa.array([frame.n_message_bytes for frame in frames], pa.int64()),
         pa.array([frame.change_types for frame in frames], pa.large_binary()),
-        _message_cells([frame.message for frame in frames]),
+        _message_cells(frames),
     ]
     values: dict[str, object] = {"columns": [columns for columns, _ in references], "types": [types for _, types in references]}
     timestamps = {str(row): frame.timestamps for row, frame in enumerate(frames) if frame.timestamps is not None}
@@ -93,22 +93,25 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
             columns=columns[ref],
             types=types[ref],
             change_types=change_types,
-            message=data.slice(start, n_bytes),
+            parts=(data.slice(start, n_bytes),),
             timestamps=timestamps.get(number),
         )
 
 
-def _message_cells(messages: Sequence[pa.Buffer]) -> pa.LargeBinaryArray:
-    if len(messages) == 1:
-        offsets, data = np.array([0, messages[0].size], np.int64), messages[0]
+def _message_cells(frames: Sequence[FetchedFrame]) -> pa.LargeBinaryArray:
+    if len(frames) == 1:
+        data = frames[0].message
+        offsets = np.array([0, data.size], np.int64)
     else:
-        sizes = np.array([message.size for message in messages], np.int64)
+        sizes = np.array([frame.n_message_bytes for frame in frames], np.int64)
         offsets = np.concatenate(([0], np.cumsum(-(-sizes // _ALIGNMENT) * _ALIGNMENT)))
         data = pa.allocate_buffer(int(offsets[-1]))
-        view = memoryview(data)
-        for start, message in zip(offsets.tolist(), messages, strict=False):
-            view[start : start + message.size] = memoryview(message)
-    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(messages), [None, pa.py_buffer(offsets), data])
+        view = memoryview(data).cast("B")
+        for start, frame in zip(offsets.tolist(), frames, strict=False):
+            for part in frame.parts:
+                view[start : start + len(part)] = memoryview(part).cast("B")
+                start += len(part)
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(frames), [None, pa.py_buffer(offsets), data])
 
 
 def _aligned(data: pa.Buffer) -> pa.Buffer:

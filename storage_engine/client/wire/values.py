@@ -104,7 +104,7 @@ def encode_commit(request: CommitRequest) -> tuple[dict[str, Any], list[pa.Table
     arguments = {
         "ops": [_encode_op(op) for op in request.ops],
         "progress": [encode_progress(progress) for progress in request.progress],
-        "write_id": None if write_id is None else [write_id.writer, write_id.sequence],
+        "write_id": None if write_id is None else _encode_write_id(write_id),
     }
     tables = [op.rows for op in request.ops if isinstance(op, WriteOp)]
     return arguments, tables, [frame.message for op in request.ops if isinstance(op, EncodedAppend) for frame in op.frames]
@@ -120,12 +120,22 @@ def decode_commit(arguments: Mapping[str, Any], tables: Sequence[pa.Table], blob
         raise malformed(f"a commit's operations: {error}") from error
     if next(left_tables, None) is not None or next(left_blobs, None) is not None:
         raise malformed("a commit carries more than its operations")
-    write_id = arguments["write_id"]
     return CommitRequest(
         ops=ops,
         progress=[decode_progress(progress) for progress in arguments["progress"]],
-        write_id=None if write_id is None else WriteId(write_id[0], write_id[1]),
+        write_id=None if arguments["write_id"] is None else _decode_write_id(*arguments["write_id"]),
     )
+
+
+def _encode_write_id(write_id: WriteId) -> list[Any]:
+    named: list[Any] = [write_id.writer, write_id.sequence]
+    return named if write_id.after is None else [*named, write_id.after]
+
+
+def _decode_write_id(writer: Any, sequence: Any, after: Any = None) -> WriteId:
+    if type(writer) is not str or type(sequence) is not int or (after is not None and type(after) is not int):
+        raise TypeError("a writer's name, its sequence, and the one before it")
+    return WriteId(writer, sequence, after)
 
 
 def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:

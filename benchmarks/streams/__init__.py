@@ -1,0 +1,1 @@
+"""Streams: rows per second, latency and memory of stream jobs, in real processes."""
