@@ -22,7 +22,7 @@ from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
 from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.compile_time import WATERMARK, watermark_name
-from storage_engine.stream.event_time import Clock, mark, marked_batches
+from storage_engine.stream.event_time import Clock, declared_of, least_watermark, mark, marked_batches
 from storage_engine.stream.execute import Outcome, enforce_not_null
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
@@ -130,8 +130,7 @@ def _select(
             _register_scan(connection, store, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded)
             names.append(source_name(scan))
         for emission in plan.emissions:
-            without_rows = left_out.get(emission.scan.table.name)
-            ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds, without_rows)
+            ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds, left_out)
             connection.execute(f"CREATE OR REPLACE TEMP VIEW {watermark_name(emission)} AS SELECT CAST({_sql_number(ms)} AS BIGINT) AS ms")
             names.append(watermark_name(emission))
         for join in lookups(plan.root):
@@ -178,16 +177,21 @@ def _kept_first(plan: JobPlan) -> str:
             return f"{ORDER} DESC"
 
 
-def _watermark_at(store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets], left_out: pa.Table | None) -> int | None:
-    """The watermark of a log at the offsets that bound it."""
-    table = emission.scan.table
-    assert table.watermark is not None, "only a log with a watermark emits"
-    start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
-    clock = Clock.at_begin(table)
-    for batch in store.table(table.name).scan([table.watermark.column], start=start, stop=stop, metadata=True):
-        rows = pa.Table.from_batches([batch]) if left_out is None else without(pa.Table.from_batches([batch]), left_out)
-        clock = mark(table, rows[table.watermark.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
-    return clock.watermark_ms(table.watermark)
+def _watermark_at(
+    store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets], left_out: Mapping[str, pa.Table]
+) -> int | None:
+    """The watermark of an emission's logs at the offsets that bound them, without rows that were left out."""
+    marks = []
+    for table in {scan.table.name: scan.table for scan in emission.scans}.values():
+        declared = declared_of(table)
+        start, stop = plan.starts.get(table.name, {}), dict(sorted(bounds.get(table.name, {}).items()))
+        clock = Clock.at_begin(table)
+        for batch in store.table(table.name).scan([declared.column], start=start, stop=stop, metadata=True):
+            rows = pa.Table.from_batches([batch])
+            rows = without(rows, left_out[table.name]) if table.name in left_out else rows
+            clock = mark(table, rows[declared.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
+        marks.append(clock.watermark_ms(declared))
+    return least_watermark(marks)
 
 
 def _sql_number(value: int | None) -> str:

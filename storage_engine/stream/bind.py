@@ -20,6 +20,7 @@ from storage_engine.stream.aggregates import CallBuilder
 from storage_engine.stream.builtins import Value
 from storage_engine.stream.delta_binding import bind_delta, conjuncts
 from storage_engine.stream.dialect import alias_of, parse_select, query_hints, table_hints, table_name, text_of
+from storage_engine.stream.emission_binding import emitted_once
 from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.function_calls import mark_calls
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
@@ -238,7 +239,8 @@ class Binder:
         """Each row of the node once."""
         calls = CallBuilder(retracting=node.is_retracting, where=self.where)
         accumulators = (calls.rows(),) if node.is_retracting else ()
-        return Aggregate(node, tuple((item, column(item.name)) for item in node.fields), accumulators, (), self.next_id())
+        made = Aggregate(node, tuple((item, column(item.name)) for item in node.fields), accumulators, (), self.next_id())
+        return emitted_once(self, made)
 
     def _refuse_clauses(self, select: exp.Select) -> None:
         reasons = {

@@ -14,7 +14,7 @@ from sqlglot import exp
 
 from storage_engine.stream import compile_time
 from storage_engine.stream.aggregates import WEIGHT
-from storage_engine.stream.compile_time import WATERMARK
+from storage_engine.stream.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.plan import (
     Aggregate,
     Calc,
@@ -79,6 +79,7 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
         listed = [f"{quoted(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
+        hidden = [f"'{node.table.name}' AS {SOURCE}" if name == quoted(SOURCE) else name for name in hidden]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
     if isinstance(node, Calc):
         listed = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.projections]
@@ -110,7 +111,9 @@ def _union(node: Union, hidden: list[str], *, batch: bool, carried: tuple[str, .
     fields = [quoted(item.name) for item in node.fields]
     parts = []
     for branch in node.branches:
-        own = hidden if batch or branch.is_retracting else [f"CAST(1 AS TINYINT) AS {name}" for name in hidden]
+        own = hidden
+        if node.is_retracting and not batch and not branch.is_retracting:
+            own = [name if name in map(quoted, carried) else f"CAST(1 AS TINYINT) AS {name}" for name in hidden]
         parts.append(f"SELECT {', '.join(fields + own)} FROM ({relation(branch, batch=batch, carried=carried)})")
     return " UNION ALL ".join(parts)
 
@@ -142,7 +145,8 @@ def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[st
         start = f"(__ms - (((__ms - {offset}) % {size}) + {size}) % {size})"
         body = f"SELECT *, {start} AS __start, unnest(range(__first + {step}, {start} + {size} + 1, {step})) AS __end FROM ({body})"
     else:
-        body = f"SELECT *, unnest(range(__first, __first - {size}, -{step})) AS __start FROM ({body})"
+        starts = "__first" if size == step else f"unnest(range(__first, __first - {size}, -{step}))"
+        body = f"SELECT *, {starts} AS __start FROM ({body})"
         body = f"SELECT *, __start + {size} AS __end FROM ({body})"
     for item, value in zip(node.window, ("__start", "__end", "__end - 1"), strict=True):
         listed.append(f"CAST(make_timestamp_ms({value}) AS TIMESTAMP_MS) AS {quoted(item.name)}")
@@ -254,8 +258,9 @@ def late_positions(node: Aggregate | Session | InTime) -> str:
     """The places in the log of the rows that came too late for a window of theirs."""
     body = node.side.node if isinstance(node, Session) else node.input
     last = compile_time.group_last_ms(node) if isinstance(node, Aggregate) else compile_time.row_last_ms(node)
-    listed = ", ".join(POSITION[1:])
-    return f"SELECT DISTINCT {listed} FROM ({relation(body, carried=(*POSITION, WATERMARK))}) WHERE {compile_time.is_late(last)}"
+    listed = ", ".join([SOURCE, *POSITION[1:]])
+    rows = relation(body, carried=(SOURCE, *POSITION, WATERMARK))
+    return f"SELECT DISTINCT {listed} FROM ({rows}) WHERE {compile_time.is_late(last)}"
 
 
 def total(node: Aggregate, rows: str, *, weighted: bool = False) -> str:

@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from sqlglot import exp
+
 from storage_engine.stream.plan import Aggregate
 from storage_engine.stream.plan_time import Emission, InTime, Over, Session
 from storage_engine.stream.render import column, sql
 
 WATERMARK: Final = "__wm"
+SOURCE: Final = "__source"
+"""The name of the table that a row comes from, where late rows of several have to be told apart."""
 
 
 def watermark_name(emission: Emission) -> str:
-    """The relation (one row, column ms) of the watermark of the emission's log, for recomputations."""
-    return f"wm_{emission.scan.id}"
+    """The relation (one row, column ms) of the watermark of the emission's logs, for recomputations."""
+    return f"wm_{'_'.join(str(scan.id) for scan in emission.scans)}"
 
 
 def in_time(rows: str, last_ms: str) -> str:
@@ -38,11 +42,18 @@ def group_last_ms(node: Aggregate) -> str:
     return f"epoch_ms({_quoted(emission.field)}) + {emission.shift_ms - 1}"
 
 
+def window_key(node: Aggregate) -> int:
+    """Which of the aggregate's keys says its window."""
+    assert node.emission is not None, "only groups of windows have an end"
+    field = node.emission.field
+    return next(i for i, (_, tree) in enumerate(node.keys) if isinstance(tree, exp.Column) and tree.name == field)
+
+
 def emitted_groups(node: Aggregate, groups: str) -> str:
     """Those of an aggregate's rows whose window is passed by the watermark."""
     emission = node.emission
     assert emission is not None, "only groups of windows have an end"
-    key = next(item.name for item, tree in node.keys if tree.name == emission.field)
+    key = node.keys[window_key(node)][0].name
     last = f"epoch_ms({_quoted(key)}) + {emission.shift_ms - 1}"
     return f"SELECT * FROM ({groups}) WHERE {last} <= (SELECT ms FROM {watermark_name(emission)})"
 

@@ -13,26 +13,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import WriteOp
+from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream import compile_time as time_sql
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.arrangement import Arrangement
-from storage_engine.stream.compile_time import WATERMARK
+from storage_engine.stream.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.placement import NULL_MASK, Placement
-from storage_engine.stream.plan import Aggregate, Session
+from storage_engine.stream.plan import Aggregate, Rank, Session
 from storage_engine.stream.plan_time import Emission, InTime
 
 POSITIONS = sql_of.POSITION[1:]
 
 
 class WholeGroups:
-    """An aggregate over rows of sessions that are final: each group comes whole, so there is no state."""
+    """An aggregate over rows of windows that are final: each group comes whole, so there is no state."""
 
     def __init__(self, node: Aggregate) -> None:
         self._name = sql_of.aggregate_name(node)
         self._sql = sql_of.total(node, sql_of.relation(node.input))
+
+    def run(self, _plan: object, tables: Registry, _reader: Reader, _outcome: Outcome) -> None:
+        tables.put(self._name, tables.query(self._sql))
+
+
+class WholePartitions:
+    """A rank over partitions that come whole."""
+
+    def __init__(self, node: Rank) -> None:
+        self._name = sql_of.keyed_name(node)
+        self._sql = sql_of.ranked(node, sql_of.relation(node.side.node), positioned=False)
 
     def run(self, _plan: object, tables: Registry, _reader: Reader, _outcome: Outcome) -> None:
         tables.put(self._name, tables.query(self._sql))
@@ -47,7 +59,7 @@ class WindowGroups:
         self._emission = node.emission
         self._placement = placement
         self._name = name = sql_of.aggregate_name(node)
-        number = next(i for i, (_, tree) in enumerate(node.keys) if tree.name == node.emission.field)
+        number = time_sql.window_key(node)
         self._end_field, self._end_column = node.keys[number][0].name, f"g{number}"
         self._late_sql = sql_of.late_positions(node)
         self._partial_sql = sql_of.partial(node)
@@ -73,17 +85,17 @@ class WindowGroups:
     def run(self, _plan: object, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         note_late(self._emission, self._late_sql, tables, outcome)
         watermark_ms = tables.event_time.watermark_ms(self._emission)
-        has_kept, is_due = self._state(tables.event_time, watermark_ms)
+        span, is_due = tables.event_time.open_ms.get(self._name), tables.event_time.is_due(self._name, self._emission)
         deltas = tables.query(self._partial_sql)
         if self._joined_sql is not None:
             tables.put(f"{self._name}_p", deltas)
             for step in self._distinct:
-                step.run(tables, reader, outcome, watermark_ms, has_kept=has_kept, is_due=is_due)
+                step.run(tables, reader, outcome, watermark_ms, span, is_due=is_due)
             deltas = tables.query(self._joined_sql)
         tables.put(f"{self._name}_p", deltas)
         keys = tables.query(self._keys_sql)
         columns = [name for _, name in self._placement.columns] or [self._placement.table.primary_key[0]]
-        stored = _looked_up(reader, self._placement, keys, columns, has_kept=has_kept)
+        stored = looked_up(reader, self._placement.table, keys, columns, self.may_be_kept(keys, span))
         arrays = {name: deltas[name] for name in deltas.column_names}
         arrays |= {sql_of.old_name(item): stored[name] for item, name in self._placement.columns}
         tables.put(f"{self._name}_m", pa.table({**arrays, "__found": stored["_found"]}))
@@ -95,7 +107,7 @@ class WindowGroups:
         tables.put(f"{self._name}_s", due)
         tables.put(self._name, tables.query(self._sent_sql))
         self._write(keys, advanced, is_final, stored["_found"], due, outcome)
-        self._note_open(tables.event_time, advanced.filter(pc.invert(is_final))[self._end_field], kept, watermark_ms)
+        self._note_open(tables.event_time, advanced.filter(pc.invert(is_final))[self._end_field], watermark_ms)
 
     def last_ms(self, ends: pa.ChunkedArray) -> pa.ChunkedArray:
         """The last millisecond of the windows that values of the end's column say."""
@@ -111,10 +123,12 @@ class WindowGroups:
         """Which rows of a state table belong to windows that the watermark has passed."""
         return self._is_passed(state[self._end_column], watermark_ms)
 
-    def _state(self, event_time: EventTime, watermark_ms: int | None) -> tuple[bool, bool]:
-        """Whether groups are kept, and whether the watermark may have passed one of them."""
-        open_ms = event_time.open_ms.get(self._name)
-        return open_ms is not None, open_ms is not None and watermark_ms is not None and open_ms <= watermark_ms
+    def may_be_kept(self, keys: pa.Table, span: tuple[int, int] | None) -> pa.ChunkedArray:
+        """Which groups lie in windows of which something is kept: only those have to be looked up."""
+        if span is None:
+            return pa.chunked_array([pa.repeat(pa.scalar(value=False), keys.num_rows)])
+        last = self.last_ms(keys[self._end_column])
+        return pc.and_(pc.greater_equal(last, span[0]), pc.less_equal(last, span[1]))
 
     def _due(self, kept: pa.Table | None, keys: pa.Table, watermark_ms: int | None, tables: Registry) -> pa.Table:
         """Kept groups that are final and have no new rows: those with new rows are advanced from what is kept."""
@@ -136,15 +150,13 @@ class WindowGroups:
         append_op(outcome, WriteOp(table.name, "delete", due.select(list(table.primary_key)), None))
         append_op(outcome, WriteOp(table.name, "upsert", state.filter(pc.invert(is_final)), None))
 
-    def _note_open(self, event_time: EventTime, added: pa.ChunkedArray, kept: pa.Table | None, watermark_ms: int | None) -> None:
-        """The least last millisecond of what is kept from now on."""
-        bounds = [pc.min(self.last_ms(added)).as_py()]
-        if kept is None:
-            bounds.append(event_time.open_ms.get(self._name))
-        else:
-            rest = kept.filter(pc.invert(self.is_passed(kept, watermark_ms)))
-            bounds.append(pc.min(self.last_ms(rest[self._end_column])).as_py())
-        event_time.keep_open(self._name, bounds)
+    def _note_open(self, event_time: EventTime, added: pa.ChunkedArray, watermark_ms: int | None) -> None:
+        """Between which last milliseconds the windows lie that are kept from now on."""
+        low, high = event_time.open_ms.get(self._name, (None, None))
+        if low is not None and high is not None and watermark_ms is not None:
+            low, high = (None, None) if high <= watermark_ms else (max(low, watermark_ms + 1), high)
+        last = self.last_ms(added)
+        event_time.keep_open(self._name, [low, high, pc.min(last).as_py(), pc.max(last).as_py()])
 
 
 class _DistinctValues:
@@ -155,16 +167,18 @@ class _DistinctValues:
         self.name = f"{sql_of.aggregate_name(node)}_d{number}"
         self._groups = groups
         self._table = table
-        self._key = list(state.table.primary_key)
+        self._state = state.table
         self._partial_sql = sql_of.distinct_partial(node, state.accumulators)
         self._keys_sql = sql_of.distinct_state_keys(state.keys, f"{self.name}_v")
         self._deltas_sql = sql_of.distinct_deltas(node, state.accumulators, f"{self.name}_m")
 
-    def run(self, tables: Registry, reader: Reader, outcome: Outcome, watermark_ms: int | None, *, has_kept: bool, is_due: bool) -> None:
+    def run(
+        self, tables: Registry, reader: Reader, outcome: Outcome, watermark_ms: int | None, span: tuple[int, int] | None, *, is_due: bool
+    ) -> None:
         values = tables.query(self._partial_sql)
         tables.put(f"{self.name}_v", values)
         keys = tables.query(self._keys_sql)
-        old = reader.lookup(self._table, keys, ["n"])["n"] if has_kept else pa.nulls(keys.num_rows, pa.int64())
+        old = looked_up(reader, self._state, keys, ["n"], self._groups.may_be_kept(keys, span))["n"]
         tables.put(f"{self.name}_m", values.append_column("__old", old))
         tables.put(self.name, tables.query(self._deltas_sql))
         state = keys.append_column("n", pc.add(pc.fill_null(old, 0), values["__d"]))
@@ -172,7 +186,13 @@ class _DistinctValues:
         if is_due:
             kept = reader.all_rows(self._table)
             append_op(
-                outcome, WriteOp(self._table, "delete", kept.filter(self._groups.is_passed(kept, watermark_ms)).select(self._key), None)
+                outcome,
+                WriteOp(
+                    self._table,
+                    "delete",
+                    kept.filter(self._groups.is_passed(kept, watermark_ms)).select(list(self._state.primary_key)),
+                    None,
+                ),
             )
 
 
@@ -201,7 +221,7 @@ class Sessions:
         note_late(self._emission, self._late_sql, tables, outcome)
         event_time, table = tables.event_time, self._arrangement.table
         watermark_ms = event_time.watermark_ms(self._emission)
-        open_ms = event_time.open_ms.get(self._name)
+        open_ms = event_time.open_ms.get(self._name, (None, None))[0]
         tables.put(f"{self._name}_new", tables.query(self._new_sql))
         tables.put(f"{self._name}_kept", table.arrow_schema.empty_table())
         found = tables.query(self._sessions_sql)
@@ -241,23 +261,30 @@ def note_late(emission: Emission, late_sql: str, tables: Registry, outcome: Outc
 
 def write_late(outcome: Outcome, reader: Reader) -> None:
     """Count the late rows of a micro-batch, each once, and write them where their table's option says."""
-    by_table: dict[str, list[tuple[Emission, pa.Table]]] = {}
-    for emission, places in outcome.late:
-        by_table.setdefault(emission.scan.table.name, []).append((emission, places))
-    for name, found in by_table.items():
-        places = pa.concat_tables([rows for _, rows in found]).group_by(list(POSITIONS), use_threads=False).aggregate([])
-        outcome.n_late_rows += places.num_rows
-        side = found[0][0].late_table
-        if side is not None:
-            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, places, side), None))
+    sides = {scan.table.name: side for emission, _ in outcome.late for scan, side in zip(emission.scans, emission.late_tables, strict=True)}
+    if not sides:
+        return
+    places = pa.concat_tables([rows for _, rows in outcome.late]).group_by([SOURCE, *POSITIONS], use_threads=False).aggregate([])
+    outcome.n_late_rows += places.num_rows
+    for name, side in sides.items():
+        of_table = places.filter(pc.equal(places[SOURCE], name)).select(list(POSITIONS))
+        if side is not None and of_table.num_rows:
+            append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, of_table, side), None))
 
 
-def _looked_up(reader: Reader, placement: Placement, keys: pa.Table, columns: list[str], *, has_kept: bool) -> pa.Table:
-    if has_kept:
-        return reader.lookup(placement.table.name, keys, columns)
-    schema = placement.table.arrow_schema
-    empty = {name: pa.nulls(keys.num_rows, schema.field(name).type) for name in columns}
-    return pa.table({**empty, "_found": pa.repeat(pa.scalar(value=False), keys.num_rows)})
+def looked_up(reader: Reader, table: TableDescriptor, keys: pa.Table, columns: list[str], asked: pa.ChunkedArray) -> pa.Table:
+    """One row per key, looked up where it is asked for; null and not found elsewhere."""
+    n_asked = pc.sum(asked).as_py() or 0
+    if n_asked == keys.num_rows:
+        return reader.lookup(table.name, keys, columns)
+    if n_asked == 0:
+        empty = {name: pa.nulls(keys.num_rows, table.arrow_schema.field(name).type) for name in columns}
+        return pa.table({**empty, "_found": pa.repeat(pa.scalar(value=False), keys.num_rows)})
+    found = reader.lookup(table.name, keys.filter(asked), columns)
+    mask = asked.combine_chunks()
+    position = pc.subtract(pc.cumulative_sum(mask.cast(pa.int64())), 1)
+    taken = found.take(pc.if_else(mask, position, None))
+    return taken.set_column(taken.num_columns - 1, "_found", pc.fill_null(taken["_found"], fill_value=False))
 
 
 def _decoded(node: Aggregate, placement: Placement, relation: str) -> str:

@@ -70,14 +70,14 @@ class EventTime:
     def __init__(self, emissions: Sequence[Emission] = (), recorded: Mapping[str, Any] | None = None) -> None:
         kept = (recorded or {}).get(KEY, {})
         clocks = kept.get("clocks", {})
-        self._tables = {item.scan.table.name: item.scan.table for item in emissions}
-        self._scans = {item.scan.id for item in emissions}
+        self._tables = {scan.table.name: scan.table for item in emissions for scan in item.scans}
+        self._scans = {scan.id for item in emissions for scan in item.scans}
         self._before = {
             name: Clock.from_json(clocks[name]) if name in clocks else Clock.at_begin(table) for name, table in self._tables.items()
         }
         self._after = dict(self._before)
-        self.open_ms: dict[str, int] = dict(kept.get("open", {}))
-        """Per operator: a bound below which no watermark completes anything that it keeps; absent when it keeps nothing."""
+        self.open_ms: dict[str, tuple[int, int]] = {name: (low, high) for name, (low, high) in kept.get("open", {}).items()}
+        """Per operator: between which watermarks everything becomes final that it keeps; absent when it keeps nothing."""
         self.has_late_rows = False
 
     def is_timed(self, scan_id: int) -> bool:
@@ -95,25 +95,34 @@ class EventTime:
         return rows.append_column(WATERMARK, _shown(marks))
 
     def keep_open(self, operator: str, bounds: Sequence[int | None]) -> None:
-        """The least of these watermarks is the first that completes anything that the operator keeps; none: it keeps nothing."""
+        """Between the least and the largest of these watermarks everything is final that the operator keeps. None: it keeps nothing."""
+        known = [bound for bound in bounds if bound is not None]
         self.open_ms.pop(operator, None)
-        least = min((bound for bound in bounds if bound is not None), default=None)
-        if least is not None:
-            self.open_ms[operator] = least
+        if known:
+            self.open_ms[operator] = (min(known), max(known))
+
+    def is_due(self, operator: str, emission: Emission) -> bool:
+        """True when the watermark may have made something final that the operator keeps."""
+        span, watermark_ms = self.open_ms.get(operator), self.watermark_ms(emission)
+        return span is not None and watermark_ms is not None and span[0] <= watermark_ms
 
     def watermark_ms(self, emission: Emission) -> int | None:
-        """The watermark of the emission's log after this micro-batch; None as long as one of its buckets had no row."""
-        table = emission.scan.table
-        return self._after[table.name].watermark_ms(declared_of(table))
+        """The watermark of the emission's logs after this micro-batch; None as long as one of their buckets had no row."""
+        return least_watermark([self._after[scan.table.name].watermark_ms(declared_of(scan.table)) for scan in emission.scans])
 
     def recorded(self) -> dict[str, Any]:
         """What to keep in the job's progress, and the job's watermark for people to see: the least over its sources."""
         if not self._tables:
             return {}
-        marks = [self._after[name].watermark_ms(declared_of(table)) for name, table in self._tables.items()]
-        least = None if None in marks else min(value for value in marks if value is not None)
+        least = least_watermark([self._after[name].watermark_ms(declared_of(table)) for name, table in self._tables.items()])
         clocks = {name: clock.to_json() for name, clock in self._after.items()}
         return {KEY: {"clocks": clocks, "open": self.open_ms}, "watermark_ms": least}
+
+
+def least_watermark(marks: Sequence[int | None]) -> int | None:
+    """The watermark of several logs; None while one of them has none."""
+    known = [mark_ms for mark_ms in marks if mark_ms is not None]
+    return min(known) if len(known) == len(marks) else None
 
 
 def declared_of(table: TableDescriptor) -> Watermark:

@@ -20,7 +20,7 @@ from storage_engine.errors import SchemaMismatch
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.checked_key import CheckedKey, is_checked, sink_cast
-from storage_engine.stream.emission import LateRows, Sessions, WholeGroups, WindowGroups, write_late
+from storage_engine.stream.emission import LateRows, Sessions, WholeGroups, WholePartitions, WindowGroups, write_late
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.keyed import Keyed
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
@@ -41,7 +41,7 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WindowGroups | _Aggregation] = []
+        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WholePartitions | WindowGroups | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
@@ -49,6 +49,8 @@ class Executor:
                 self._steps.append(LateRows(node))
             elif isinstance(node, Session) and node.emission is not None:
                 self._steps.append(Sessions(node, plan.arrangements))
+            elif isinstance(node, Rank) and node.is_whole:
+                self._steps.append(WholePartitions(node))
             elif isinstance(node, Aggregate) and node.emission is not None:
                 self._steps.append(WholeGroups(node) if node.emission.is_whole else WindowGroups(node, plan.placements[node.id]))
             elif isinstance(node, DeltaJoin | Rank | Session | Over) or (isinstance(node, Aggregate) and node.keeps_rows):

@@ -1,7 +1,9 @@
-"""Interval binding: a join of two logs with WATERMARKs whose times are held together lets rows go that can match nothing any more.
+"""Interval binding: joins that let rows go which can match nothing any more: of two logs with WATERMARKs whose times are held together, and
+of windows.
 
     ON a.k = b.k AND b.ts BETWEEN a.ts - INTERVAL '1' MINUTE AND a.ts + INTERVAL '5' MINUTE
 
+A join of two relations of windows that are sent once, by the window, forgets a window when the other side has sent it as well.
 With b.ts - a.ts in [low, high] and width = high - low: a row is late when its time and the width lie before its own watermark. A left
 row is kept until no right row in time can match it: those have times from (watermark of the right - width) on. Right rows likewise.
 """
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlglot import exp
 
-from storage_engine.stream.emission_binding import emission_of
+from storage_engine.stream.emission_binding import emission_of, emitted_at
 from storage_engine.stream.plan import DeltaJoin, KeptSide, is_positioned
 from storage_engine.stream.plan_time import Expiry, InTime
 
@@ -24,8 +26,14 @@ _UNIT_MS: Final = {"MILLISECOND": 1, "SECOND": 1000, "MINUTE": 60_000, "HOUR": 3
 
 
 def with_expiry(binder: Binder, join: DeltaJoin) -> DeltaJoin:
-    """The join with late rows left out and sides that forget, where its condition bounds the distance of two event times on both sides."""
+    """The join with sides that forget: by windows, or where its condition bounds how far two event times are apart, without late rows."""
     left, right = join.sides
+    if isinstance(left, KeptSide) and isinstance(right, KeptSide):
+        for mine, other in zip(left.on, right.on, strict=True):
+            of_left, of_right = emitted_at(left.node, mine), emitted_at(right.node, other)
+            if of_left is not None and of_right is not None:
+                kept = replace(left, expiry=Expiry(mine, of_right.shift_ms - 2, of_right))
+                return replace(join, left=kept, right=replace(right, expiry=Expiry(other, of_left.shift_ms - 2, of_left)))
     if join.kind != "INNER" or not (isinstance(left, KeptSide) and isinstance(right, KeptSide)):
         return join
     if not (is_positioned(left.node) and is_positioned(right.node)):

@@ -99,10 +99,10 @@ class _Kept:
     def _forget(self, expiry: Expiry, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         """Delete rows that nothing in time can match: not at once, because finding them reads all that is kept."""
         table, event_time = self._arrangement.table, tables.event_time
-        watermark_ms, open_ms = event_time.watermark_ms(expiry.emission), event_time.open_ms.get(self._changes)
+        watermark_ms, span = event_time.watermark_ms(expiry.emission), event_time.open_ms.get(self._changes)
         added_ms = tables.query(f"SELECT min(epoch_ms({quoted(expiry.time)})) AS ms FROM {self._changes}")["ms"][0].as_py()
-        bounds = [open_ms] if added_ms is None else [open_ms, added_ms + expiry.after_ms]
-        if open_ms is not None and watermark_ms is not None and watermark_ms - open_ms > max(abs(expiry.after_ms), FORGET_MS_MIN) // 2:
+        bounds = [*(span or ())[:1], *([] if added_ms is None else [added_ms + expiry.after_ms])]
+        if span is not None and watermark_ms is not None and watermark_ms - span[0] > max(abs(expiry.after_ms), FORGET_MS_MIN) // 2:
             kept = reader.all_rows(table.name)
             column = next(name for name, field in self._arrangement.columns if field == expiry.time)
             until = pc.add(kept[column].cast(pa.timestamp("ms")).cast(pa.int64()), expiry.after_ms)

@@ -78,6 +78,7 @@ def place(
     if outputs is not None and sink.merge_engine == "aggregation":
         return _merge(node, outputs, condition, sink, distinct)
     reason = "the aggregate feeds another operator" if outputs is None else _why_not_in_sink(node, outputs, condition, sink)
+    reason = "until the window is sent" if node.emission is not None else reason
     if reason is None and outputs is not None:
         return _in_sink(node, outputs, sink, distinct)
     keys = key_columns(tuple(item for item, _ in node.keys))

@@ -265,6 +265,7 @@ class Rank:
     side    its `on` are the fields of PARTITION BY
     order   fields of ORDER BY: (field, is descending, are nulls first)
     number  the field of the row's number; None: not selected
+    is_whole  all rows of a partition come at once (the groups of a window that is sent once): nothing is kept, no row is taken back
     """
 
     side: Side
@@ -272,10 +273,11 @@ class Rank:
     limit: int
     number: Field | None
     id: int = 0
+    is_whole: bool = False
 
     @property
-    def sides(self) -> tuple[Side]:
-        return (self.side,)
+    def sides(self) -> tuple[Side, ...]:
+        return () if self.is_whole else (self.side,)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -283,7 +285,7 @@ class Rank:
 
     @property
     def is_retracting(self) -> bool:
-        return True  # a new row may take the place of another
+        return not self.is_whole  # a new row may take the place of another
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
@@ -453,7 +455,8 @@ def describe(node: Node, depth: int = 0) -> list[str]:
     elif isinstance(node, Rank):
         order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
         line = (
-            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: a change looks up {_found(node.side)}"
+            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: "
+            + ("a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}")
         )
     elif isinstance(node, Session | Over | InTime | Windows):
         line = node.line()
@@ -466,7 +469,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
-        line += f", sent once when the watermark of {node.emission.scan.table.name} passes the window" if node.emission else ""
+        line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
         out.extend(describe(child, depth + 1))
@@ -475,7 +478,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
 
 def _found(side: Side) -> str:
     if isinstance(side, KeptSide):
-        until = f" until the watermark of {side.expiry.emission.scan.table.name} passes them" if side.expiry is not None else ""
+        until = f" until the watermark of {side.expiry.emission.of} passes them" if side.expiry is not None else ""
         return f"rows kept by ({', '.join(side.on)}){until}"
     return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
 

@@ -29,16 +29,21 @@ if TYPE_CHECKING:
 class Emission:
     """Results are sent once.
 
-    scan        the log that the rows come from, whose watermark decides
+    scans       the logs that the rows come from; the least of their watermarks decides
     field       aggregate: the field of its input (and a key of it) that says which window; None: the input arrives whole (a session's rows)
     shift_ms    what is added to that field's time for the end of the window
-    late_table  where late rows are written as well; None: they are counted only
+    late_tables per log, where its late rows are written as well; None: they are counted only
     """
 
-    scan: Scan
+    scans: tuple[Scan, ...]
     field: str | None
     shift_ms: int = 0
-    late_table: str | None = None
+    late_tables: tuple[str | None, ...] = ()
+
+    @property
+    def of(self) -> str:
+        """Whose watermark, in words."""
+        return " and ".join(dict.fromkeys(scan.table.name for scan in self.scans))
 
     @property
     def is_whole(self) -> bool:
@@ -133,7 +138,7 @@ class Session:
         by = ", ".join(self.side.on) or "nothing"
         text = f"Session of {by} by {self.time}: gap {self.gap_ms} ms"
         if self.emission is not None:
-            return f"{text}, sent once when the watermark of {self.emission.scan.table.name} passes its end by the gap"
+            return f"{text}, sent once when the watermark of {self.emission.of} passes its end by the gap"
         return f"{text}, the sessions of a touched partition are computed anew"
 
 

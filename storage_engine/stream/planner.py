@@ -98,17 +98,17 @@ class JobPlan:
     @functools.cached_property
     def timed_scans(self) -> frozenset[int]:
         """Ids of the scans whose watermark decides when a result is sent."""
-        return frozenset(item.scan.id for item in self.emissions)
+        return frozenset(scan.id for item in self.emissions for scan in item.scans)
 
     @property
     def emissions(self) -> list[Emission]:
         found = [node.emission for node in walk(self.root) if isinstance(node, Aggregate | Session | InTime) and node.emission is not None]
-        return found + [Emission(scan, None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
+        return found + [Emission((scan,), None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
 
     @property
     def late_tables(self) -> tuple[str, ...]:
         """Tables that late rows are written to, as their source's options say."""
-        return tuple(dict.fromkeys(item.late_table for item in self.emissions if item.late_table is not None))
+        return tuple(dict.fromkeys(name for item in self.emissions for name in item.late_tables if name is not None))
 
     @property
     def kept_columns(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from storage_engine.stream.builtins import Value
 from storage_engine.stream.compile import POSITION
 from storage_engine.stream.delta_binding import stored_side
 from storage_engine.stream.dialect import text_of
+from storage_engine.stream.emission_binding import emitted_at
 from storage_engine.stream.over_binding import bind_over, is_row_number
 from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Over, Rank, Scan, Session, Union, is_positioned
 from storage_engine.stream.render import column
@@ -66,8 +67,9 @@ def bind_rank(binder: Binder, node: Node, scope: Scope, windows: list[exp.Window
     if extra:
         node = Calc(node, (*((item, column(item.name)) for item in node.fields), *extra))
     side = stored_side(node, by) if by else None
+    is_whole = not node.is_retracting and any(emitted_at(node, name) is not None for name in by)
     number = Field(f"$rank{binder.next_id()}", BIGINT, nullable=False)
-    made = Rank(side or KeptSide(node, by, binder.next_id()), orders, UNBOUNDED, number, binder.next_id())
+    made = Rank(side or KeptSide(node, by, binder.next_id()), orders, UNBOUNDED, number, binder.next_id(), is_whole)
     return made, {what: Value(column(number.name), BIGINT, nullable=False)}
 
 

@@ -86,7 +86,7 @@ def why_not_kept(before: JobPlan, after: JobPlan) -> str:
         return "its state tables have another layout"
     if _operators(before) != _operators(after):
         return "what its state counts changes: an aggregate, join or rank, or what goes into it, is another one"
-    if not after.sink.has_primary_key and _operators(after):
+    if not after.sink.has_primary_key and (_operators(after) or after.timed_scans):
         return f"{after.sink.name} is a log, in which rows of the old and the new statement cannot be told apart"
     return ""
 

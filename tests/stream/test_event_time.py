@@ -85,9 +85,9 @@ def drifting(rng: random.Random, n: int) -> list[Row]:
     return rows
 
 
-def arrived(store: Store) -> list[tuple[int, Row]]:
+def arrived(store: Store, name: str = "db.ev") -> list[tuple[int, Row]]:
     """The log in its order, each row with its bucket: what the store says came first, came first."""
-    found = store.table("db.ev").scan(["id", "k", "v", "ts"], metadata=True).read_all().to_pylist()
+    found = store.table(name).scan(["id", "k", "v", "ts"], metadata=True).read_all().to_pylist()
     return [
         (row["_bucket"], {**row, "moment": row["_commit_timestamp"], "ts": (row["ts"] - EPOCH) // dt.timedelta(milliseconds=1)})
         for row in found
@@ -385,6 +385,13 @@ def test_what_would_lose_rows_is_refused(store: Store, sink: str, message: str) 
         SqlSession(store).execute(";".join([*create, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
 
 
+def test_a_log_with_a_watermark_keeps_its_buckets(store: Store) -> None:
+    session = SqlSession(store)
+    session.execute(EVENTS.format("drop"))
+    with pytest.raises(StatementRefused, match="a new bucket would have no event time"):
+        session.execute("ALTER TABLE db.ev SET ('bucket.num' = '3')")
+
+
 def test_a_side_table_takes_the_columns_that_it_has(store: Store) -> None:
     """The source may get columns later, and the side table may have some of them only, and some of its own."""
     session = SqlSession(store)
@@ -403,6 +410,114 @@ def test_a_side_table_takes_the_columns_that_it_has(store: Store) -> None:
 def test_windows_that_update_do_not_go_into_a_log(store: Store) -> None:
     with pytest.raises(StatementRefused, match="cannot take back rows"):
         SqlSession(store).execute(";".join([EVENTS.format("update"), LOG_SINK, f"INSERT INTO db.s {SELECT.format(KINDS['tumble'][0])}"]))
+
+
+BEST = """SELECT window_end, k, n, rn FROM (SELECT *, ROW_NUMBER() OVER (PARTITION BY window_end ORDER BY n DESC, k) AS rn FROM
+  (SELECT k, window_end, COUNT(*) AS n FROM TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND))
+  GROUP BY k, window_start, window_end)) WHERE rn <= 2"""
+TWICE = """SELECT window_end, MAX(n), COUNT(*), SUM(n) FROM (SELECT k, window_end, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY k, window_start, window_end)
+  GROUP BY window_end"""
+OF_WINDOWS = """SELECT l.window_end, l.k, l.n, r.most FROM (SELECT k, window_end, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY k, window_start, window_end) l JOIN
+  (SELECT window_start + INTERVAL '9' SECOND AS calculated, window_end, MAX(v) AS most FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY window_start, window_end) r
+  ON l.window_end = r.window_end AND l.n > 1"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_long(tmp_path: Path, seed: int) -> None:
+    """The best groups of a window, groups of its groups, and a join of windows: into logs, without state of their own."""
+
+    def check(store: Store) -> None:
+        log = [(bucket, {**row, "v": row["v"] + 2}) for bucket, row in arrived(store)]  # no row is left out: all count as v >= 0
+        counted = [(k, end, n, total - 2 * n) for k, _, end, n, total, *_ in expected_windows(log, hop)[0]]
+        ends = sorted({end for _, end, _, _ in counted})
+        by_end = {end: sorted(((n, k) for k, of, n, _ in counted if of == end), key=lambda pair: (-pair[0], pair[1])) for end in ends}
+        best = [(end, k, n, i + 1) for end in ends for i, (n, k) in enumerate(by_end[end][:2])]
+        twice = [(end, by_end[end][0][0], len(by_end[end]), sum(n for n, _ in by_end[end])) for end in ends]
+        assert sink_rows(store, "db.best") == sorted(best, key=repr)
+        assert sink_rows(store, "db.twice") == sorted(twice, key=repr)
+        joined = [(row[0], row[1], row[2]) for row in sink_rows(store, "db.joined")]
+        assert joined == sorted([(end, k, n) for end in ends for n, k in by_end[end] if n > 1], key=repr)
+        assert differing_jobs(store) == []
+        kept.append(max(store.table(name).count() for name in store.tables() if "joined__rows_" in name) - len(counted))
+        assert [name for name in store.tables() if "__rows_" in name and "joined" not in name] == []
+
+    kept: list[int] = []
+    create = [
+        EVENTS.format("drop"),
+        "CREATE TABLE db.best (e TIMESTAMP(3), k STRING, n BIGINT, rn BIGINT)",
+        "CREATE TABLE db.twice (e TIMESTAMP(3), most BIGINT, groups BIGINT, n BIGINT)",
+        "CREATE TABLE db.joined (e TIMESTAMP(3), k STRING, n BIGINT, most INT)",
+        *(f"SET 'pipeline.name' = '{name}'; INSERT INTO db.{sink} {select}" for name, sink, select in
+          (("job", "best", BEST), ("twice", "twice", TWICE), ("joined", "joined", OF_WINDOWS))),
+    ]  # fmt: skip
+    lived(tmp_path / "store", random.Random(seed), drifting(random.Random(seed), 200), create, check)
+    assert kept[-1] < 0  # fewer than were sent
+
+
+def test_groups_of_nulls_and_groups_without_aggregates_are_sent_as_well(tmp_path: Path) -> None:
+    window = "TABLE(TUMBLE(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '5' SECOND))"
+
+    def check(store: Store) -> None:
+        log = [(bucket, {**row, "v": 1}) for bucket, row in arrived(store)]
+        groups = [(k, end, n) for k, _, end, n, *_ in expected_windows(log, tumble)[0]]
+        ends: dict[tuple[str | None, dt.datetime], int] = {}
+        for k, end, n in groups:
+            key = (None if k in "ef" else k, end)
+            ends[key] = ends.get(key, 0) + n
+        assert sink_rows(store, "db.counts") == sorted(((*key, n) for key, n in ends.items()), key=repr)
+        assert sink_rows(store, "db.seen") == sorted(((k, end) for k, end, _ in groups), key=repr)
+        assert differing_jobs(store) == []
+
+    create = [
+        EVENTS.format("drop"),
+        "CREATE TABLE db.counts (k STRING, e TIMESTAMP(3), n BIGINT)",
+        "CREATE TABLE db.seen (k STRING, e TIMESTAMP(3))",
+        "SET 'pipeline.name' = 'job'; INSERT INTO db.counts SELECT CASE WHEN k < 'e' THEN k END, window_end, COUNT(*) "
+        f"FROM {window} GROUP BY CASE WHEN k < 'e' THEN k END, window_end",
+        f"SET 'pipeline.name' = 'seen'; INSERT INTO db.seen SELECT DISTINCT k, window_end FROM {window}",
+    ]
+    lived(tmp_path / "store", random.Random(5), drifting(random.Random(5), 150), create, check)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_windows_over_two_logs_wait_for_both(store: Store, seed: int) -> None:
+    """Each row is late by its own log's watermark; the least of both sends."""
+    rng = random.Random(seed)
+    union = "WITH u AS (SELECT k, v, ts FROM db.ev UNION ALL SELECT k, v, ts FROM db.other WHERE v <> 5)"
+    select = f"{union} {SELECT.format(KINDS['hop'][0].replace('db.ev', 'u'))}"
+    others = EVENTS.format("drop").replace("db.ev", "db.other")
+    create = [LATE, EVENTS.format("table:db.late"), others, LOG_SINK, "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {select}"]
+    SqlSession(store).execute(";".join(create))
+    rows = {"db.ev": drifting(rng, 150), "db.other": drifting(rng, 150)}
+    worker = Worker(store, n_rows_max=rng.choice([5, 50]))
+    for _ in range(14):
+        name = rng.choice(list(rows))
+        n = rng.randrange(5, 30)
+        if rows[name]:
+            store.table(name).append(table(rows[name][:n]))
+        rows[name] = rows[name][n:]
+        worker.run_until_idle()
+        logs = {of: [(bucket, row) for bucket, row in arrived(store, of) if of == "db.ev" or row["v"] != 5] for of in rows}
+        nows = [marks(arrived(store, of))[1] for of in rows]
+        groups: dict[tuple[str, int, int], list[int]] = {}
+        late = {of: 0 for of in rows}
+        for of in rows:
+            of_id = {row["id"]: mark for (_, row), mark in zip(arrived(store, of), marks(arrived(store, of))[0], strict=True)}
+            for _, row in logs[of]:
+                closed = [end - 1 <= mark if (mark := of_id[row["id"]]) is not None else False for _, end in hop(row["ts"])]
+                late[of] += row["v"] >= 0 and any(closed)
+                for (start, end), is_closed in zip(hop(row["ts"]), closed, strict=True):
+                    if row["v"] >= 0 and not is_closed:
+                        groups.setdefault((row["k"], start, end), []).append(row["v"])
+        now = min((ms for ms in nows if ms is not None), default=None) if None not in nows else None
+        assert sink_rows(store, "db.s") == aggregated({key: vs for key, vs in groups.items() if now is not None and key[2] - 1 <= now})
+        assert store.progress("job:job")["job:job"].detail["n_late_rows"] == sum(late.values())
+        assert store.table("db.late").count() == late["db.ev"]
+        assert differing_jobs(store) == []
+    assert len(sink_rows(store, "db.s")) > 30
 
 
 JOIN = """SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND
