@@ -120,8 +120,9 @@ class Worker:
         """
         if version == self._looked:
             return False
-        looked, self._looked = self._looked, version
+        looked = self._looked
         commits = self._store.commits(looked, LOOK_MAX) if version > looked else []
+        self._looked = version
         is_all = version < looked or len(commits) >= LOOK_MAX  # a store that lost what was not synced, or one that is busy
         if is_all or sum(commit.version <= version for commit in commits) != version - looked:
             self._is_catalog_new = True
@@ -138,7 +139,7 @@ class Worker:
         waits = [max(slot.due_s - now, 0.0) for slot in self._slots.values() if slot.is_awake and slot.runner.job.refresh_s is not None]
         if waits:
             self._nap_s = 0.0
-            stop.wait(min(*waits, 0.02) if len(waits) > 1 else min(waits[0], 0.02))
+            stop.wait(min([*waits, 0.02]))  # not longer: a job that sleeps may have to be woken meanwhile
             return
         if self._store.await_version(version, IDLE_WAIT_S) == version or is_news:
             self._nap_s = 0.0
