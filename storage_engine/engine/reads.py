@@ -321,6 +321,8 @@ def commits(state: StoreState, buckets: Buckets, after: int, limit: int) -> list
     moves = {name: table.moves for name, table in state.tables.items() if table.moves and table.moves[-1] > after}
     news = []
     for name, bucket, entries in everything:
+        if len(entries) == 0 or entries["version"].max() <= after:
+            continue  # most buckets, when somebody follows the journal
         is_new = (entries["version"] > after) & (entries["base_offset"] >= bucket.frames.start_offset)
         parts = _as_committed(bucket, entries[is_new], after, limit)
         news.append((name, bucket, parts[~np.isin(parts["version"], moves[name])] if name in moves else parts))

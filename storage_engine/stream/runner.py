@@ -48,6 +48,8 @@ class JobRunner:
         self.options = job.options
         self.n_rows_max = min(n_rows_max, self.options.n_rows_max or n_rows_max)
         self._bound = self.n_rows_max  # rows of the next micro-batch: smaller while a poison row is looked for
+        self._n_suspect = 0  # rows from here on among which a poison row is known to be
+        self._n_since_poison = 0
         self._n_poison_in_a_row = 0
         self._con = open_connection()
         register(self._con, self.plan.functions, f"job {job.name}")
@@ -74,12 +76,14 @@ class JobRunner:
                 if not self.options.quarantines or self.is_stale():
                     raise
                 if work.n_rows > 1:
-                    self._bound = work.n_rows // 2
+                    self._n_suspect, self._bound = work.n_rows, work.n_rows // 2
                     continue
                 self._quarantine(work, error)
                 return work.n_rows
-            self._bound = min(self._bound * 2, self.n_rows_max)
             self._n_poison_in_a_row = 0
+            self._n_since_poison += work.n_rows
+            self._n_suspect = max(self._n_suspect - work.n_rows, 0)
+            self._bound = max(self._n_suspect // 2, 1) if self._n_suspect else min(self._bound * 2, self.n_rows_max)
             return work.n_rows
 
     def _next_range(self) -> InputRange:
@@ -117,7 +121,8 @@ class JobRunner:
         self._commit(work, [poison.op], {"n_rows_in": 1, "n_quarantined": 1}, 0.0)
         assert self._open_keys is not None, "a job that quarantines knows what it has left out"
         self._open_keys.add(poison)
-        self._bound = min(2, self.n_rows_max)
+        self._bound = min(max(2 * self._n_since_poison, 2), self.n_rows_max)  # the next one may be as far away as this one was
+        self._n_suspect = self._n_since_poison = 0
 
     def _commit(
         self, work: InputRange, ops: list[WriteOp], counts: Mapping[str, int], seconds: float, recorded: Mapping[str, Any] | None = None

@@ -60,7 +60,8 @@ class Worker:
         self._group = group
         self._slots: dict[str, _Slot] = {}
         self._catalog_checked_s = -CATALOG_CHECK_S
-        self._catalog_version = -1
+        self._is_catalog_new = True
+        self._is_settled = group is None
         self._generation = 0
         self._looked = 0
         self._nap_s = 0.0
@@ -113,16 +114,20 @@ class Worker:
     # the journal
 
     def _look(self, version: int) -> bool:
-        """Wake the jobs whose sources changed since the last look; True when it woke one."""
-        asleep = [slot for slot in self._slots.values() if not slot.is_awake]
+        """Wake the jobs whose sources changed since the last look; True when it woke one.
+
+        A commit without rows is not listed: it may have changed the catalog. Where all commits are listed, none did.
+        """
         if version == self._looked:
             return False
-        looked, self._looked = self._looked, version
-        if not asleep:
-            return False
+        looked = self._looked
         commits = self._store.commits(looked, LOOK_MAX) if version > looked else []
+        self._looked = version
         is_all = version < looked or len(commits) >= LOOK_MAX  # a store that lost what was not synced, or one that is busy
+        if is_all or sum(commit.version <= version for commit in commits) != version - looked:
+            self._is_catalog_new = True
         changed = {table for commit in commits for table in commit.ranges}
+        asleep = [slot for slot in self._slots.values() if not slot.is_awake]
         woken = [slot for slot in asleep if is_all or not changed.isdisjoint(slot.runner.plan.source_tables)]
         for slot in woken:
             slot.is_awake = True
@@ -134,7 +139,7 @@ class Worker:
         waits = [max(slot.due_s - now, 0.0) for slot in self._slots.values() if slot.is_awake and slot.runner.job.refresh_s is not None]
         if waits:
             self._nap_s = 0.0
-            stop.wait(min(*waits, 0.02) if len(waits) > 1 else min(waits[0], 0.02))
+            stop.wait(min([*waits, 0.02]))  # not longer: a job that sleeps may have to be woken meanwhile
             return
         if self._store.await_version(version, IDLE_WAIT_S) == version or is_news:
             self._nap_s = 0.0
@@ -150,15 +155,18 @@ class Worker:
         generation = self._group.generation if self._group is not None else 0
         if not force and now - self._catalog_checked_s < CATALOG_CHECK_S and generation == self._generation:
             return
-        self._catalog_checked_s, self._generation = now, generation
-        version = self._store.version()
-        if version == self._catalog_version and self._group is None and not force:
-            return  # the catalog is part of what a version names
+        self._catalog_checked_s = now
+        if not force and not self._is_catalog_new and self._is_settled and generation == self._generation:
+            return
         jobs = load_jobs(self._store)
         ordered = sorted(jobs.values(), key=lambda job: (job.submitted_ms, job.name))
-        mine = set(jobs) if self._group is None else self._group.mine([job.name for job in ordered], set(self._slots))
+        mine = set(jobs)
+        if self._group is not None:
+            self._is_settled = self._group.is_settled  # asked first: a grace that ends in between is seen next time
+            mine = self._group.mine([job.name for job in ordered], set(self._slots))
         wanted = {name: job for name, job in jobs.items() if job.state == "RUNNING" and name in mine}
         tables = self._store.backend.tables()
+        self._generation, self._is_catalog_new = generation, False
         for name, slot in list(self._slots.items()):
             if wanted.get(name) != slot.runner.job or slot.runner.is_stale(tables):
                 self._slots.pop(name).runner.close()
@@ -166,7 +174,10 @@ class Worker:
         for name, job in wanted.items():
             if name not in self._slots and (job.refresh_s is not None or force):
                 self._start(name, job)
-        self._catalog_version = version
+
+    def _read_catalog_soon(self) -> None:
+        self._is_catalog_new = True
+        self._catalog_checked_s = -CATALOG_CHECK_S
 
     def _start(self, name: str, job: JobDescriptor) -> None:
         try:
@@ -174,7 +185,9 @@ class Worker:
             _log.info("job %s: runs here", name)
         except (ProgressConflict, StaleDefinition):
             _log.info("job %s: somebody else took it up; looking again", name)
+            self._is_catalog_new = True
         except RetriableError:
+            self._is_catalog_new = True
             raise
         except (FlashlakeError, duckdb.Error) as error:
             self._fail(job, error)
@@ -189,8 +202,7 @@ class Worker:
             return 0
         except StaleDefinition:
             self._slots.pop(name).runner.close()
-            self._catalog_checked_s = -CATALOG_CHECK_S
-            self._catalog_version = -1
+            self._read_catalog_soon()
             return 0
         except RetriableError as error:
             slot.retry_s = min(max(slot.retry_s * 2, 0.1), RETRY_S_MAX)
@@ -216,6 +228,7 @@ class Worker:
 
     def _fail(self, job: JobDescriptor, error: Exception) -> None:
         """Mark it, unless it has been stopped or upgraded meanwhile."""
+        self._is_catalog_new = True  # whatever becomes of it, it does not run here now
         stored = load_jobs(self._store).get(job.name)
         if stored is None or stored.epoch != job.epoch or stored.state != "RUNNING":
             return

@@ -72,6 +72,12 @@ class WorkerGroup:
         seat = self._seat
         return 0 if seat is None or time.monotonic() - seat.heard_s > SESSION_S else seat.generation
 
+    @property
+    def is_settled(self) -> bool:
+        """True when time alone will not change what this member runs: its grace is over, or there is no group without it."""
+        seat = self._seat
+        return seat is not None and time.monotonic() - seat.since_s >= GRACE_S and self.generation != 0
+
     def mine(self, jobs: Sequence[str], held: set[str]) -> set[str]:
         """The jobs that this member runs now. `held`: those that it runs already, which need no grace."""
         seat, now = self._seat, time.monotonic()
