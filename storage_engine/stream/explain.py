@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
+from storage_engine.stream.aggregates import Accumulator
 from storage_engine.stream.arrangement import Arrangement
 from storage_engine.stream.plan import (
     Aggregate,
@@ -160,5 +161,5 @@ def _reproducible(plan: JobPlan, nodes: list[Node]) -> list[str]:
     return lines or ["Reproducible: yes: the batch over the recorded offsets gives the same rows"]
 
 
-def _is_inexact(needs: tuple[object, ...]) -> bool:
-    return any(getattr(item, "kind", "") == "sum" and item.type.is_approximate for item in needs)
+def _is_inexact(needs: tuple[Accumulator, ...]) -> bool:
+    return any(item.kind == "sum" and item.type.is_approximate for item in needs)
