@@ -25,8 +25,10 @@ _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*)\}")
 def open_store(config: Config, url: str | None = None) -> Store:
     """The store named by `url`, else by store.url, else our running server, else the folder, opened in this process.
 
-    Errors: StoreLocked when another process has the folder and no server of ours answers; StoreUnavailable.
+    This process may run its functions from then on. Errors: StoreLocked when another process has the folder and no server of ours
+    answers; StoreUnavailable.
     """
+    use_functions(config)
     if url or config.store.url:
         return connect_as_project(config, url or config.store.url)
     if RunDir(config.services.run_dir).service("store").is_running:
@@ -57,7 +59,6 @@ def open_session(config: Config, store: Store) -> SqlSession:
     from storage_engine.stream.session import SqlSession
 
     engine: QueryEngine | None = None
-    use_functions(config)
 
     def query(text: str, **options: Any) -> object:
         nonlocal engine

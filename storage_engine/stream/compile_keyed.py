@@ -46,6 +46,7 @@ def touched(node: Sided, side: Side) -> str:
     sources: tuple[Side, ...] = node.sides
     if isinstance(node, DeltaJoin) and node.kind != "FULL" and (side is node.left or node.kind == "INNER"):
         sources = tuple(other for other in node.sides if other is not side)
+    is_costly = isinstance(node, DeltaJoin) and node.kind != "INNER"
     parts = []
     for source in sources:
         listed = ", ".join(f"{quoted(name)} AS __j{i}" for i, name in enumerate(source.on)) or "1 AS __one"
@@ -53,7 +54,7 @@ def touched(node: Sided, side: Side) -> str:
         if isinstance(node, DeltaJoin):  # a null joins nothing
             where = " WHERE " + " AND ".join(f"{quoted(name)} IS NOT NULL" for name in source.on)
         # a row that is taken back and comes again touches nothing: an aggregate sends such pairs, and a join may have much to read for them
-        body = _changes(source.node) if isinstance(node, DeltaJoin) and source.node.is_retracting else relation(source.node)
+        body = _changes(source.node) if is_costly and source.node.is_retracting else relation(source.node)
         parts.append(f"SELECT {listed} FROM ({body}){where}")
     return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)})"
 

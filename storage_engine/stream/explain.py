@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
+from storage_engine.stream.aggregates import Accumulator
 from storage_engine.stream.arrangement import Arrangement
 from storage_engine.stream.plan import (
     Aggregate,

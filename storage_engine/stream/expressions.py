@@ -184,9 +184,7 @@ class ExpressionBinder:
 
     def _in(self, node: exp.In) -> Value:
         if node.args.get("query") is not None:
-            raise self._refuse(
-                f"{text_of(node)}: a subquery in an expression cannot be kept incrementally", "Use a lookup join, or run it as batch."
-            )
+            raise self._refuse(f"{text_of(node)}: a subquery is not kept incrementally here", "Use it in WHERE, HAVING or the SELECT list.")
         value = self.bind(node.this)
         items = [self._text_as_time(self.bind(item), value) for item in node.expressions]
         listed = ", ".join(f"_{i + 1}" for i in range(len(items)))
@@ -355,9 +353,7 @@ class ExpressionBinder:
     def _subquery(self, node: exp.Expr) -> Value:
         if not self._strict:
             return self._pass_through(node)
-        raise self._refuse(
-            f"the subquery {text_of(node)} in an expression cannot be kept incrementally", "Use a lookup join, or run it as batch."
-        )
+        raise self._refuse(f"the subquery {text_of(node)} is not kept incrementally here", "Use it in WHERE, HAVING or the SELECT list.")
 
     def _window(self, node: exp.Window) -> Value:
         if not self._strict:

@@ -10,6 +10,7 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.aggregates import NAMES
 from storage_engine.stream.builtins import NONDETERMINISTIC, Value
+from storage_engine.stream.dialect import WINDOW_FUNCTIONS
 from storage_engine.stream.python_functions import FunctionDefinition, duckdb_name
 from storage_engine.stream.render import cast
 from storage_engine.stream.scalar_functions import SCALARS, WITH_SYNTAX
@@ -18,10 +19,14 @@ from storage_engine.stream.sqltypes import NULL, UNKNOWN, is_storable_as, parse_
 FUNCTION: Final = "function"
 """The key of a call's meta under which its definition is."""
 
+_OTHERS: Final = frozenset(
+    {"ROW_NUMBER", "RANK", "DENSE_RANK", "NTILE", "LAG", "LEAD", "GROUPING", "GROUPING_ID", "TABLE", "DESCRIPTOR", "UNNEST", "OPTIONS"}
+)
+
 
 def is_known_name(name: str) -> bool:
     """True for a name that SQL has already."""
-    return any(name.upper() in names for names in (SCALARS, WITH_SYNTAX, NAMES, NONDETERMINISTIC))
+    return any(name.upper() in names for names in (SCALARS, WITH_SYNTAX, NAMES, NONDETERMINISTIC, WINDOW_FUNCTIONS, _OTHERS))
 
 
 def mark_calls(tree: exp.Expr, find: Callable[[str], FunctionDefinition | None]) -> dict[str, FunctionDefinition]:

@@ -212,3 +212,34 @@ def test_a_query_over_a_changelog(store: Store, case: str, seed: int) -> None:
 def test_a_subquery_that_cannot_be_kept_is_refused_with_the_reason(store: Store, condition: str, reason: str) -> None:
     with pytest.raises(StatementRefused, match=reason):
         SqlSession(store).execute(f"{KEYED}; {BY_ID}; INSERT INTO db.s {ROWS.format(condition)}")
+
+
+def test_values_in_the_order_of_the_log_and_their_spread(store: Store) -> None:
+    """One bucket: rows come in the order of their ids."""
+    session = SqlSession(store)
+    session.execute(
+        f"""{EVENTS.partition(" WITH")[0].replace("WITH", "")};
+        CREATE TABLE db.s (shop BIGINT, a INT, b INT, c STRING, d STRING, n INT, sd INT, vp DECIMAL(38, 6), vs DOUBLE,
+          PRIMARY KEY (shop) NOT ENFORCED);
+        SET 'pipeline.name' = 'job'; INSERT INTO db.s SELECT shop, FIRST_VALUE(qty), LAST_VALUE(qty) FILTER (WHERE kind = 'a'),
+          LISTAGG(kind), STRING_AGG(CAST(id AS STRING), '|') FILTER (WHERE qty > 4), CARDINALITY(ARRAY_AGG(qty)), STDDEV_SAMP(qty),
+          VAR_POP(amount), VARIANCE(CAST(qty AS DOUBLE)) FROM db.events WHERE shop IS NOT NULL GROUP BY shop"""
+    )
+    oracle = """SELECT shop, first(qty ORDER BY id) FILTER (qty IS NOT NULL), last(qty ORDER BY id) FILTER (qty IS NOT NULL AND kind = 'a'),
+      string_agg(kind, ',' ORDER BY id), string_agg(id, '|' ORDER BY id) FILTER (qty > 4), count(*)::INT,
+      trunc(sqrt((sum(qty * qty)::BIGINT - sum(qty)::BIGINT * sum(qty)::BIGINT // count(qty)) // nullif(count(qty) - 1, 0)))::INT,
+      var_pop(amount)::DECIMAL(38, 6), var_samp(qty) FROM events WHERE shop IS NOT NULL GROUP BY shop"""
+    rng = random.Random(8)
+    events: list[dict[str, Any]] = []
+    worker = Worker(store, n_rows_max=11)
+    for _ in range(8):
+        batch = [event(rng, len(events) + i) for i in range(rng.randrange(1, 25))]
+        events += batch
+        store.table("db.events").append(event_table(batch))
+        if rng.random() < 0.6:
+            worker.run_until_idle()
+    worker.run_until_idle()
+    assert load_jobs(store)["job"].last_error == ""
+    rounded = [(*row[:-1], round(row[-1], 9) if row[-1] is not None else None) for row in sink_rows(store, "db.s")]
+    wanted = query_rows(oracle, events=event_table(events))
+    assert rounded == [(*row[:-1], round(row[-1], 9) if row[-1] is not None else None) for row in wanted]
