@@ -212,7 +212,10 @@ class Cleaner:
                 end = log.append([], upkeep.encode(upkeep.Removed([use.file.start for use in gone]))).end
                 files = log.release({use.file.start for use in gone})
         log.sync(end)
-        log.remove(files)
+        try:
+            log.remove(files)
+        except OSError as error:
+            _logger.warning("log files that hold nothing any more could not be removed, the next start does: %s", error)
         mover.stats.n_files_removed += len(gone)
         mover.stats.n_bytes_reclaimed += sum(use.n_bytes for use in gone)
 

@@ -30,7 +30,7 @@ from storage_engine.log.file_set import begins_with_state, files_of, gaps
 from storage_engine.log.format_file import FILE_NAME, read_format
 from storage_engine.log.frame import HEADER_BYTES, FrameHeader, FrameKind, parse_header
 from storage_engine.log.frame_index import BucketId, FrameIndex
-from storage_engine.log.log_file import FILE_HEADER_BYTES, LogFile, is_acknowledged
+from storage_engine.log.log_file import FILE_HEADER_BYTES, FrameMoved, LogFile, is_acknowledged
 from storage_engine.log.stored_frame import FrameLocation
 from storage_engine.schema.keys import encode_keys
 
@@ -345,8 +345,9 @@ class _Check:
                     kv = buckets.kv_until(bucket, frames.end_offset)
                     what = _wrong_rows(kv, buckets, bucket, table.n_buckets_of(bucket.name.partition))
                 except FlashlakeError as error:
-                    what = error.what
-                    kv = None
+                    what, kv = error.what, None
+                except FrameMoved as error:  # what says where its frames are now is damaged
+                    what, kv = f"frames of it are not where the log says: {error}", None
                 if what:
                     self.report.add("damage", f"{table.descriptor.name}, bucket {bucket.name}", -1, what, _COPY)
                 if kv is None:

@@ -150,7 +150,7 @@ class CommitLog:
             data = file.map()
             check_file_header(data, file.start, str(file.path))
             position = max(position, file.start + FILE_HEADER_BYTES)
-            durable = max(durable, file.start + FILE_HEADER_BYTES)
+            durable = max(durable, file.start)  # its header too may be of a file that could not be synced when it was begun
             stop = file.start + data.size if upto is None else min(file.start + data.size, int(upto))
             pending: list[tuple[FrameHeader, FrameLocation]] = []
             at = position

@@ -119,7 +119,7 @@ def test_a_fault_ends_the_round_and_loses_nothing(tmp_path: Path, operation: str
                 write(store, clock, n)
             disk.calls.clear()
             disk.fail = {(operation, nth): code}
-            with suppress(WriteFailed, OSError):
+            with suppress(WriteFailed):
                 backend_of(store).clean()
             n_faults += disk.n_faults
             require_commits(store, 8)

@@ -275,6 +275,38 @@ def test_a_backup_after_a_file_was_begun_for_a_commit_that_failed_can_be_restore
     assert ids_of(opened(disk, directory=Path("/restored"))) == expected
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_file_that_could_not_be_synced_when_it_was_begun_is_written_again_header_and_all(seed: int) -> None:
+    """It could not be removed either; the process is restarted and uses it; then the power goes."""
+    disk = SimulatedDisk(seed)
+    disk.make_directory(STORE)
+    disk.sync_directory(Path("/"))
+
+    def small() -> Store:
+        return wrap(EmbeddedBackend.open(STORE, disk=disk, maintenance=False, log_file_bytes_max=2048))
+
+    store = small()
+    store.execute(DDL)
+    n_files = len(disk.list(STORE / "log"))
+    written = []
+    for number in range(100):
+        disk.plan(Fault("error", 1, frozenset({"fdatasync"}), errno.EIO, FOR_EVER))  # the first one finishes the file before
+        disk.plan(Fault("error", 0, frozenset({"unlink"}), errno.EIO, FOR_EVER))
+        try:
+            put(store, number)
+        except WriteFailed:
+            break
+        disk.clear_plans()
+        written.append(number)
+    assert len(disk.list(STORE / "log")) > n_files
+    disk.restart("killed")
+    store = small()
+    put(store, 1000)
+    disk.restart("lost")
+
+    assert ids_of(small()) == [*written, 1000]
+
+
 def test_a_delete_that_finds_nothing_makes_no_partition(store: Store) -> None:
     gone = WriteOp("s.days", "delete", pa.table({"id": [1], "ds": ["d9"]}))
     more = WriteOp("s.log", "append", pa.table({"id": [1]}))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import storage_engine
+from storage_engine.engine.checkpointer import CheckpointPolicy
 from storage_engine.engine.fsck import check_store
 from storage_engine.errors import DamagedFrame, StoreLocked, UserError
 from storage_engine.log.frame import ALIGNMENT
+from tests.engine.cleaning import Clock, backend_of, log_files, small_files
+from tests.engine.cleaning import opened as cleaned_store
 from tests.engine.test_key_snapshots import ALWAYS, DDL, NEVER, answers, change, crash, opened, snapshots
 
 
@@ -48,6 +52,32 @@ def test_a_sound_store_has_no_findings_and_is_left_as_it_was(store_dir: Path) ->
         assert (report.version, report.n_tables) == (store.version(), 3)
         assert report.n_keys == store.table("k.items").count() + store.table("k.days").count()
     assert before.keys() == {path for path in store_dir.rglob("*") if path.is_file() and path.name != "LOCK"}
+
+
+def test_damage_to_what_says_where_cleaning_moved_frames_is_named(tmp_path: Path) -> None:
+    """The files that they were in are gone."""
+    clock = Clock()
+    with small_files(8192):
+        store = cleaned_store(
+            tmp_path / "s", clock, checkpoints=CheckpointPolicy(commits=3, rows=1 << 60, rows_at_close=1 << 60, is_inline=True)
+        )
+    store.execute(DDL)
+    for seed in range(3):
+        change(store, seed)
+    for _ in range(3):
+        clock.pass_ms(11 * 60_000)
+        backend_of(store).clean()
+        change(store, 4)
+    assert backend_of(store).cleaning().n_files_removed > 0
+    crash(store)
+    records = [(path, at.start()) for path in log_files(tmp_path / "s") for at in re.finditer(b'"u":"moved"', path.read_bytes())]
+    for path, offset in records:
+        flip(path, offset)
+        report = check_store(tmp_path / "s", keys=True)
+        flip(path, offset)
+        assert str(path) in {finding.file for finding in report.findings}
+    assert check_store(tmp_path / "s", keys=True).findings == []
+    assert len(records) > 3
 
 
 def test_a_crashed_store_is_sound(store_dir: Path) -> None:

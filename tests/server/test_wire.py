@@ -81,18 +81,27 @@ def test_a_commit_info_survives_the_wire():
     assert decode_commit_info(encode_commit_info(info)) == info
 
 
+@pytest.mark.parametrize("after", [None, 0, 8])
 @pytest.mark.parametrize("columns", [None, (), ("id", "name")])
-def test_a_commit_survives_the_wire_with_rows_columns_progress_and_write_id(columns):
+def test_a_commit_survives_the_wire_with_rows_columns_progress_and_write_id(columns, after):
     request = CommitRequest(
         ops=[WriteOp("a.b", "upsert", ROWS, columns), WriteOp("a.c", "append", ROWS.slice(1, 1))],
         progress=[Progress("job:x", {"a.b": {TableBucket("", 0): 4}}, expected={})],
-        write_id=WriteId("w", 9),
+        write_id=WriteId("w", 9, after),
     )
 
     arguments, tables, _ = encode_commit(request)
     call = decode_call(*assembled(encode_call(Call("commit", arguments, tables))))
 
     assert decode_commit(call.arguments, call.tables) == request
+
+
+@pytest.mark.parametrize("write_id", [[], ["w"], ["w", "1"], [1, 1], ["w", 1.5], ["w", 2, "1"], ["w", 3, 2, 1], "w", {"w": 1}, ["w", True]])
+def test_a_write_id_that_names_no_commit_is_refused(write_id):
+    arguments, tables, _ = encode_commit(CommitRequest())
+
+    with pytest.raises(errors.MalformedMessage):
+        decode_commit({**arguments, "write_id": write_id}, tables)
 
 
 def test_an_empty_commit_survives_the_wire():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +23,15 @@ Change = tuple[str, Row]
 _LOG = (Column("id", "BIGINT"), Column("note", "STRING"))
 _DAYS = (Column("id", "BIGINT", nullable=False), Column("ds", "STRING", nullable=False), Column("a", "BIGINT"), Column("s", "STRING"))
 _WAL = {"table.changelog.image": "wal"}
+DAY_MS = 24 * 3600 * 1000
+MOVED = ("moved", {})
+"""What a log holds where a row has left or entered a bucket because the table was rescaled: an offset that no reader sees."""
+KEPT_DAYS = 2
+_BY_DAY = {
+    "table.auto-partition.enabled": "true", "table.auto-partition.time-unit": "day", "table.auto-partition.time-zone": "UTC",
+    "table.auto-partition.num-retention": str(KEPT_DAYS), "table.auto-partition.late-rows": "drop",
+    "table.auto-partition.num-precreate": "0",
+}  # fmt: skip
 
 
 def _pk(engine: str, name: str, n_buckets: int = 2, **options: str) -> TableDescriptor:
@@ -33,6 +43,9 @@ KINDS: dict[str, TableDescriptor] = {
     "t.parts": TableDescriptor(
         "t.parts", (*_LOG, Column("ds", "STRING")), partition_keys=("ds",), bucket_keys=("id",), n_buckets=2,
         options={"table.log.arrow.compression.type": "ZSTD"},
+    ),
+    "t.late": TableDescriptor(
+        "t.late", (*_LOG, Column("ds", "STRING")), partition_keys=("ds",), bucket_keys=("id",), n_buckets=2, options=_BY_DAY
     ),
     "t.last": _pk("last_row", "last"),
     "t.last_wal": _pk("last_row", "last_wal", **_WAL),
@@ -56,22 +69,34 @@ class Refused(Exception):
 
 @dataclass
 class Op:
-    """Rows for one table, as plain values; `targets` are the columns of a partial update or delete."""
+    """Rows for one table, as plain values; `targets` are the columns of a partial update or delete.
+
+    encoded  an append goes as a client sends it: "now", in the columns of now, or "before", in those the table had when it was made
+    """
 
     table: str
     kind: str
     rows: list[Row]
     targets: list[str] | None = None
+    encoded: str = ""
 
 
 @dataclass
 class ModelTable:
-    """A table: per bucket its log of (change type, row), and per partition its rows by key."""
+    """A table: per bucket its log of (change type, row), and per partition its rows by key.
+
+    times     per bucket, when each entry of its log was committed, at the latest (ms)
+    counts    buckets of the partitions whose rows have not moved yet to as many as the table has
+    n_late    rows left out because their day is past keeping
+    """
 
     descriptor: TableDescriptor
     logs: dict[TableBucket, list[Change]] = field(default_factory=dict)
     partitions: dict[str, NaiveTable | None] = field(default_factory=dict)
     last_id: int = 0
+    times: dict[TableBucket, list[int]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    n_late: int = 0
 
     @property
     def rows(self) -> list[Row]:
@@ -79,7 +104,18 @@ class ModelTable:
 
     def copy(self) -> ModelTable:
         partitions = {name: None if naive is None else _copied(naive) for name, naive in self.partitions.items()}
-        return ModelTable(self.descriptor, {bucket: list(log) for bucket, log in self.logs.items()}, partitions, self.last_id)
+        logs = {bucket: list(log) for bucket, log in self.logs.items()}
+        times = {bucket: list(log) for bucket, log in self.times.items()}
+        return ModelTable(self.descriptor, logs, partitions, self.last_id, times, dict(self.counts), self.n_late)
+
+    def n_buckets_of(self, partition: str) -> int:
+        return self.counts.get(partition, self.descriptor.n_buckets)
+
+    def stamp(self, now_ms: int) -> None:
+        """What the logs have got since the last call was committed by now."""
+        for bucket, log in self.logs.items():
+            times = self.times.setdefault(bucket, [])
+            times += [now_ms] * (len(log) - len(times))
 
     def log(self, bucket: TableBucket) -> list[Change]:
         return self.logs.setdefault(bucket, [])
@@ -94,18 +130,23 @@ class Model:
     progress: dict[str, Progress] = field(default_factory=dict)
     writers: dict[str, tuple[int, int]] = field(default_factory=dict)
     objects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
+    """The greatest sequence of a writer, of commits that changed nothing too: the store may have forgotten those or not."""
+    now_ms: int = 0
 
     def copy(self) -> Model:
         """A model that changes on its own. Rows are never changed in place, so that they can be shared."""
         tables = {name: model.copy() for name, model in self.tables.items()}
-        return Model(self.version, tables, dict(self.progress), dict(self.writers), dict(self.objects))
+        return Model(self.version, tables, dict(self.progress), dict(self.writers), dict(self.objects), dict(self.used), self.now_ms)
 
     # commits
 
     def commit(self, ops: Sequence[Op], progress: Sequence[Progress] = (), write_id: WriteId | None = None) -> None:
         """Apply one transaction. A repeated write, and one that changes nothing, leaves everything as it is."""
-        if write_id is not None and write_id.sequence <= self.writers.get(write_id.writer, (-1, 0))[0]:
-            return
+        if write_id is not None:
+            if write_id.sequence <= self.writers.get(write_id.writer, (-1, 0))[0]:
+                return
+            self.used[write_id.writer] = max(write_id.sequence, self.used.get(write_id.writer, 0))
         for item in progress:
             recorded = self.progress.get(item.owner)
             if item.expected is not None and _plain(item.expected) != _plain(recorded.offsets if recorded else {}):
@@ -116,9 +157,14 @@ class Model:
             return
         for item in progress:
             self.progress[item.owner] = Progress(item.owner, kept[item.owner], None, item.detail)
-        self.version += 1
+        self._advance()
         if write_id is not None:
             self.writers[write_id.writer] = (write_id.sequence, self.version)
+
+    def _advance(self) -> None:
+        self.version += 1
+        for model in self.tables.values():
+            model.stamp(self.now_ms)
 
     def _live(self, name: str, offsets: Mapping[TableBucket, int]) -> dict[TableBucket, int]:
         """The offsets that are recorded: those of partitions, and of a table, that are there after the transaction."""
@@ -131,35 +177,50 @@ class Model:
     def _apply(self, op: Op) -> bool:
         model = self.tables[op.table]
         changed = False
-        for bucket, rows in self._split(model.descriptor, op.rows):
-            if op.kind == "append":
+        for bucket, rows in self._split(model, op.rows):
+            if self._is_late(model, bucket.partition):
+                model.n_late += len(rows)
+                changed = True
+            elif op.kind == "append":
                 model.partitions.setdefault(bucket.partition, None)
                 model.log(bucket).extend(("+A", _whole(model.descriptor, row)) for row in rows)
                 changed = True
-                continue
-            naive = model.partitions.get(bucket.partition) or NaiveTable(model.descriptor)
-            naive.descriptor, naive.last_id = model.descriptor, model.last_id
-            if op.kind == "upsert" and op.targets is None:
-                rows = [_whole(model.descriptor, row) for row in rows]
-            net = naive.upsert(rows, op.targets) if op.kind == "upsert" else naive.delete(rows, op.targets)
-            if net:  # a delete that finds nothing makes no partition
-                model.partitions[bucket.partition] = naive
-            model.last_id = naive.last_id
-            model.log(bucket).extend(change for changes in net.values() for change in changes)
-            changed = changed or bool(net)
+            else:
+                changed = self._change(model, bucket, rows, op) or changed
         return changed
 
-    def _split(self, descriptor: TableDescriptor, rows: list[Row]) -> list[tuple[TableBucket, list[Row]]]:
+    def _is_late(self, model: ModelTable, partition: str) -> bool:
+        if "table.auto-partition.enabled" not in model.descriptor.options:
+            return False
+        day = datetime.strptime(partition, "%Y%m%d").replace(tzinfo=UTC)
+        return day.timestamp() * 1000 // DAY_MS < self.now_ms // DAY_MS - KEPT_DAYS
+
+    def _change(self, model: ModelTable, bucket: TableBucket, rows: list[Row], op: Op) -> bool:
+        naive = model.partitions.get(bucket.partition) or NaiveTable(model.descriptor)
+        naive.descriptor, naive.last_id = model.descriptor, model.last_id
+        if op.kind == "upsert" and op.targets is None:
+            rows = [_whole(model.descriptor, row) for row in rows]
+        net = naive.upsert(rows, op.targets) if op.kind == "upsert" else naive.delete(rows, op.targets)
+        if net:  # a delete that finds nothing makes no partition
+            model.partitions[bucket.partition] = naive
+        model.last_id = naive.last_id
+        model.log(bucket).extend(change for changes in net.values() for change in changes)
+        return bool(net)
+
+    def _split(self, model: ModelTable, rows: list[Row]) -> list[tuple[TableBucket, list[Row]]]:
         """Rows by bucket: partitions in the order they first appear, then buckets; rows in their order."""
         if not rows:
             return []
+        descriptor = model.descriptor
         names = descriptor.bucket_keys or descriptor.column_names[:1]
         keys = pa.table({name: pa.array([row[name] for row in rows], descriptor.column(name).arrow.type) for name in names})
-        numbers = bucket_of_rows(descriptor, keys, descriptor.n_buckets, self.version + 1).tolist()
+        counts = {descriptor.n_buckets, *model.counts.values()}
+        numbers = {n: bucket_of_rows(descriptor, keys, n, self.version + 1).tolist() for n in counts}
         partition_of = [row[descriptor.partition_keys[0]] if descriptor.partition_keys else "" for row in rows]
         order = {partition: at for at, partition in enumerate(dict.fromkeys(partition_of))}
         groups: dict[tuple[int, int], list[Row]] = {}
-        for row, partition, number in zip(rows, partition_of, numbers, strict=True):
+        for at, (row, partition) in enumerate(zip(rows, partition_of, strict=True)):
+            number = numbers[model.n_buckets_of(partition)][at]
             groups.setdefault((order[partition], number), []).append(row)
         known = list(order)
         return [(TableBucket(known[at], number), groups[at, number]) for at, number in sorted(groups)]
@@ -194,12 +255,54 @@ class Model:
         self._forget_progress(name, None)
         self.version += 1
 
+    def add_partition(self, name: str, partition: str) -> None:
+        model = self.tables[name]
+        if partition in model.partitions:
+            raise Refused("AlreadyExists")
+        model.partitions[partition] = None
+        self.version += 1
+
+    def rescale(self, name: str, n_buckets: int) -> list[Model]:
+        """Another number of buckets: one commit for the table, then one for each partition of a primary-key table. The model after each."""
+        model = self.tables[name]
+        stages = []
+        if n_buckets != model.descriptor.n_buckets:
+            if model.descriptor.has_primary_key:
+                names = list(model.partitions) if model.descriptor.partition_keys else [""]
+                counts = {partition: model.n_buckets_of(partition) for partition in names}
+                model.counts = {partition: n for partition, n in counts.items() if n != n_buckets}
+            model.descriptor = replace(model.descriptor, n_buckets=n_buckets)
+            self._advance()
+            stages.append(self.copy())
+        while model.counts:
+            partition = min(model.counts)
+            self._move(model, partition)
+            del model.counts[partition]
+            self._advance()
+            stages.append(self.copy())
+        return stages
+
+    def _move(self, model: ModelTable, partition: str) -> None:
+        naive = model.partitions.get(partition)
+        rows = list(naive.rows.values()) if naive else []
+        if not rows:
+            return
+        descriptor = model.descriptor
+        keys = pa.table({n: pa.array([row[n] for row in rows], descriptor.column(n).arrow.type) for n in descriptor.bucket_keys})
+        ways = [bucket_of_rows(descriptor, keys, n).tolist() for n in (model.counts[partition], descriptor.n_buckets)]
+        for way in zip(*ways, strict=True):
+            if way[0] != way[1]:
+                for number in way:
+                    model.log(TableBucket(partition, number)).append(MOVED)
+
     def drop_partition(self, name: str, partition: str) -> None:
         model = self.tables[name]
         if partition not in model.partitions:
             raise Refused("InvalidPartition")
         del model.partitions[partition]
         model.logs = {bucket: log for bucket, log in model.logs.items() if bucket.partition != partition}
+        model.times = {bucket: times for bucket, times in model.times.items() if bucket.partition != partition}
+        model.counts.pop(partition, None)
         self._forget_progress(name, partition)
         self.version += 1
 

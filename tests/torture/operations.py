@@ -1,7 +1,8 @@
 """What a workload may do to a store: each kind of operation draws plain arguments, runs them on the store, and applies them to the model.
 
-Add a kind with @operation: `draw` returns arguments (plain values: they are printed when a seed fails), `run` does at most one commit
-and raises what the store raises, `apply` says what a store that did it holds. An operation on a table that is not there is skipped.
+Add a kind with operation(): `draw` returns arguments (plain values: they are printed when a seed fails), `run` does it and raises what
+the store raises, `apply` says what a store that did it holds; `stages` of one with several commits: the model after each of them.
+An operation on a table that is not there is skipped.
 Readers (`apply` None) compare what the store answers with the model themselves.
 """
 
@@ -17,9 +18,11 @@ import pyarrow as pa
 
 from storage_engine import Progress, TableBucket, TableDescriptor, WriteId, WriteOp
 from storage_engine.api import CommitRequest
+from storage_engine.client.encoding import encode_append
+from storage_engine.errors import FlashlakeError, WriteFailed
 from storage_engine.schema.descriptor import Column
 from tests.kv.model import Row, bitmap, bitmap64, money
-from tests.torture.model import KINDS, Model, Op
+from tests.torture.model import DAY_MS, KINDS, Model, Op
 
 if TYPE_CHECKING:
     from tests.torture.harness import World
@@ -41,19 +44,32 @@ class Kind:
     draw: Callable[[Chance, list[str]], Args | None]
     run: Callable[[World, Args], None]
     apply: Callable[[Model, Args], None] | None
+    stages: Callable[[Model, Args], list[Model]] | None = None
 
 
 REGISTRY: dict[str, Kind] = {}
 
 
-def operation(name: str, weight: int, draw: Any, run: Any, apply: Any = None) -> None:
+def operation(name: str, weight: int, draw: Any, run: Any, apply: Any = None, stages: Any = None) -> None:
     """Register a kind of operation; of two kinds, one with twice the weight is drawn twice as often."""
     assert name not in REGISTRY, f"{name} is there already"
-    REGISTRY[name] = Kind(weight, draw, run, apply)
+    REGISTRY[name] = Kind(weight, draw, run, apply, stages)
+
+
+def _last_of(stages: Callable[[Model, Args], list[Model]]) -> Callable[[Model, Args], None]:
+    """What is left when all commits of an operation are done."""
+
+    def apply(model: Model, args: Args) -> None:
+        for stage in stages(model.copy(), args):
+            vars(model).update(vars(stage))
+
+    return apply
 
 
 # rows
 
+DAYS = ("20231106", "20231110", "20231112", "20231113", "20231114", "20231115", "20231123", "20231124")
+"""Around the day on which the clock begins, and the days that it jumps to."""
 _BY_TYPE: dict[str, Callable[[Chance], Any]] = {
     "BIGINT": lambda chance: chance.randint(-3, 3),
     "INT": lambda chance: chance.randint(-3, 3),
@@ -83,6 +99,8 @@ def draw_rows(chance: Chance, descriptor: TableDescriptor, names: list[str] | No
 
 
 def _value(chance: Chance, descriptor: TableDescriptor, column: Column) -> Any:
+    if descriptor.name == "t.late" and column.name == "ds":
+        return chance.choice(DAYS)
     if column.name == descriptor.auto_increment_column:
         return None
     routing = (*descriptor.primary_key, *descriptor.partition_keys, *descriptor.bucket_keys)
@@ -95,7 +113,7 @@ def draw_op(chance: Chance, table: str) -> Op:
     """An append, upsert, delete, or partial update or delete that fits the table."""
     descriptor = KINDS[table]
     if not descriptor.has_primary_key:
-        return Op(table, "append", draw_rows(chance, descriptor))
+        return Op(table, "append", draw_rows(chance, descriptor), encoded=chance.choice(["", "", "now", "before"]))
     keys = list(descriptor.primary_key)
     serial = descriptor.auto_increment_column
     others = [name for name in descriptor.column_names if name not in keys and name != serial]
@@ -135,7 +153,8 @@ def _draw_commit(chance: Chance, tables: list[str]) -> Args:
 
 def _buckets(chance: Chance, table: str) -> list[TableBucket]:
     descriptor = KINDS[table]
-    return [TableBucket(chance.choice(["d1", "d2"]) if descriptor.partition_keys else "", n) for n in range(descriptor.n_buckets)]
+    names = DAYS[3:5] if table == "t.late" else ("d1", "d2")
+    return [TableBucket(chance.choice(names) if descriptor.partition_keys else "", n) for n in range(descriptor.n_buckets)]
 
 
 def _commit_values(model: Model, args: Args) -> tuple[list[Op], list[Progress], WriteId | None]:
@@ -150,14 +169,25 @@ def _commit_values(model: Model, args: Args) -> tuple[list[Op], list[Progress], 
     if args["writer"]:
         writer, which = args["writer"]
         last = model.writers.get(writer, (0, 0))[0]
-        write_id = WriteId(writer, last + (which == "next"))
+        is_again = which == "again" and last > 0
+        write_id = WriteId(writer, last if is_again else max(last, model.used.get(writer, 0)) + 1)
     return [op for op in args["ops"] if op.table in model.tables], progress, write_id
 
 
+def _request(world: World, model: Model, args: Args) -> CommitRequest:
+    ops, progress, write_id = _commit_values(model, args)
+    requests = []
+    for op in ops:
+        request = request_op(model.tables[op.table].descriptor, op)
+        if op.encoded:
+            descriptor = world.known(op.table, is_now=op.encoded == "now")
+            request = encode_append(descriptor, request.rows.select(descriptor.column_names))
+        requests.append(request)
+    return CommitRequest(tuple(requests), tuple(progress), write_id)
+
+
 def _run_commit(world: World, args: Args) -> None:
-    ops, progress, write_id = _commit_values(world.model, args)
-    requests = tuple(request_op(world.model.tables[op.table].descriptor, op) for op in ops)
-    world.store.commit(CommitRequest(requests, tuple(progress), write_id))
+    world.store.commit(_request(world, world.model, args))
 
 
 def _apply_commit(model: Model, args: Args) -> None:
@@ -166,6 +196,45 @@ def _apply_commit(model: Model, args: Args) -> None:
 
 
 operation("commit", 60, _draw_commit, _run_commit, _apply_commit)
+
+
+def _draw_pipeline(chance: Chance, tables: list[str]) -> Args:
+    commits = [_draw_commit(chance, tables) for _ in range(chance.choice([2, 3, 5]))]
+    for commit in commits:
+        commit["progress"] = None
+    return {"commits": commits, "in_flight": chance.choice([2, 3, 8]), "look": [chance.random() < 0.4 for _ in commits]}
+
+
+def _pipeline_stages(model: Model, args: Args) -> list[Model]:
+    stages = []
+    for commit in args["commits"]:
+        _apply_commit(model, commit)
+        stages.append(model.copy())
+    return stages
+
+
+def _run_pipeline(world: World, args: Args) -> None:
+    """Commits that share a sync, and lookups that see them before it: what a lookup answers is durable then."""
+    stages = [world.model, *_pipeline_stages(world.model.copy(), args)]
+    stream = world.store.commit_stream(args["in_flight"])
+    failure = None
+    try:
+        for number, commit in enumerate(args["commits"]):
+            stream.send(_request(world, stages[number], commit))
+            if args["look"][number]:
+                world.look(commit["ops"][0].table, stages[: number + 2])
+    except FlashlakeError as error:
+        failure = error
+    try:
+        stream.finish()
+    except WriteFailed:
+        stream.close()
+        raise
+    if failure is not None:
+        raise failure
+
+
+operation("pipeline", 12, _draw_pipeline, _run_pipeline, _last_of(_pipeline_stages), _pipeline_stages)
 
 
 def _with_keys(tables: list[str], *kinds: str) -> list[str]:
@@ -212,6 +281,9 @@ def _draw_partition(chance: Chance, tables: list[str]) -> Args | None:
     return {"table": chance.choice(fitting), "partition": chance.choice(["d1", "d2", "d3"])} if fitting else None
 
 
+operation("add_partition", 3, _draw_partition,
+          lambda world, args: world.store.create_partition(args["table"], args["partition"], if_not_exists=False),
+          lambda model, args: model.add_partition(args["table"], args["partition"]))  # fmt: skip
 operation("drop_partition", 4, _draw_partition,
           lambda world, args: world.store.drop_partition(args["table"], args["partition"], if_exists=False),
           lambda model, args: model.drop_partition(args["table"], args["partition"]))  # fmt: skip
@@ -232,6 +304,21 @@ def _run_add_column(world: World, args: Args) -> None:
 
 
 operation("add_column", 3, _draw_column, _run_add_column, lambda model, args: model.add_column(args["table"], _new_column(model, args)))
+
+
+def _draw_rescale(chance: Chance, tables: list[str]) -> Args:
+    return {"table": chance.choice(tables), "n_buckets": chance.randint(1, 4)}
+
+
+def _run_rescale(world: World, args: Args) -> None:
+    world.store.alter_table(world.known(args["table"], is_now=True).with_options(n_buckets=args["n_buckets"]))
+
+
+def _rescale_stages(model: Model, args: Args) -> list[Model]:
+    return model.rescale(args["table"], args["n_buckets"])
+
+
+operation("rescale", 4, _draw_rescale, _run_rescale, _last_of(_rescale_stages), _rescale_stages)
 operation("put_object", 2,
           lambda chance, tables: {"name": chance.choice("ab"), "value": chance.choice([None, {"sql": "SELECT 1"}, {"n": 2}])},
           lambda world, args: world.store.put_object("view", args["name"], args["value"]),
@@ -253,4 +340,6 @@ operation("backup", 3, lambda chance, tables: {"links": chance.random() < 0.7}, 
 # lives
 
 
+operation("pass_time_and_clean", 7, lambda chance, tables: {"ms": chance.choice([0, 700_000, 700_000, DAY_MS, 9 * DAY_MS])},
+          lambda world, args: world.pass_time_and_clean(args["ms"]))  # fmt: skip
 operation("close_and_reopen", 5, lambda chance, tables: {}, lambda world, args: world.close_and_reopen())
