@@ -56,10 +56,11 @@ class JobRunner:
             work = next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._n_rows_max)
         if work.n_rows == 0:
             return 0
-        inputs = {source_name(scan): self._read(scan, work) for scan in self._scans}
-        outcome = self._executor.run(inputs, StoreReader(self._store, work))
-        read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
-        detail = self._advanced_detail(work, sum(read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
+        read = {scan.id: self._read(scan, work) for scan in self._scans}
+        inputs = {source_name(scan): read[scan.id] for scan in self._scans}
+        outcome = self._executor.run(inputs, StoreReader(self._store, work, read))
+        n_read = {scan.table.name: read[scan.id].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
+        detail = self._advanced_detail(work, sum(n_read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:
             self._store.commit(outcome.ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
