@@ -19,6 +19,10 @@ CHANGES = [
     ("unique_visitors", "`user_mapping`", "`user_mapping_table`", "the table is created under this name"),
     ("unique_visitors", "% N ", "% ${N} ", "the article's N is a number to be configured"),
     ("unique_visitors", "/ N)", "/ ${N})", "as above"),
+    (
+        "unique_visitors", "OPTIONS('lookup.cache'", "OPTIONS('lookup.insert-if-not-exists' = 'true', 'lookup.cache'",
+        "a user whom the mapping job has not met yet has no id, and a null is no key",
+    ),
 ]
 """Scenario, what is printed, what runs instead, why."""
 
