@@ -13,6 +13,8 @@ import numpy as np
 
 TICK_S = 0.02
 """Seconds between two writes: what an application's own batching would add."""
+WARM_UP_S = 5.0
+"""Seconds of events that are sent and compared, but not part of the latency."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,7 @@ class Pace:
 
     rate: float
     started_ns: int
+    first: int
     n_sent: int
     seconds: float
     cpu_seconds: float
@@ -28,6 +31,11 @@ class Pace:
     def due_ms(self, numbers: np.ndarray) -> np.ndarray:
         """Milliseconds since 1970 at which events were due, by number. Shapes: (n,) -> (n,)."""
         return self.started_ns / 1e6 + numbers * (1000.0 / self.rate)
+
+    def warm(self, numbers: np.ndarray, arrived_ms: np.ndarray) -> np.ndarray:
+        """Milliseconds from due to arrival of the events after the first seconds, in which processes still load. Shapes: (n,) -> (m,)."""
+        due = self.due_ms(numbers)
+        return (arrived_ms - due)[numbers - self.first >= min(WARM_UP_S * self.rate, self.n_sent / 2)]
 
     @property
     def achieved(self) -> float:
@@ -65,4 +73,4 @@ def send(
         if pause > 0 and sent < n_events:
             time.sleep(min(pause, TICK_S))
     origin_ns = started_ns - int(first / rate * 1e9)
-    return Pace(rate, origin_ns, n_events, time.monotonic() - began, time.thread_time() - cpu)
+    return Pace(rate, origin_ns, first, n_events, time.monotonic() - began, time.thread_time() - cpu)

@@ -35,7 +35,7 @@ class Options:
 
 @dataclass
 class Report:
-    """One scenario's outcome. latencies_ms: what is measured -> milliseconds per event; facts: other figures, with their unit in the name."""
+    """One scenario's outcome. latencies_ms: what is measured -> milliseconds per event; facts: other figures, named with their unit."""
 
     scenario: str
     n_events: int = 0
@@ -82,4 +82,9 @@ class Report:
 
 def machine() -> dict[str, Any]:
     """What it was measured on."""
-    return {"cores": len(os.sched_getaffinity(0)), "machine": platform.machine(), "kernel": platform.release(), "python": platform.python_version()}
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import datetime
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_events_are_the_same_however_they_are_cut() -> None:
 
     def joined(history: History, steps: list[int]) -> list[pa.Table]:
         cuts = np.cumsum([0, *steps]).tolist()
-        batches = [history.batch(start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        batches = [history.batch(start, stop) for start, stop in itertools.pairwise(cuts)]
         names = ("visits", "gone_visits", "orders", "gone_orders")
         return [pa.concat_tables([getattr(batch, name) for batch in batches]).drop_columns(["ds"]) for name in names]
 
@@ -89,7 +90,9 @@ def test_a_row_names_the_events_that_made_it() -> None:
     history = small_history(2)
     for start in range(0, 20_000, 500):
         batch = history.batch(start, start + 500)
-        placed = batch.orders.filter(pa.compute.is_in(batch.orders["order_id"], pa.array([f"o{n // 5}" for n in range(start, start + 500)])))
+        placed = batch.orders.filter(
+            pa.compute.is_in(batch.orders["order_id"], pa.array([f"o{n // 5}" for n in range(start, start + 500)]))
+        )
         visits = history.visit_event(
             np.array([int(user[1:]) for user in batch.visits["user_id"].to_pylist()]), batch.visits["pv"].to_numpy()
         )

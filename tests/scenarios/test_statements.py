@@ -20,7 +20,9 @@ CHANGES = [
     ("unique_visitors", "% N ", "% ${N} ", "the article's N is a number to be configured"),
     ("unique_visitors", "/ N)", "/ ${N})", "as above"),
     (
-        "unique_visitors", "OPTIONS('lookup.cache'", "OPTIONS('lookup.insert-if-not-exists' = 'true', 'lookup.cache'",
+        "unique_visitors",
+        "OPTIONS('lookup.cache'",
+        "OPTIONS('lookup.insert-if-not-exists' = 'true', 'lookup.cache'",
         "a user whom the mapping job has not met yet has no id, and a null is no key",
     ),
 ]

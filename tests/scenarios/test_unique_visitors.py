@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def test_both_paths_equal_the_exact_count_at_every_stop(tmp_path: Path) -> None:
     events = Events(6, n_users=20_000, day=DAY)
     seen = Seen(events)
     stops = np.linspace(0, int(MINUTE_EVENTS * 1.2), 5).astype(int).tolist()  # two minutes of event time
-    for number, (begin, end) in enumerate(zip(stops, stops[1:], strict=False)):
+    for number, (begin, end) in enumerate(itertools.pairwise(stops)):
         with storage_engine.connect((tmp_path / "store").as_uri(), sync="none", now_ms=lambda: now_ms) as store:  # each time anew
             session = SqlSession(store, query=QueryEngine(store, tmp_path / "lake", spill_dir=tmp_path / "spill").query)
             if number == 0:

@@ -46,7 +46,9 @@ class Events:
         self.pages = low_below(bits["page"], len(PAGES))
         self.is_canary = high_above(bits["canary"], CANARY)
         named = {"col1": PAGES, "col2": CLIENTS, "col3": EVENTS, "col4": CITIES}
-        drawn = zip(named.items(), (self.pages, *(low_below(bits[name], n) for name, n in (("client", 3), ("event", 5), ("city", 8)))), strict=True)
+        drawn = zip(
+            named.items(), (self.pages, *(low_below(bits[name], n) for name, n in (("client", 3), ("event", 5), ("city", 8)))), strict=True
+        )
         self._pool = {column: pa.array(names).take(pa.array(values)) for (column, names), values in drawn}
         for number in range(8, N_COLUMNS + 1):
             words = pa.array([f"c{number}_{word:05x}" for word in range(512)])

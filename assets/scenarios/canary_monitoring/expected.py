@@ -12,12 +12,15 @@ from assets.scenarios.canary_monitoring.events import CORE, POOL, Events
 
 CUBE_COLUMNS = ["ds", "mm", "gid", "col1", "col2", "col3", "col4", "pv", "failed", "cost_ms"]
 ALERT_COLUMNS = [*CUBE_COLUMNS[:7], "canary_pv", "canary_failed", "base_pv", "base_failed"]
-_CUBE = """SELECT ds, col5 AS mm, grouping_id(col1, col2, col3, col4)::BIGINT AS gid, coalesce(col1, 'ALL') AS col1, coalesce(col2, 'ALL') AS col2, coalesce(col3, 'ALL') AS col3,
-  coalesce(col4, 'ALL') AS col4, count(*) AS pv, sum(col7)::BIGINT AS failed, sum(col6)::BIGINT AS cost_ms
+_CUBE = """SELECT ds, col5 AS mm, grouping_id(col1, col2, col3, col4)::BIGINT AS gid, coalesce(col1, 'ALL') AS col1,
+  coalesce(col2, 'ALL') AS col2, coalesce(col3, 'ALL') AS col3, coalesce(col4, 'ALL') AS col4,
+  count(*) AS pv, sum(col7)::BIGINT AS failed, sum(col6)::BIGINT AS cost_ms
   FROM events WHERE canary = {flag} GROUP BY ds, col5, CUBE (col1, col2, col3, col4)"""
 _Z = "(c.failed / c.pv - b.failed / b.pv) / sqrt(p * (1 - p) * (1 / c.pv + 1 / b.pv))"
-_ALERTS = f"""SELECT ds, mm, gid, col1, col2, col3, col4, c.pv AS canary_pv, c.failed AS canary_failed, b.pv AS base_pv, b.failed AS base_failed
-  FROM gray c JOIN base b USING (ds, mm, gid, col1, col2, col3, col4), LATERAL (SELECT (c.failed + b.failed) / (c.pv + b.pv) AS p)
+_ALERTS = f"""SELECT ds, mm, gid, col1, col2, col3, col4,
+  c.pv AS canary_pv, c.failed AS canary_failed, b.pv AS base_pv, b.failed AS base_failed
+  FROM gray c JOIN base b USING (ds, mm, gid, col1, col2, col3, col4),
+  LATERAL (SELECT (c.failed + b.failed) / (c.pv + b.pv) AS p)
   WHERE c.pv >= 30 AND c.failed / c.pv - b.failed / b.pv >= 0.02 AND p > 0 AND p < 1 AND {_Z} >= 6"""
 
 

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from assets.scenarios.canary_monitoring.events import CORE, MINUTE_EVENTS, MINUTE_NAMES, PAGES, POOL, Events, broken_page, is_broken
 from assets.scenarios.canary_monitoring.expected import ALERT_COLUMNS, CUBE_COLUMNS, expected
 from assets.scenarios.comparing import Check, compare, require
+from assets.scenarios.counted import arrivals
 from assets.scenarios.following import Follower, Received
 from assets.scenarios.pacing import Pace, send
 from assets.scenarios.report import Options, Report
@@ -28,7 +29,6 @@ GRAY_CUBE, BASE_CUBE, ALERTS = "db.ads_gray_monitoring_permm_ri", "db.ads_base_m
 READ = [*CORE, "args", "ds"]
 """The 30 columns that the monitoring statement reads."""
 LAKE_FRESHNESS = "15s"
-WARM_UP_S = 5.0
 _GROUPING = ["col1", "col2", "col3", "col4"]
 
 
@@ -115,7 +115,9 @@ def check_lake(stage: Stage, events: Events, n_events: int) -> Check:
     """The log's rows in Delta, as sums over all of them: 95 columns by their number of rows, durations and failures per minute."""
     con = connect_delta()
     path = table_path(stage.lake, LOG)
-    per_minute = "SELECT col5 AS mm, count(*) AS n, sum(col6)::BIGINT AS cost, sum(col7)::BIGINT AS failed, count(args) AS args FROM {} GROUP BY mm"
+    per_minute = (
+        "SELECT col5 AS mm, count(*) AS n, sum(col6)::BIGINT AS cost, sum(col7)::BIGINT AS failed, count(args) AS args FROM {} GROUP BY mm"
+    )
     found = con.execute(per_minute.format(f"delta_scan('{path}')")).to_arrow_table()
     minutes, cost, failed = events.measures(0, n_events)
     right = pa.table({"col5": MINUTE_NAMES.take(pa.array(minutes)), "col6": cost, "col7": failed.astype(np.int64), "args": minutes})
@@ -128,20 +130,10 @@ def latencies_of_cells(events: Events, pace: Pace, received: list[Received]) -> 
     """Milliseconds from when a canary event was due until the cube's cell of all pages that counts it was received."""
     numbers = np.arange(pace.n_sent)
     canary = numbers[events.is_canary[numbers % POOL]]
-    minutes = canary // MINUTE_EVENTS
-    wanted = minutes * SPAN + np.arange(len(canary)) - np.searchsorted(minutes, minutes) + 1
     rows, at_ms = _new_rows(received)
     is_total = np.logical_and.reduce([pc.equal(rows[name], "ALL").to_numpy() for name in _GROUPING])
-    have = (_minutes(rows) * SPAN + rows["pv"].to_numpy())[is_total]
-    by_count = np.argsort(have, kind="stable")
-    place = np.searchsorted(have[by_count], wanted)
-    assert np.all(place < len(have)), "a canary event was never counted"
-    due = pace.due_ms(canary)
-    return (at_ms[is_total][by_count[place]] - due)[due >= pace.due_ms(np.array([0]))[0] + WARM_UP_S * 1000]
-
-
-SPAN = 1 << 40
-"""More than any count: minute and count are one number."""
+    counts = rows["pv"].to_numpy()[is_total]
+    return pace.warm(canary, arrivals(canary // MINUTE_EVENTS, _minutes(rows)[is_total], counts, at_ms[is_total]))
 
 
 def latencies_of_alerts(events: Events, pace: Pace, received: list[Received]) -> np.ndarray:

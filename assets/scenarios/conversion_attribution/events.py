@@ -114,7 +114,7 @@ class History:
         )
 
     def _orders(self, orders: np.ndarray, kinds: np.ndarray, events: np.ndarray) -> pa.Table:
-        """Rows of orders as event `events` says them: user and day follow from the order alone, amount and time change with a correction."""
+        """Rows of orders as `events` say them: user and day follow from the order alone, a correction changes amount and time."""
         bits = mixed(self._keys["who"], orders.astype(np.uint64))
         slots = orders * (ORDER_EVERY - 1)
         reach = min(self.n_users // 2, 200_000)

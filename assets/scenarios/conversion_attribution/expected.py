@@ -9,7 +9,9 @@ import pyarrow as pa
 
 from assets.scenarios.conversion_attribution.events import ORDER_EVERY, History
 
-_ORDERS = "SELECT * EXCLUDE (n, gone) FROM orders QUALIFY row_number() OVER (PARTITION BY user_id, ds, order_id ORDER BY n DESC) = 1 AND NOT gone"
+_ORDERS = (
+    "SELECT * EXCLUDE (n, gone) FROM orders QUALIFY row_number() OVER (PARTITION BY user_id, ds, order_id ORDER BY n DESC) = 1 AND NOT gone"
+)
 _VISITS = "SELECT * EXCLUDE (n, gone) FROM visits QUALIFY row_number() OVER (PARTITION BY user_id, ds ORDER BY n DESC) = 1 AND NOT gone"
 _DETAIL = """SELECT l.user_id, o.order_id, l.first_page_time, o.order_time, l.pv, o.pay_amt,
   CASE WHEN o.order_time >= l.first_page_time THEN '1' ELSE '0' END AS is_matched, l.ds FROM l JOIN o USING (user_id, ds)"""
@@ -31,7 +33,9 @@ def expected(history: History, n_events: int) -> Expected:
         for rows, gone, into in ((batch.visits, batch.gone_visits, visits), (batch.orders, batch.gone_orders, orders)):
             # within a batch no key has two events of different kinds, so that the batch's number is its place in the order
             for part, is_gone in ((rows, False), (gone, True)):
-                into.append(part.append_column("n", pa.repeat(start, part.num_rows)).append_column("gone", pa.repeat(is_gone, part.num_rows)))
+                into.append(
+                    part.append_column("n", pa.repeat(start, part.num_rows)).append_column("gone", pa.repeat(is_gone, part.num_rows))
+                )
     con = duckdb.connect()
     con.register("visits", pa.concat_tables(visits, promote_options="default"))
     con.register("orders", pa.concat_tables(orders, promote_options="default"))

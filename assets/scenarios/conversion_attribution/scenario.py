@@ -27,7 +27,6 @@ DETAIL = "db.log_page_ord_detail_ri"
 DETAIL_COLUMNS = ["user_id", "order_id", "first_page_time", "order_time", "pv", "pay_amt", "is_matched", "ds"]
 LAKE_FRESHNESS = "5s"
 N_USERS, DISTANCE = 300_000, 16_384
-WARM_UP_S = 5.0
 
 
 def deploy(store: Store) -> None:
@@ -91,9 +90,7 @@ def run(stage: Stage, options: Options) -> Report:
     return report
 
 
-def latencies_of(
-    history: History, pace: Pace, received: list[Received], lake: list[tuple[float, int]]
-) -> tuple[np.ndarray, np.ndarray]:
+def latencies_of(history: History, pace: Pace, received: list[Received], lake: list[tuple[float, int]]) -> tuple[np.ndarray, np.ndarray]:
     """Milliseconds from when the later of visit and order was due until their joined row was received, and until the lake had it.
 
     Each received row names its order (o17) and the visit's number among its user's (pv), hence the two events that made it.
@@ -109,13 +106,10 @@ def latencies_of(
     events, order = np.unique(np.concatenate(numbers), return_index=True)
     events, order = events[events >= 0], order[events >= 0]
     arrived, version = np.concatenate(at_ms)[order], np.concatenate(versions)[order]
-    due = pace.due_ms(events)
-    is_warm = due >= pace.due_ms(np.array([0]))[0] + WARM_UP_S * 1000
-    to_result = (arrived - due)[is_warm]
     reached_ms, reached = np.array([ms for ms, _ in lake]), np.array([version for _, version in lake])
-    place = np.searchsorted(reached, version[is_warm])
+    place = np.searchsorted(reached, version)
     is_there = place < len(reached)
-    return to_result, reached_ms[place[is_there]] - due[is_warm][is_there]
+    return pace.warm(events, arrived), pace.warm(events[is_there], reached_ms[place[is_there]])
 
 
 def later_events(history: History, rows: pa.Table) -> np.ndarray:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.scenarios.comparing import Check, compare, require
+from assets.scenarios.counted import arrivals
 from assets.scenarios.following import Follower, LakeWatch, Received
 from assets.scenarios.pacing import Pace, send
 from assets.scenarios.report import Options, Report
@@ -24,7 +25,6 @@ from storage_engine import Store
 NAME = "unique_visitors"
 N_SHARDS = 16
 N_USERS = 400_000
-WARM_UP_S = 5.0
 KILLED = ("stream", "store", "tiering")
 """Ended with SIGKILL in the middle of the second, third and fourth part of the run."""
 UNDISTURBED = 0.4
@@ -111,7 +111,10 @@ def run(stage: Stage, options: Options) -> Report:
         "path A: event to visible count": latencies_of_counts(events, pace, counts.received),
         "path B: event to Delta": latencies_to_lake(events, pace, details.received, lake.reached, stage.store),
     }
-    report.facts |= {"users": seen.of_day()["users"][0].as_py(), "generator CPU, share of one core": round(pace.cpu_seconds / pace.seconds, 3)}
+    report.facts |= {
+        "users": seen.of_day()["users"][0].as_py(),
+        "generator CPU, share of one core": round(pace.cpu_seconds / pace.seconds, 3),
+    }
     return report
 
 
@@ -134,26 +137,13 @@ def first_visits(pairs: np.ndarray) -> np.ndarray:
 
 
 def latencies_of_counts(events: Events, pace: Pace, received: list[Received]) -> np.ndarray:
-    """Milliseconds from when a user's first visit of a minute was due until a count of that minute that includes it was received.
-
-    The log is read in its order, so a count of c holds the first c of these visits.
-    """
+    """Milliseconds from when a user's first visit of a minute was due until a count of that minute that includes it was received."""
     users, minutes = events.drawn(0, pace.n_sent)
     firsts = first_visits(minutes * events.n_users + users)
-    order = firsts[np.argsort(minutes[firsts], kind="stable")]
-    of_minute = minutes[order]
-    wanted = of_minute * SPAN + np.arange(len(order)) - np.searchsorted(of_minute, of_minute) + 1
     rows = pa.concat_tables([one.rows for one in received])
     at_ms = np.concatenate([np.full(one.rows.num_rows, one.at_ms) for one in received])
-    have = (pc.add(pc.multiply(rows["hh"].cast(pa.int64()), 60), rows["mm"].cast(pa.int64())).to_numpy()) * SPAN + rows["users"].to_numpy()
-    by_count = np.argsort(have, kind="stable")
-    place = np.searchsorted(have[by_count], wanted)
-    assert np.all(place < len(have)), "a visit was never counted"
-    return _warm(at_ms[by_count[place]] - pace.due_ms(order), pace.due_ms(order), pace)
-
-
-SPAN = 1 << 40
-"""More than any count: minute and count are one number."""
+    seen = pc.add(pc.multiply(rows["hh"].cast(pa.int64()), 60), rows["mm"].cast(pa.int64())).to_numpy()
+    return pace.warm(firsts, arrivals(minutes[firsts], seen, rows["users"].to_numpy(), at_ms))
 
 
 def latencies_to_lake(events: Events, pace: Pace, received: list[Received], lake: list[tuple[float, int]], store: Store) -> np.ndarray:
@@ -164,19 +154,13 @@ def latencies_to_lake(events: Events, pace: Pace, received: list[Received], lake
     firsts = first_visits(users)
     event_of = dict(zip(events.user_ids(users[firsts]).tolist(), firsts.tolist(), strict=True))
     reached_ms, reached = np.array([ms for ms, _ in lake]), np.array([version for _, version in lake])
-    due, arrived = [], []
+    numbers, arrived = [], []
     for one in received:
         rows = one.rows.filter(pc.equal(one.rows["_change_type"], "+I"))
         place = int(np.searchsorted(reached, one.version))
         if not rows.num_rows or place == len(reached):
             continue
         uids = (rows["uid_int32"].to_numpy().astype(np.int64) * N_SHARDS + rows["shard_id"].to_numpy()).tolist()
-        due.append(pace.due_ms(np.array([event_of[user_of[uid]] for uid in uids])))
+        numbers.append(np.array([event_of[user_of[uid]] for uid in uids]))
         arrived.append(np.full(rows.num_rows, reached_ms[place]))
-    times = np.concatenate(due)
-    return _warm(np.concatenate(arrived) - times, times, pace)
-
-
-def _warm(latencies: np.ndarray, due: np.ndarray, pace: Pace) -> np.ndarray:
-    """Those of events after the first seconds."""
-    return latencies[due >= pace.due_ms(np.array([0]))[0] + WARM_UP_S * 1000]
+    return pace.warm(np.concatenate(numbers), np.concatenate(arrived))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from assets.scenarios.comparing import Check, compare
+from assets.scenarios.counted import arrivals
 from assets.scenarios.following import Follower, Received
 from assets.scenarios.pacing import Pace, send
 from assets.scenarios.report import Options, Report
@@ -22,7 +24,6 @@ from storage_engine import Store
 NAME = "wide_table"
 TABLE = "db.shop_stat_wide"
 N_SHOPS = 2_000
-WARM_UP_S = 5.0
 COUNTS = {log: column for log, column in LOGS.items() if log != "payment_log"}
 
 
@@ -66,9 +67,9 @@ def run(stage: Stage, options: Options) -> Report:
 
     def at(n_sent: int) -> None:
         if n_sent >= half and not submitted_at:
-            began = datetime.now().timestamp()
+            began = time.monotonic()
             add_sixth_stream(stage.store)
-            submitted_at.append(datetime.now().timestamp() - began)
+            submitted_at.append(time.monotonic() - began)
 
     with Follower(stage.config, TABLE, ["shop_id", "stat_hour", *COUNTS.values()]) as results:
         pace = send(writer(stage.store, events), rate=options.rate, n_events=options.n_events, on_sent=options.advance, at=at)
@@ -85,30 +86,13 @@ def run(stage: Stage, options: Options) -> Report:
 
 
 def latencies_of(events: Events, pace: Pace, received: list[Received]) -> np.ndarray:
-    """Milliseconds from when each event of the five counted logs was due until a row that counts it was received.
-
-    A count of c in the row of a shop and hour holds the first c events of that log, shop and hour: which these are is known.
-    """
+    """Milliseconds from when each event of the five counted logs was due until a row that counts it was received."""
     found = []
     keys, at_ms, counts = _received_counts(received)
     for log, column in COUNTS.items():
         drawn = events.drawn(log, 0, pace.n_sent)
-        order = np.argsort(drawn.keys, kind="stable")
-        sorted_keys = drawn.keys[order]
-        begins = np.searchsorted(sorted_keys, sorted_keys)
-        wanted = sorted_keys * SPAN + (np.arange(len(order)) - begins + 1)  # the event's own place in its shop and hour
-        have = keys * SPAN + counts[column]
-        by_count = np.argsort(have, kind="stable")
-        place = np.searchsorted(have[by_count], wanted)
-        arrived = at_ms[by_count[np.minimum(place, len(have) - 1)]]
-        assert np.all(place < len(have)) and np.all(have[by_count[place]] // SPAN == sorted_keys), f"an event of {log} was never counted"
-        due = pace.due_ms(drawn.numbers[order])
-        found.append((arrived - due)[due >= pace.due_ms(np.array([0]))[0] + WARM_UP_S * 1000])
+        found.append(pace.warm(drawn.numbers, arrivals(drawn.keys, keys, counts[column], at_ms)))
     return np.concatenate(found)
-
-
-SPAN = 1 << 40
-"""More than any count: shop, hour and count are one number."""
 
 
 def _received_counts(received: list[Received]) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
