@@ -126,6 +126,15 @@ class DemoSection(Section):
     seed: int = Field(default=7, ge=0, description="seed of the made events")
 
 
+class UdfSection(Section):
+    """Python functions of SQL."""
+
+    modules: str = Field(
+        default="",
+        description="modules CREATE FUNCTION may name, with commas; empty: any, with authentication those of [functions] only",
+    )
+
+
 class Config(Section):
     """All settings of a project. Paths are absolute once `load_config` returns it; `project` is the folder."""
 
@@ -137,6 +146,7 @@ class Config(Section):
     query: QuerySection = QuerySection()
     services: ServicesSection = ServicesSection()
     demo: DemoSection = DemoSection()
+    udf: UdfSection = UdfSection()
     functions: dict[str, str] = Field(default_factory=dict, description="name in CREATE FUNCTION ... AS 'name' to 'python.module.function'")
     project: Path = Field(default=Path("."), exclude=True)
 

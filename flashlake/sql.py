@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import storage_engine
 from flashlake.access import access_of
 from flashlake.config import Config
+from flashlake.functions import use_functions
 from flashlake.supervisor.probes import port_answers
 from flashlake.supervisor.records import RunDir
 from storage_engine import Store
@@ -56,11 +57,12 @@ def open_session(config: Config, store: Store) -> SqlSession:
     from storage_engine.stream.session import SqlSession
 
     engine: QueryEngine | None = None
+    use_functions(config)
 
-    def query(text: str) -> object:
+    def query(text: str, **options: Any) -> object:
         nonlocal engine
         engine = engine or open_engine(config, store)
-        return engine.query(text)
+        return engine.query(text, **options)
 
     return SqlSession(store, query=query)
 

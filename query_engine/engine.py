@@ -6,6 +6,8 @@ Holds: a relation named twice in a query is read once, so the query sees one sta
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import duckdb
@@ -19,7 +21,10 @@ from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
 from storage_engine.schema.pushdown import pushable
 from storage_engine.stream.dialect import parse_select, table_hints, table_name, text_of
+from storage_engine.stream.function_calls import is_known_name, mark_calls
+from storage_engine.stream.function_statements import stored_functions
 from storage_engine.stream.functions import open_connection
+from storage_engine.stream.python_functions import FunctionDefinition, function_failure, register
 from storage_engine.stream.startup import MODE
 
 _VIEWS_DEEP_MAX = 16
@@ -47,14 +52,23 @@ class QueryEngine:
         self._relations = Relations(store, self.lake_root)
         self._con = open_connection(n_threads=n_threads, memory_limit=memory_limit, spill_dir=str(spill_dir) if spill_dir else None)
         self._con.execute("RESET disabled_optimizers")
+        self._registering = threading.Lock()
         load_delta(self._con)
 
-    def query(self, sql: str, *, at: int | None = None, default_database: str = "default") -> pa.Table:
+    def query(
+        self,
+        sql: str,
+        *,
+        at: int | None = None,
+        default_database: str = "default",
+        functions: Mapping[str, FunctionDefinition] | None = None,
+    ) -> pa.Table:
         """The rows of a SELECT in Flink's dialect. `at`: answer as of a version of the store (tables of the store only).
 
         Errors: StatementRefused, UnknownTable; what DuckDB refuses is said in its words with the statement named.
         """
         tree = self._with_views(parse_select(sql, where="query"), default_database, 0)
+        used = self._functions_of(tree, functions or {})
         names = _relation_names(tree, default_database)
         counted = self._counted(tree, names) if at is None else None
         if counted is not None:
@@ -75,13 +89,24 @@ class QueryEngine:
                     node.set("this", exp.to_identifier(view, quoted=True))
                     node.set("db", None)
                     node.set("catalog", None)
+            with self._registering:  # on the connection that stays: DuckDB keeps a function's Python object with its connection
+                register(self._con, used, "query")
             translated = translate(tree, tables)
             try:
                 return con.execute(translated).to_arrow_table()
             except duckdb.Error as error:
+                if (failure := function_failure(error, "query")) is not None:
+                    raise failure from error
                 raise StatementRefused(_one_line(str(error)), where="query", next_step="Correct the statement.") from error
         finally:
             con.close()
+
+    def _functions_of(self, tree: exp.Query, temporary: Mapping[str, FunctionDefinition]) -> dict[str, FunctionDefinition]:
+        """The users' functions that a query calls, marked in its tree; the store is asked only where a call is no function of SQL."""
+        if all(is_known_name(str(call.this)) for call in tree.find_all(exp.Anonymous)):
+            return {}
+        known = {**stored_functions(self.store), **temporary}
+        return mark_calls(tree, known.get)
 
     def _counted(self, tree: exp.Query, names: dict[str, list[exp.Table]]) -> pa.Table | None:
         """The answer to SELECT COUNT(*) FROM a table of the store, from the table's indexes; None for any other query."""

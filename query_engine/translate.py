@@ -203,13 +203,14 @@ class _Binder:
         if name not in NAMES:
             return None
         arguments = call.expressions if isinstance(call, exp.Anonymous) else [call.this]
+        separator = arguments[1].name if name in ("LISTAGG", "STRING_AGG") and len(arguments) == 2 else ","
         distinct = bool(arguments) and isinstance(arguments[0], exp.Distinct)
         if distinct:
             arguments = arguments[0].expressions
         is_star = not arguments or isinstance(arguments[0], exp.Star)
         argument = None if is_star else self._rows.bind(arguments[0])
-        bound = CallBuilder(retracting=False, where="query").call(
-            name, argument, distinct=distinct, condition=condition, text=text_of(node)
+        bound = CallBuilder(retracting=False, where="query", order=()).call(
+            name, argument, distinct=distinct, condition=condition, text=text_of(node), separator=separator
         )
         totals = {accumulator.name: accumulator.total() for accumulator in bound.needs}
 

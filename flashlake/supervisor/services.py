@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from flashlake.access import has_own_credentials
 from flashlake.config import PROJECT_ENV, Config
+from flashlake.functions import function_sources
 from flashlake.setup.java import find_java, spark_environment
 from flashlake.supervisor.probes import Probe, always, http_answers, store_answers
 from storage_engine.errors import InvalidConfiguration
@@ -75,7 +77,10 @@ def server_options(config: Config) -> list[str]:
 
 
 def stream_service(config: Config) -> Service:
-    command = (sys.executable, "-m", "storage_engine.stream", "--store", config.server_url)
+    sources = function_sources(config)
+    allowed = json.dumps({"modules": sources.modules, "names": dict(sources.names)})
+    options = ("--python-path", str(config.project), "--functions", allowed)
+    command = (sys.executable, "-m", "storage_engine.stream", "--store", config.server_url, *options)
     environment = _token_environment(config.server.stream_token_file)
     return Service("stream", command, probe=always, needs=_store_of(config), settle_s=3.0, environment=lambda: environment)
 

@@ -15,7 +15,8 @@ from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
 from storage_engine.schema.descriptor import Column
 from storage_engine.schema.reader import Reader
-from storage_engine.schema.scanner import split_statements
+from storage_engine.schema.scanner import Token, split_statements
+from storage_engine.schema.statement_sets import parse_holding
 from storage_engine.schema.statements import Statement
 from storage_engine.schema.user_statements import USER_STATEMENTS
 
@@ -34,8 +35,16 @@ def parse_statements(sql: str, default_database: str = DEFAULT_DATABASE) -> list
     """
     database = default_database
     parsed: list[Statement] = []
-    for tokens in split_statements(sql):
-        statement = _parse_one(Reader(sql, tokens, database))
+    pending = split_statements(sql)
+    while pending:
+        tokens, *pending = pending
+
+        def parse(held: list[Token], current: str = database) -> Statement:
+            return _parse_one(Reader(sql, held, current))
+
+        holding = parse_holding(tokens, pending, parse)
+        statement, n_taken = holding or (parse(tokens), 0)
+        pending = pending[n_taken:]
         if isinstance(statement, st.Use) and not statement.is_catalog:
             database = statement.name
         parsed.append(statement)
@@ -53,7 +62,7 @@ def _parse_one(reader: Reader) -> Statement:
         return st.Query(**reader.place)
     raise reader.refusal(
         f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, GRANT or REVOKE.",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, EXPLAIN, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, GRANT, REVOKE.",
     )
 
 
@@ -331,6 +340,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("SHOW", "DATABASES"), _bare(st.ShowDatabases)),
     (("SHOW", "VIEWS"), _bare(st.ShowViews)),
     (("SHOW", "JOBS"), _bare(st.ShowJobs)),
+    (("SHOW", "FUNCTIONS"), _bare(st.ShowFunctions)),
+    (("SHOW", "USER", "FUNCTIONS"), lambda reader: st.ShowFunctions(only_users=True, **reader.place)),
     (("SHOW", "CONSUMERS"), consumer_ddl.show_consumers),
     (("SHOW", "CREATE", "TABLE"), _named(st.ShowCreateTable, Reader.table_name)),
     (("SHOW", "PARTITIONS"), _named(st.ShowPartitions, Reader.table_name)),

@@ -157,6 +157,13 @@ class DropFunction(Statement):
 
 
 @dataclass(frozen=True)
+class ShowFunctions(Statement):
+    """SHOW [USER] FUNCTIONS; `only_users`: without those of SQL."""
+
+    only_users: bool = False
+
+
+@dataclass(frozen=True)
 class CreateMaterializedView(Statement):
     """CREATE MATERIALIZED VIEW.
 

@@ -23,7 +23,7 @@ from storage_engine.errors import AccessDenied, FlashlakeError, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.server.authentication import Authenticator, Principal
 from storage_engine.server.dispatch import answer, commit_reply, current_rows, fetched
-from storage_engine.server.rights import JOB_KIND, VISIBLE, Arguments, needs_of
+from storage_engine.server.rights import FUNCTION_KIND, JOB_KIND, VISIBLE, Arguments, needs_of
 
 T = TypeVar("T")
 
@@ -134,8 +134,18 @@ class Guard:
         held = self.backend.objects(JOB_KIND).get(name)
         for definition in (held, value):
             if definition is not None:
+                self._check_functions(principal, name, definition)
                 for right, touched in self._touched(principal, definition):
                     self._require(principal, right, table(touched), f"job {name}")
+
+    def _check_functions(self, principal: Principal, name: str, definition: Mapping[str, Any]) -> None:
+        """Python runs in the worker with the worker's rights: a job takes functions that are stored, and those who may store any bring
+        their own.
+        """
+        stored = self.backend.objects(FUNCTION_KIND)
+        used = definition.get("functions") or {}
+        if not isinstance(used, Mapping) or any(stored.get(key) != value for key, value in used.items()):
+            self._require(principal, "ALL", CLUSTER, f"job {name} with a function that is not stored")
 
     def _touched(self, principal: Principal, definition: Mapping[str, Any]) -> list[tuple[Right, str]]:
         """What a job reads and writes, by its plan over the tables that the principal may see."""

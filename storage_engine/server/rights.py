@@ -16,7 +16,7 @@ Arguments = Mapping[str, Any]
 Need = tuple[Right, Scope]
 
 VIEW_KINDS = ("view", "materialized_view")
-JOB_KIND = "job"
+JOB_KIND, FUNCTION_KIND = "job", "function"
 
 
 def needs_of(method: str, arguments: Arguments) -> Iterable[Need]:
@@ -135,6 +135,8 @@ def _objects(grants: Grants, user: str, arguments: Arguments, result: Any) -> An
         return {name: value for name, value in result.items() if value.get("user") == user}
     if kind in VIEW_KINDS:
         return {name: value for name, value in result.items() if _may_see(grants, name)}
+    if kind == FUNCTION_KIND:
+        return result  # whoever writes SQL may know which functions there are
     if kind == JOB_KIND:
         return {name: value for name, value in result.items() if _may_see(grants, str(value.get("sink")))}
     return result if grants.permits("DESCRIBE", CLUSTER) else {}

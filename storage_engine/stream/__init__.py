@@ -8,6 +8,7 @@ from storage_engine.stream.batch import batch_select
 from storage_engine.stream.functions import open_connection, register_functions
 from storage_engine.stream.job import JobDescriptor, load_job, load_jobs, plan_job
 from storage_engine.stream.planner import JobPlan, plan_insert, plan_view
+from storage_engine.stream.python_functions import udf
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.session import Result, SqlSession
 from storage_engine.stream.worker import Worker
@@ -27,4 +28,5 @@ __all__ = [
     "plan_job",
     "plan_view",
     "register_functions",
+    "udf",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
 import threading
 
 from storage_engine.errors import FlashlakeError
+from storage_engine.stream.python_functions import FunctionSources, configure
 from storage_engine.stream.runner import N_ROWS_MAX
 from storage_engine.stream.worker import Worker
 
@@ -20,7 +22,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m storage_engine.stream", description="Run the stream jobs of a store.")
     parser.add_argument("--store", required=True, metavar="URL", help="file:///path or flashlake://host:port")
     parser.add_argument("--rows-max", type=int, default=N_ROWS_MAX, metavar="N", help="input rows per micro-batch (default %(default)s)")
+    parser.add_argument("--python-path", action="append", default=[], metavar="DIR", help="folder that functions are imported from")
+    parser.add_argument("--functions", default="{}", metavar="JSON", help="where functions may come from: modules (null: any), names")
     arguments = parser.parse_args()
+    sys.path[:0] = arguments.python_path
+    configure(FunctionSources.from_json(json.loads(arguments.functions)))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

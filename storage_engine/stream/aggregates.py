@@ -10,7 +10,7 @@ Never: knows where state is kept (placement.py) or how it is read (execute.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sqlglot import exp
@@ -25,21 +25,24 @@ from storage_engine.stream.sqltypes import SqlType
 WEIGHT = "__w"
 """The column of a retracting relation that says how often a row counts: 1 inserted, -1 taken back."""
 
-Kind = Literal["rows", "count", "sum", "min", "max", "bitmap_build", "bitmap_or"]
+Kind = Literal["rows", "count", "sum", "min", "max", "bitmap_build", "bitmap_or", "first", "last", "listagg", "array"]
 
 _ADDITIVE = ("rows", "count", "sum")
+_ORDERED = ("first", "last", "listagg", "array")
+"""Values that depend on the order of rows: computed from the group's kept rows, in the order of their places in the log."""
 _SINK_FUNCTIONS = {"rows": "sum", "count": "sum", "sum": "sum", "min": "min", "max": "max", "bitmap_build": "rbm32", "bitmap_or": "rbm32"}
 
 NAMES = frozenset({
     "COUNT", "SUM", "SUM0", "MIN", "MAX", "AVG", "APPROX_COUNT_DISTINCT",
     "BITMAP_BUILD_AGG", "RB_BUILD_AGG", "BITMAP_OR_AGG", "RB_OR_AGG", "BITMAP_UNION", "BITMAP_UNION_COUNT",
     "BITMAP_BUILD_CARDINALITY_AGG", "RB_BUILD_CARDINALITY_AGG", "BITMAP_OR_CARDINALITY_AGG", "RB_OR_CARDINALITY_AGG",
+    "LISTAGG", "STRING_AGG", "FIRST_VALUE", "LAST_VALUE", "ARRAY_AGG",
+    "STDDEV", "STDDEV_POP", "STDDEV_SAMP", "VARIANCE", "VAR_POP", "VAR_SAMP",
 })  # fmt: skip
-NOT_MAINTAINED = {
-    **dict.fromkeys(("LISTAGG", "STRING_AGG", "FIRST_VALUE", "LAST_VALUE"), "its value depends on the order in which rows arrive"),
-    **dict.fromkeys(("ARRAY_AGG", "COLLECT"), "its value grows without bound"),
-    **dict.fromkeys(("STDDEV", "STDDEV_POP", "STDDEV_SAMP", "VARIANCE", "VAR_POP", "VAR_SAMP"), "it is not kept incrementally"),
-}
+_ORDERED_NAMES: dict[str, Kind] = {
+    "LISTAGG": "listagg", "STRING_AGG": "listagg", "FIRST_VALUE": "first", "LAST_VALUE": "last", "ARRAY_AGG": "array",
+}  # fmt: skip
+NOT_MAINTAINED = {"COLLECT": "a multiset is no value of a table"}
 """Aggregates that are known and refused, with the reason."""
 
 
@@ -57,12 +60,21 @@ class Accumulator:
     condition: exp.Expr | None
     type: SqlType
     distinct: bool = False
+    order: tuple[str, ...] = ()
+    """Columns of the input that say which row came first, for a kind that depends on it."""
+    separator: str = ""
 
     @property
     def identity(self) -> str:
         """Equal for two accumulators that hold the same value."""
         return "|".join(
-            (self.kind, sql(self.argument) if self.argument else "", sql(self.condition) if self.condition else "", str(self.distinct))
+            (
+                self.kind,
+                sql(self.argument) if self.argument else "",
+                sql(self.condition) if self.condition else "",
+                str(self.distinct),
+                self.separator,
+            )
         )
 
     @property
@@ -109,21 +121,44 @@ class Accumulator:
             )
         if self.kind == "sum":
             return render("sum(_0 * _1)", self.argument, weight) if retracting else render("sum(_0)", self.argument)
+        if self.kind in _ORDERED:
+            return self._in_order()
         if self.kind == "bitmap_build":
             return render("rb_build(list(CAST(_0 AS UINTEGER)))", self.argument)
         if self.kind == "bitmap_or":
             return render("rb_or_all(list(_0))", self.argument)
         return render(f"{self.kind}(_0)", self.argument)
 
+    @property
+    def is_ordered(self) -> bool:
+        return self.kind in _ORDERED
+
+    def _in_order(self) -> exp.Expr:
+        assert self.argument is not None
+        columns = ", ".join(sql(column(name)) for name in self.order)
+        if self.kind in ("first", "last"):
+            word = "arg_min" if self.kind == "first" else "arg_max"
+            return render(f"{word}(_0, row({columns}))" if columns else f"{self.kind}(_0)", self.argument)
+        listed = render(f"list(_0 ORDER BY {columns})" if columns else "list(_0)", self.argument)
+        return listed if self.kind == "array" else render("array_to_string(_0, _1)", listed, exp.Literal.string(self.separator))
+
     def _filtered(self, aggregate: exp.Expr) -> exp.Expr:
-        if self.condition is None:
+        condition = self.condition
+        if self.kind in ("first", "last", "listagg"):
+            assert self.argument is not None
+            present = render("_0 IS NOT NULL", self.argument)
+            condition = present if condition is None else render("(_0) AND (_1)", present, condition)
+        if condition is None:
             return aggregate
-        if self.kind in ("bitmap_build", "bitmap_or"):
+        if self.kind in ("bitmap_build", "bitmap_or", "listagg", "array"):
             inner = next(aggregate.find_all(exp.ArrayAgg), None)
             assert inner is not None, "a bitmap is built from a list"
-            inner.replace(exp.Filter(this=inner.copy(), expression=exp.Where(this=self.condition)))
+            filtered = exp.Filter(this=inner.copy(), expression=exp.Where(this=condition))
+            if inner is aggregate:
+                return filtered
+            inner.replace(filtered)
             return aggregate
-        return exp.Filter(this=aggregate, expression=exp.Where(this=self.condition))
+        return exp.Filter(this=aggregate, expression=exp.Where(this=condition))
 
     def _cast(self, aggregate: exp.Expr) -> exp.Expr:
         return cast(aggregate, self.type.duckdb) if self.kind in _ADDITIVE and self.type.is_known else aggregate
@@ -147,10 +182,12 @@ class Call:
 class CallBuilder:
     """Collects the calls of one GROUP BY and shares accumulators between them.
 
-    keeps_rows: one of them cannot take a row back, and rows of the input may go
+    order       columns that say which row came first; () any order will do, None: the input has none
+    keeps_rows  one of them cannot take a row back, and rows of the input may go; or it depends on their order
     """
 
-    def __init__(self, *, retracting: bool, where: str) -> None:
+    def __init__(self, *, retracting: bool, where: str, order: tuple[str, ...] | None = None) -> None:
+        self._order = order
         self.retracting = retracting
         self.accumulators: list[Accumulator] = []
         self.keeps_rows = False
@@ -160,7 +197,9 @@ class CallBuilder:
         """The number of input rows of the group."""
         return self._accumulator("rows", None, types.BIGINT, None, types.BIGINT)
 
-    def call(self, name: str, argument: Value | None, *, distinct: bool, condition: exp.Expr | None, text: str) -> Call:
+    def call(
+        self, name: str, argument: Value | None, *, distinct: bool, condition: exp.Expr | None, text: str, separator: str = ","
+    ) -> Call:
         """Bind one call. `argument` is None for COUNT(*).
 
         Errors: StatementRefused for a function that cannot be kept over this input.
@@ -189,7 +228,54 @@ class CallBuilder:
         if name in ("MIN", "MAX"):
             kept = self._unretractable("min" if name == "MIN" else "max", argument, condition, argument.type)
             return Call(text, column(kept.name), argument.type, nullable=True, needs=(kept,), stored=kept)
+        if name in _ORDERED_NAMES:
+            return self._ordered(_ORDERED_NAMES[name], argument, condition, text, distinct=distinct, separator=separator)
+        if name.startswith(("STDDEV", "VAR")):
+            return self._spread(name, argument, condition, text, distinct=distinct)
         return self._bitmap(name, argument, condition, text)
+
+    def _ordered(self, kind: Kind, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool, separator: str) -> Call:
+        if self._order is None:
+            raise StatementRefused(
+                f"{text}: its value depends on the order in which rows arrive, and the input is no plain log whose rows have places",
+                where=self._where,
+                next_step="Aggregate the log itself, or take MIN, MAX, or the row that ROW_NUMBER() OVER (... ORDER BY ...) = 1 picks.",
+            )
+        if distinct or (kind == "listagg" and argument.type not in (types.STRING, types.UNKNOWN)):
+            what = "DISTINCT is not kept in an order" if distinct else f"it joins text, not {argument.type}"
+            raise StatementRefused(f"{text}: {what}", where=self._where, next_step="CAST the argument AS STRING; leave DISTINCT out.")
+        result = types.array_of(argument.type) if kind == "array" else argument.type
+        made = Accumulator("", kind, argument.ast, argument.type, condition, result, order=self._order, separator=separator)
+        self.keeps_rows = True
+        kept = self._shared(made)
+        return Call(text, column(kept.name), result, argument.nullable or condition is not None, needs=(kept,))
+
+    def _spread(self, name: str, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool) -> Call:
+        """STDDEV and VAR from count, sum and sum of squares. Of integers each step is an integer one, as in Flink."""
+        of = argument.type
+        if distinct or (of.is_known and not of.is_numeric):
+            raise StatementRefused(f"{text} takes numbers, without DISTINCT", where=self._where, next_step="CAST the argument.")
+        exact = of.is_exact
+        wide = types.decimal(38, of.scale or 0) if exact else types.DOUBLE
+        squares = types.SqlType("DECIMAL", 38, min(2 * (of.scale or 0), 38)) if exact else types.DOUBLE
+        value = cast(argument.ast, wide.duckdb)
+        square = cast(render("CAST(_0 AS HUGEINT) * CAST(_0 AS HUGEINT)" if of.is_integer else "_0 * _0", argument.ast), squares.duckdb)
+        total = self._accumulator("sum", value, wide, condition, wide)
+        squared = self._accumulator("sum", square, squares, condition, squares)
+        counted = self._count(argument, condition, distinct=False)
+        s, q, n = (column(item.name) for item in (total, squared, counted))
+        divisor = "_2" if name.endswith("_POP") else "(CASE WHEN _2 > 1 THEN _2 - 1 END)"
+        if of.is_integer:
+            whole = f"(CAST(_1 AS HUGEINT) - CAST(_0 AS HUGEINT) * CAST(_0 AS HUGEINT) // _2) // {divisor}"
+        else:
+            whole = f"greatest(CAST(_1 AS DOUBLE) - CAST(_0 AS DOUBLE) * CAST(_0 AS DOUBLE) / _2, 0) / {divisor}"
+        result = types.SqlType("DECIMAL", 38, max(6, of.scale or 0)) if of.name == "DECIMAL" else of
+        spread = render(whole, s, q, n)
+        if name.startswith("STDDEV"):
+            spread = render("sqrt(CAST(_0 AS DOUBLE))", spread)
+        made = render("trunc(_0)", spread) if of.is_integer else spread
+        finish = render("CASE WHEN _1 > 0 THEN _0 END", cast(made, result.duckdb) if result.is_known else made, n)
+        return Call(text, finish, result, nullable=True, needs=(total, squared, counted))
 
     def _count(self, argument: Value, condition: exp.Expr | None, *, distinct: bool) -> Accumulator:
         if not argument.nullable and condition is None and not distinct:
@@ -256,7 +342,11 @@ class CallBuilder:
         *,
         distinct: bool = False,
     ) -> Accumulator:
-        made = Accumulator(f"a{len(self.accumulators)}", kind, argument, argument_type, condition, result, distinct)
+        return self._shared(Accumulator("", kind, argument, argument_type, condition, result, distinct))
+
+    def _shared(self, made: Accumulator) -> Accumulator:
+        """The accumulator that holds this value already, or the new one."""
+        made = replace(made, name=f"a{len(self.accumulators)}")
         for known in self.accumulators:
             if known.identity == made.identity:
                 return known

@@ -21,6 +21,7 @@ from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.python_functions import function_failure, register
 from storage_engine.stream.sqltypes import parse_type
 
 ORDER = "__order"
@@ -48,6 +49,8 @@ def batch_select(
     own = con is None
     connection = con or open_connection()
     names: list[str] = []
+    what = f"batch of {plan.sink.name}"
+    register(connection, plan.functions, what)
     try:
         for scan in scans(plan.root):
             ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
@@ -58,6 +61,8 @@ def batch_select(
             _register_lookup(connection, store, join, at_version)
             names.append(lookup_name(join))
         return enforce_not_null(plan, connection.execute(batch_sql(plan)).to_arrow_table(), Outcome())
+    except duckdb.Error as error:
+        raise function_failure(error, what) or error from error
     finally:
         for name in names:
             connection.execute(f"DROP VIEW IF EXISTS {name}")

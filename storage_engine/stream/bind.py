@@ -18,17 +18,21 @@ from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import CallBuilder
 from storage_engine.stream.builtins import Value
-from storage_engine.stream.delta_binding import bind_delta
+from storage_engine.stream.delta_binding import bind_delta, conjuncts
 from storage_engine.stream.dialect import alias_of, parse_select, query_hints, table_hints, table_name, text_of
 from storage_engine.stream.expressions import ExpressionBinder
+from storage_engine.stream.function_calls import mark_calls
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
+from storage_engine.stream.limit_binding import bind_limit, ordered_items
 from storage_engine.stream.lookup_binding import bind_lookup
 from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Query, Scan
+from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.render import column
 from storage_engine.stream.set_binding import bind_set
 from storage_engine.stream.sqltypes import NULL, UNKNOWN, parse_type
 from storage_engine.stream.startup import STARTUP_HINTS, Startup, parse_startup
+from storage_engine.stream.subquery_binding import Subqueries, has_subquery
 from storage_engine.stream.window_binding import bind_windows, window_call
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
@@ -70,6 +74,8 @@ class Catalog(Protocol):
 
     def table(self, name: str) -> TableDescriptor | None: ...
     def view(self, name: str) -> ViewDefinition | None: ...
+
+    def function(self, name: str) -> FunctionDefinition | None: ...
 
     def names(self) -> list[str]: ...
 
@@ -125,6 +131,7 @@ class Binder:
         self.settings = dict(settings or {})
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
+        self.used_functions: dict[str, FunctionDefinition] = {}
         self._views: list[str] = []
         self._named: Mapping[str, _NamedQuery] = {}
         self._n_ids = 0
@@ -136,9 +143,15 @@ class Binder:
 
     def bind(self, select_sql: str, *, first_line: int = 1) -> Query:
         """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
-        tree = parse_select(select_sql, where=self.where, first_line=first_line)
+        tree = self._parsed(select_sql, self.where, first_line)
         root, names = self.query(tree, prefix="")
         return Query(bound_ranks(self, root), names, tuple(dict.fromkeys(self.notices)))
+
+    def _parsed(self, select_sql: str, where: str, first_line: int = 1) -> exp.Query:
+        """The tree of a SELECT, with the calls of users' functions marked."""
+        tree = parse_select(select_sql, where=where, first_line=first_line)
+        self.used_functions.update(mark_calls(tree, self.catalog.function))
+        return tree
 
     # queries
 
@@ -178,6 +191,9 @@ class Binder:
         node = self._from(select, scope)
         where = select.args.get("where")
         items = self._expand_stars(select, scope)
+        names = tuple(_name_of(item, i) for i, item in enumerate(items))
+        extra, positions = ordered_items(self, select, items, names)
+        items = [*items, *extra]
         if where is not None:
             node = self._filter(node, where.this, scope)
         group = select.args.get("group")
@@ -194,23 +210,27 @@ class Binder:
                     "Leave DISTINCT out: groups are distinct when their keys are selected.",
                 )
         else:
-            node, binder = self._numbered(node, scope, [*items, *([qualify] if qualify is not None else [])])
+            subqueries = Subqueries(self, scope)
+            node, binder = self._numbered(node, scope, [*items, *([qualify] if qualify is not None else [])], subqueries)
             values = [binder.bind(unaliased(item)) for item in items]
             condition = binder.condition(qualify) if qualify is not None else None
-        names = tuple(_name_of(item, i) for i, item in enumerate(items))
-        fields = _unique_fields(prefix, names, values)
+            node = subqueries.applied(node)
+        fields = _unique_fields(prefix, tuple(_name_of(item, i) for i, item in enumerate(items)), values)
         made: Node = Calc(node, tuple(zip(fields, (value.ast for value in values), strict=True)), condition)
         if distinct is not None:
+            if extra:
+                raise self.refuse(f"ORDER BY {text_of(unaliased(extra[0]))} is not selected, and DISTINCT drops it", "Select it.")
             made = self.distinct(made)
-        return made, names
+        return (bind_limit(self, made, select, positions, len(names)) if positions else made), names
 
-    def _numbered(self, node: Node, scope: Scope, trees: list[exp.Expr]) -> tuple[Node, ExpressionBinder]:
+    def _numbered(self, node: Node, scope: Scope, trees: list[exp.Expr], subqueries: Subqueries) -> tuple[Node, ExpressionBinder]:
         """The node with the row numbers that `trees` use, and what binds them."""
         windows = windows_of(trees)
         if not windows:
-            return node, self.expressions(scope)
+            return node, ExpressionBinder(scope.resolve, where=self.where, intercept=subqueries.intercept())
         node, bound = bind_rank(self, node, scope, windows)
-        return node, ExpressionBinder(scope.resolve, where=self.where, intercept=lambda tree: bound.get(text_of(tree)))
+        numbers = subqueries.intercept(lambda tree: bound.get(text_of(tree)))
+        return node, ExpressionBinder(scope.resolve, where=self.where, intercept=numbers)
 
     def distinct(self, node: Node) -> Node:
         """Each row of the node once."""
@@ -220,9 +240,6 @@ class Binder:
 
     def _refuse_clauses(self, select: exp.Select) -> None:
         reasons = {
-            "order": ("ORDER BY", "a stream has no end, so no order of all rows", "Leave it out; order when you query the table."),
-            "limit": ("LIMIT", "which rows are first changes as rows arrive", "Leave it out; limit when you query the table."),
-            "offset": ("OFFSET", "which rows are first changes as rows arrive", "Leave it out."),
             "windows": ("WINDOW", "named windows are not supported", "Write OVER (...) where it is used."),
             "laterals": ("LATERAL", "is not supported", "Use a lookup join."),
         }
@@ -249,6 +266,17 @@ class Binder:
             is_lookup = isinstance(join.this, exp.Table) and join.this.args.get("version") is not None
             node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope, select.args.get("where"))
         return node
+
+    def scope_of(self, select: exp.Select) -> Scope:
+        """The columns that FROM of a subquery gives it."""
+        scope = Scope(self.where)
+        outer = self._named
+        self._named = {**outer, **self._with(select)}
+        try:
+            self._from(select, scope)
+        finally:
+            self._named = outer
+        return scope
 
     def source(self, item: exp.Expr, scope: Scope) -> Node:
         """One item of FROM; its columns become visible in the scope."""
@@ -295,7 +323,7 @@ class Binder:
         database, self.default_database = self.default_database, view.database
         named, self._named = self._named, {}
         try:
-            return self._derived(parse_select(view.sql, where=f"view {name}"), alias, scope, view.columns)
+            return self._derived(self._parsed(view.sql, f"view {name}"), alias, scope, view.columns)
         finally:
             self._views.pop()
             self.default_database, self._named = database, named
@@ -338,8 +366,22 @@ class Binder:
     def _filter(self, node: Node, condition: exp.Expr, scope: Scope) -> Node:
         if has_calls(condition):
             raise self.refuse(f"WHERE {text_of(condition)} uses an aggregate", "Use HAVING.")
-        bound = self.expressions(scope).condition(condition)
-        return Calc(node, tuple((item, column(item.name)) for item in node.fields), bound)
+        parts = conjuncts(condition)
+        plain = [part for part in parts if not has_subquery(part)]
+        if plain:
+            bound = self.expressions(scope).condition(exp.and_(*plain) if len(plain) < len(parts) else condition)
+            node = Calc(node, tuple((item, column(item.name)) for item in node.fields), bound)
+        for part in parts:
+            if part in plain:
+                continue
+            subqueries = Subqueries(self, scope)
+            filtered = subqueries.filtered(node, part)
+            if filtered is None:
+                bound = ExpressionBinder(scope.resolve, where=self.where, intercept=subqueries.intercept()).condition(part)
+                node = subqueries.applied(node)
+                filtered = Calc(node, tuple((item, column(item.name)) for item in node.fields), bound)
+            node = filtered
+        return node
 
     def _expand_stars(self, select: exp.Select, scope: Scope) -> list[exp.Expr]:
         items: list[exp.Expr] = []

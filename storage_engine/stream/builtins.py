@@ -259,13 +259,6 @@ BUILTINS: dict[str, Builtin] = {
     "SHA1": Builtin(1, 1, types.STRING, _t("sha1(_0)")),
     "SHA256": Builtin(1, 1, types.STRING, _t("sha256(_0)")),
     "KEYVALUE": Builtin(4, 4, types.STRING, _key_value, "always"),
-    "JSON_VALUE": Builtin(
-        2,
-        2,
-        types.STRING,
-        _t("CASE WHEN json_valid(_0) AND json_type(_0, _1) NOT IN ('OBJECT', 'ARRAY') THEN json_extract_string(_0, _1) END"),
-        "always",
-    ),
     # conditions
     "COALESCE": Builtin(1, 255, _common, _coalesce, "all"),
     "IFNULL": Builtin(2, 2, _common, _coalesce, "all"),

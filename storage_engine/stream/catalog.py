@@ -8,13 +8,16 @@ from dataclasses import replace
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.bind import ViewDefinition
+from storage_engine.stream.function_statements import stored_functions
+from storage_engine.stream.python_functions import FunctionDefinition
 
 
 class StoreCatalog:
     """A snapshot: made for one planning, then thrown away. Views of the session or job come before those of the store.
 
     known    table -> the columns it had when a job was submitted: those added since are not there for the job, also not for its `*`
-    altered  a table as it would be after an ALTER TABLE
+    altered    a table as it would be after an ALTER TABLE
+    functions  those of the session or job
     """
 
     def __init__(
@@ -23,6 +26,7 @@ class StoreCatalog:
         views: Mapping[str, ViewDefinition] | None = None,
         known: Mapping[str, Collection[str]] | None = None,
         altered: TableDescriptor | None = None,
+        functions: Mapping[str, FunctionDefinition] | None = None,
     ) -> None:
         self._tables = {descriptor.name: descriptor for descriptor in store.backend.tables()}
         if altered is not None:
@@ -32,12 +36,16 @@ class StoreCatalog:
                 self._tables[name] = _restricted(self._tables[name], columns)
         self._views = {name: view_from_json(value) for name, value in store.objects("view").items()}
         self._views.update(views or {})
+        self._functions = {**stored_functions(store), **(functions or {})}
 
     def table(self, name: str) -> TableDescriptor | None:
         return self._tables.get(name)
 
     def view(self, name: str) -> ViewDefinition | None:
         return self._views.get(name)
+
+    def function(self, name: str) -> FunctionDefinition | None:
+        return self._functions.get(name)
 
     def names(self) -> list[str]:
         return [*self._tables, *self._views]

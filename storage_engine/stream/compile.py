@@ -78,7 +78,7 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
-        return total(node, relation(node.input, batch=True))
+        return total(node, relation(node.input, batch=True, carried=POSITION if node.is_ordered else ()))
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
 
 
@@ -170,10 +170,19 @@ def _batch_keyed(node: DeltaJoin | Rank) -> str:
 
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
-    """The join of two relations with the sides' fields, l and r. `further`: what else to select."""
+    """The join of two relations with the sides' fields, l and r. `further`: what else to select, not for FULL."""
     on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
+    if node.kind == "FULL":  # DuckDB's own takes no further condition; a log is a reader, which can be read once
+        lacking = [f"NULL AS {quoted(item.name)}" for item in node.left.node.fields]
+        alone = ", ".join(lacking + [quoted(item.name) for item in node.right.node.fields])
+        both = f"SELECT {listed} FROM __left AS l LEFT JOIN __right AS r ON {' AND '.join(on)}"
+        unmatched = f"SELECT {alone} FROM __right AS r WHERE NOT EXISTS (SELECT 1 FROM __left AS l WHERE {' AND '.join(on)})"
+        return f"WITH __left AS MATERIALIZED ({left}), __right AS MATERIALIZED ({right}) {both} UNION ALL {unmatched}"
+    if node.is_filter:
+        word = "EXISTS" if node.kind == "SEMI" else "NOT EXISTS"
+        return f"SELECT {listed} FROM ({left}) AS l WHERE {word} (SELECT 1 FROM ({right}) AS r WHERE {' AND '.join(on)})"
     return f"SELECT {listed} FROM ({left}) AS l {'LEFT JOIN' if node.is_outer else 'JOIN'} ({right}) AS r ON {' AND '.join(on)}"
 
 

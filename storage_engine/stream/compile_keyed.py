@@ -40,16 +40,21 @@ def rows_at(side: Side, moment: Moment, *, further: tuple[str, ...] = ()) -> str
 def touched(node: DeltaJoin | Rank | Aggregate, side: Side) -> str:
     """The distinct keys (__j0, __j1, ...) under which rows of `side` are needed.
 
-    An inner join needs a side's rows for the other side's changes only; everything else for all changes.
+    A join follows its left rows one by one (all kinds but FULL), so those that stay are needed for the other side's changes only; a
+    right row is needed for all changes, by an inner join for the left's only. Everything else needs rows for all changes.
     """
-    sources = [other for other in node.sides if other is not side] if isinstance(node, DeltaJoin) and not node.is_outer else node.sides
+    sources: tuple[Side, ...] = node.sides
+    if isinstance(node, DeltaJoin) and node.kind != "FULL" and (side is node.left or node.kind == "INNER"):
+        sources = tuple(other for other in node.sides if other is not side)
     parts = []
     for source in sources:
         listed = ", ".join(f"{quoted(name)} AS __j{i}" for i, name in enumerate(source.on)) or "1 AS __one"
         where = ""
         if isinstance(node, DeltaJoin):  # a null joins nothing
             where = " WHERE " + " AND ".join(f"{quoted(name)} IS NOT NULL" for name in source.on)
-        parts.append(f"SELECT {listed} FROM ({relation(source.node)}){where}")
+        # a row that is taken back and comes again touches nothing: an aggregate sends such pairs, and a join may have much to read for them
+        body = _changes(source.node) if isinstance(node, DeltaJoin) and source.node.is_retracting else relation(source.node)
+        parts.append(f"SELECT {listed} FROM ({body}){where}")
     return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)})"
 
 
@@ -57,17 +62,23 @@ def delta(node: DeltaJoin | Rank | Aggregate) -> str:
     """The operator's changes: its fields, and WEIGHT where they can be taken back."""
     fields = ", ".join(quoted(item.name) for item in node.fields)
     weight = quoted(WEIGHT)
-    if isinstance(node, DeltaJoin) and not node.is_outer:
+    if isinstance(node, DeltaJoin) and node.kind != "FULL":
         left = joined(node, _changes(node.left.node), rows_at(node.right, "stop"), f", l.{weight} AS {weight}")
-        right = joined(node, rows_at(node.left, "start"), _changes(node.right.node), f", r.{weight} AS {weight}")
-        parts = [left, right]
+        if node.kind == "INNER":
+            parts = [left, joined(node, rows_at(node.left, "start"), _changes(node.right.node), f", r.{weight} AS {weight}")]
+        elif not node.is_retracting:  # SEMI, and matches only come: rows that were there and have their first match now
+            matched = joined(node, rows_at(node.left, "start"), rows_at(node.right, "stop"))
+            first = joined(replace(node, kind="ANTI"), matched, rows_at(node.right, "start"))
+            parts = [left, f"SELECT {fields}, 1 AS {weight} FROM ({first})"]
+        else:
+            parts = [left, *_stayed(node, fields)]
         if not node.is_retracting:
-            return f"SELECT {fields} FROM ({left} UNION ALL {right})"
+            return f"SELECT {fields} FROM ({' UNION ALL '.join(parts)})"
     else:
         signs = zip(MOMENTS, (-1, 1), strict=True)
         parts = [f"SELECT {fields}, {sign} AS {weight} FROM ({body(node, moment)})" for moment, sign in signs]
-        if isinstance(node, DeltaJoin) and isinstance(node.left, KeptSide):
-            parts.append(_unmatchable(node))
+        if isinstance(node, DeltaJoin):
+            parts += [_unmatchable(node, side) for side in node.sides]
     net = f"sum({weight})"
     return f"SELECT {fields}, CAST({net} AS INT) AS {weight} FROM ({' UNION ALL '.join(parts)}) GROUP BY {fields} HAVING {net} <> 0"
 
@@ -75,11 +86,11 @@ def delta(node: DeltaJoin | Rank | Aggregate) -> str:
 def body(node: DeltaJoin | Rank | Aggregate, moment: Moment) -> str:
     """The operator over the touched keys' rows at a moment."""
     if isinstance(node, DeltaJoin):
-        return joined(node, rows_at(node.left, moment), rows_at(node.right, moment))
+        return joined(node, *(_findable(side, rows_at(side, moment)) for side in node.sides))
     if isinstance(node, Rank):
         positioned = is_positioned(node.side.node)
         return ranked(node, rows_at(node.side, moment, further=POSITION if positioned else ()), positioned=positioned)
-    return total(node, rows_at(node.sides[0], moment, further=(WEIGHT,)), weighted=True)
+    return total(node, rows_at(node.sides[0], moment, further=(WEIGHT, *(POSITION if node.is_ordered else ()))), weighted=True)
 
 
 def _changes(node: Node) -> str:
@@ -91,11 +102,23 @@ def _changes(node: Node) -> str:
     return f"SELECT {fields}, sum({weight}) AS {weight} FROM ({relation(node)}) GROUP BY {fields} HAVING sum({weight}) <> 0"
 
 
-def _unmatchable(node: DeltaJoin) -> str:
-    """Left rows of an outer join that no key can find: those with a null in it."""
-    listed = [quoted(item.name) for item in node.left.node.fields] + [f"NULL AS {quoted(item.name)}" for item in node.right.node.fields]
-    nulls = " OR ".join(f"{quoted(name)} IS NULL" for name in node.left.on)
-    return f"SELECT {', '.join(listed)}, {quoted(WEIGHT)} FROM ({_changes(node.left.node)}) WHERE {nulls}"
+def _stayed(node: DeltaJoin, fields: str) -> list[str]:
+    """What the right's changes do to the left rows that were there before: taken back as they were, and come as they are now."""
+    weight = quoted(WEIGHT)
+    kept = rows_at(node.left, "start")
+    signs = zip(MOMENTS, (-1, 1), strict=True)
+    return [f"SELECT {fields}, {sign} AS {weight} FROM ({joined(node, kept, rows_at(node.right, at))})" for at, sign in signs]
+
+
+def _findable(side: Side, rows: str) -> str:
+    return f"SELECT * FROM ({rows}) WHERE {' AND '.join(f'{quoted(name)} IS NOT NULL' for name in side.on)}"
+
+
+def _unmatchable(node: DeltaJoin, side: Side) -> str:
+    """Rows of a FULL join that no key can find: those with a null in it."""
+    listed = [quoted(item.name) if of is side else f"NULL AS {quoted(item.name)}" for of in node.sides for item in of.node.fields]
+    nulls = " OR ".join(f"{quoted(name)} IS NULL" for name in side.on)
+    return f"SELECT {', '.join(listed)}, {quoted(WEIGHT)} FROM ({_changes(side.node)}) WHERE {nulls}"
 
 
 def _at_moment(node: Node, moment: Moment) -> Node:

@@ -1,4 +1,4 @@
-"""Delta binding: JOIN and LEFT JOIN into a DeltaJoin: where each side's rows are found by the other's key.
+"""Delta binding: JOIN, LEFT, RIGHT and FULL JOIN into a DeltaJoin: where each side's rows are found by the other's key.
 
 A primary-key table whose whole key, or whose partition and bucket keys, the equalities of ON name is asked by lookups: no row of it is
 kept anywhere but in its table. Every other side is kept in a state table of the job, by the join's key.
@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
+from storage_engine.stream.builtins import Value
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.plan import Calc, DeltaJoin, Field, KeptSide, Node, Scan, Side, StoredSide
-from storage_engine.stream.render import paren
+from storage_engine.stream.plan import Calc, DeltaJoin, Field, JoinKind, KeptSide, Node, Scan, Side, StoredSide, columns_of
+from storage_engine.stream.render import cast, column, paren
+from storage_engine.stream.sqltypes import UNKNOWN, SqlType, common_type
 
 if TYPE_CHECKING:
     from storage_engine.stream.bind import Binder, Scope
@@ -26,66 +28,92 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: 
     """
     what = text_of(join.this)
     kind, side = str(join.kind or "").upper(), str(join.side or "").upper()
-    if kind not in ("", "INNER", "CROSS", "OUTER") or side not in ("", "LEFT"):
-        raise binder.refuse(f"{side or kind} JOIN with {what} is not kept incrementally", "Use JOIN or LEFT JOIN.")
+    if kind not in ("", "INNER", "CROSS", "OUTER") or side not in ("", "LEFT", "RIGHT", "FULL"):
+        raise binder.refuse(f"{side or kind} JOIN with {what} is not kept incrementally", "Use JOIN, or LEFT, RIGHT or FULL JOIN.")
     known = len(scope.columns)
     right = binder.source(join.this, scope)
-    if side == "LEFT":
-        scope.columns[known:] = [(alias, name, Field(item.name, item.type)) for alias, name, item in scope.columns[known:]]
+    nullable = {"": slice(0), "LEFT": slice(known, None), "RIGHT": slice(known), "FULL": slice(None)}[side]
+    scope.columns[nullable] = [(alias, name, Field(item.name, item.type)) for alias, name, item in scope.columns[nullable]]
     on = join.args.get("on")
-    parts = _conjuncts(on) if on is not None else _resolvable(_conjuncts(where.this) if where is not None else [], scope)
-    pairs, rest = _split(binder, parts, left, right, scope)
+    parts = conjuncts(on) if on is not None else _resolvable(conjuncts(where.this) if where is not None else [], scope)
+    (left, right), pairs, rest = _split(binder, parts, (left, right), scope)
     if not pairs:
-        raise binder.refuse(f"the join with {what} has no equality between its sides", "Join ON a.key = b.key.")
+        raise binder.refuse(
+            f"the join with {what} has no equality between its sides: each change would read all rows of the other side",
+            "Join ON a.key = b.key.",
+        )
     residual: exp.Expr | None = None
     for part in rest:
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
         residual = bound if residual is None else exp.And(this=paren(residual), expression=paren(bound))
-    sides = [_side(binder, node, tuple(pair[i] for pair in pairs)) for i, node in enumerate((left, right))]
-    return DeltaJoin(sides[0], sides[1], residual, side == "LEFT", binder.next_id())
+    sides = [join_side(binder, node, tuple(pair[i] for pair in pairs)) for i, node in enumerate((left, right))]
+    if side == "RIGHT":
+        sides.reverse()
+    made: JoinKind = "INNER" if side == "" else "FULL" if side == "FULL" else "LEFT"
+    return DeltaJoin(sides[0], sides[1], residual, made, binder.next_id())
 
 
 def _resolvable(parts: list[exp.Expr], scope: Scope) -> list[exp.Expr]:
     """The conditions over tables that FROM has named so far."""
     known = {alias for alias, _, _ in scope.columns}
     names = {name for _, name, _ in scope.columns}
+    parts = [part for part in parts if part.find(exp.Query) is None]
     return [part for part in parts if all(c.table in known if c.table else c.name in names for c in part.find_all(exp.Column))]
 
 
 def _split(
-    binder: Binder, conditions: list[exp.Expr], left: Node, right: Node, scope: Scope
-) -> tuple[list[tuple[str, str]], list[exp.Expr]]:
-    """The equalities of a field of the left with a field of the right, and the other conditions."""
-    types = {item.name: item.type for item in (*left.fields, *right.fields)}
-    names = [{item.name for item in node.fields} for node in (left, right)]
+    binder: Binder, conditions: list[exp.Expr], nodes: tuple[Node, Node], scope: Scope
+) -> tuple[tuple[Node, Node], list[tuple[str, str]], list[exp.Expr]]:
+    """The equalities of the left with the right as pairs of fields, and the other conditions; a side that is an expression, or of
+    another type, becomes a field of its node.
+    """
+    names = [{item.name for item in node.fields} for node in nodes]
+    extra: tuple[list[tuple[Field, exp.Expr]], list[tuple[Field, exp.Expr]]] = ([], [])
     pairs: list[tuple[str, str]] = []
     rest: list[exp.Expr] = []
     for part in conditions:
-        found = [binder.expressions(scope).bind(item).ast for item in (part.this, part.expression)] if isinstance(part, exp.EQ) else []
-        columns = [item.name for item in found if isinstance(item, exp.Column)]
-        if len(columns) == 2 and columns[0] in names[1] and columns[1] in names[0]:
-            columns.reverse()
-        if len(columns) != 2 or columns[0] not in names[0] or columns[1] not in names[1]:
+        found = [binder.expressions(scope).bind(item) for item in (part.this, part.expression)] if isinstance(part, exp.EQ) else []
+        used = [columns_of(value.ast) for value in found]
+        if found and used[0] & names[1]:
+            found.reverse()
+            used.reverse()
+        if not found or not all(of and of <= known for of, known in zip(used, names, strict=True)):
             rest.append(part)
             continue
-        if types[columns[0]] != types[columns[1]]:
+        common = common_type([value.type for value in found])
+        if common == UNKNOWN:
             raise binder.refuse(
-                f"{text_of(part)} compares {types[columns[0]]} with {types[columns[1]]}: such a key cannot be looked up",
-                "CAST one side in a subquery, or declare both columns with one type.",
+                f"{text_of(part)} compares {found[0].type} with {found[1].type}: such a key cannot be looked up", "CAST one side."
             )
-        pairs.append((columns[0], columns[1]))
-    return pairs, rest
+        mine, other = (key_field(binder, more, value, common) for more, value in zip(extra, found, strict=True))
+        pairs.append((mine, other))
+    return (extended(nodes[0], extra[0]), extended(nodes[1], extra[1])), pairs, rest
 
 
-def _conjuncts(node: exp.Expr) -> list[exp.Expr]:
+def key_field(binder: Binder, extra: list[tuple[Field, exp.Expr]], value: Value, wanted: SqlType) -> str:
+    """The name of a field with a key's value; one that is no field as it stands is added to `extra`."""
+    if isinstance(value.ast, exp.Column) and value.type == wanted:
+        return value.ast.name
+    made = Field(f"$k{binder.next_id()}", wanted, value.nullable)
+    extra.append((made, value.ast if value.type == wanted else cast(value.ast, wanted.duckdb)))
+    return made.name
+
+
+def extended(node: Node, extra: list[tuple[Field, exp.Expr]]) -> Node:
+    """The node with further fields."""
+    return Calc(node, (*((item, column(item.name)) for item in node.fields), *extra)) if extra else node
+
+
+def conjuncts(node: exp.Expr) -> list[exp.Expr]:
+    """The parts of a condition that must all be true."""
     if isinstance(node, exp.Paren):
-        return _conjuncts(node.this)
+        return conjuncts(node.this)
     if isinstance(node, exp.And):
-        return _conjuncts(node.this) + _conjuncts(node.expression)
+        return conjuncts(node.this) + conjuncts(node.expression)
     return [node]
 
 
-def _side(binder: Binder, node: Node, on: tuple[str, ...]) -> Side:
+def join_side(binder: Binder, node: Node, on: tuple[str, ...]) -> Side:
     """A table that can be asked for these fields by its key stays where it is; all other rows are kept."""
     return stored_side(node, on) or KeptSide(node, on, binder.next_id(), keeps_nulls=False)
 

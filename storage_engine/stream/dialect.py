@@ -15,6 +15,8 @@ from sqlglot.errors import ParseError, TokenError
 from sqlglot.tokens import TokenType
 
 from storage_engine.errors import StatementRefused
+from storage_engine.stream.json_syntax import NAMES as JSON_NAMES
+from storage_engine.stream.json_syntax import parse_json_call
 
 _SPECIAL_SYNTAX = ("CAST", "TRY_CAST", "EXTRACT", "TRIM", "POSITION", "SUBSTRING", "FLOOR", "CEIL", "OVERLAY")
 
@@ -25,6 +27,10 @@ WINDOW_FUNCTIONS = ("TUMBLE", "HOP", "CUMULATE", "SESSION")
 
 def _window_function(name: str) -> Any:
     return lambda self: self._parse_window_function(name)
+
+
+def _json_function(name: str) -> Any:
+    return lambda self: parse_json_call(self, name)
 
 
 class Flink(Dialect):
@@ -46,8 +52,7 @@ class Flink(Dialect):
         FUNCTIONS = {}  # noqa: RUF012
         FUNCTION_PARSERS = {  # noqa: RUF012
             **{name: parse for name, parse in parser.Parser.FUNCTION_PARSERS.items() if name in _SPECIAL_SYNTAX},
-            "JSON_VALUE": lambda self: self._parse_json_function("JSON_VALUE"),
-            "JSON_QUERY": lambda self: self._parse_json_function("JSON_QUERY"),
+            **{name: _json_function(name) for name in JSON_NAMES},
             **{name: _window_function(name) for name in WINDOW_FUNCTIONS},
         }
 
@@ -75,15 +80,6 @@ class Flink(Dialect):
             if argument is not None:
                 argument.meta["label"] = label
             return argument
-
-        def _parse_json_function(self, name: str) -> exp.Expr:
-            arguments = self._parse_csv(self._parse_assignment)
-            call = exp.Anonymous(this=name, expressions=arguments)
-            if self._match_text_seq("RETURNING"):
-                call.meta["returning"] = self._parse_types()
-            if self._curr is not None and self._curr.token_type != TokenType.R_PAREN:
-                self.raise_error(f"{name} takes a document and a path, and RETURNING type; other clauses are not supported")
-            return call
 
 
 def parse_select(sql: str, *, where: str = "statement", first_line: int = 1) -> exp.Query:

@@ -17,7 +17,11 @@ from storage_engine.stream import sqltypes as types
 from storage_engine.stream.builtins import BUILTINS, NONDETERMINISTIC, Value, as_timestamp, date_part, nonzero
 from storage_engine.stream.decimals import divide
 from storage_engine.stream.dialect import text_of
+from storage_engine.stream.function_calls import FUNCTION, bind_call
+from storage_engine.stream.json_functions import bind_json, is_json_call
+from storage_engine.stream.nested import bind_array, bind_bracket, bind_row
 from storage_engine.stream.render import cast, column, paren, render, string
+from storage_engine.stream.scalar_functions import SCALARS, WITH_SYNTAX
 from storage_engine.stream.sqltypes import SqlType, arithmetic, common_type, parse_type
 
 Resolver = Callable[[exp.Column], Value]
@@ -171,6 +175,8 @@ class ExpressionBinder:
         value = self.bind(node.this)
         what = node.expression
         word = "NULL" if isinstance(what, exp.Null) else ("TRUE" if what.this else "FALSE") if isinstance(what, exp.Boolean) else None
+        if isinstance(what, exp.JSON):
+            return Value(render("COALESCE(json_valid(_0), FALSE)", value.ast), types.BOOLEAN, nullable=False)
         if word is None:
             raise self._refuse(f"{text_of(node)} is not supported", "Use IS NULL, IS TRUE or IS FALSE.")
         template = "_0 IS NULL" if word == "NULL" else f"_0 IS NOT DISTINCT FROM {word}"
@@ -294,23 +300,34 @@ class ExpressionBinder:
             raise self._nondeterministic(name)
         if name in ("TIMESTAMPDIFF", "TIMESTAMPADD"):
             return self._timestamp_arithmetic(name, node)
-        builtin = BUILTINS.get(name)
+        if FUNCTION in node.meta:
+            return bind_call(node.meta[FUNCTION], [self.bind(argument) for argument in node.expressions], self._where)
+        if is_json_call(node):
+            return bind_json(node, self.bind, self._cast_of_text, self._where)
+        if name == "ROW":
+            return bind_row([self.bind(argument) for argument in node.expressions])
+        builtin = SCALARS.get(name)
         if builtin is not None:
-            value = builtin.bind(name, [self.bind(argument) for argument in node.expressions], self._where)
-            return self._returning(node, value)
+            return builtin.bind(name, [self.bind(argument) for argument in node.expressions], self._where)
         if not self._strict:
             return self._pass_through(node)
-        alike = difflib.get_close_matches(name, list(BUILTINS), n=2)
+        alike = difflib.get_close_matches(name, [*SCALARS, *WITH_SYNTAX], n=2)
         raise self._refuse(
             f"function {name} is not known", f"Did you mean {' or '.join(alike)}?" if alike else "docs/sql.md lists the functions."
         )
 
-    def _returning(self, node: exp.Anonymous, value: Value) -> Value:
-        wanted = node.meta.get("returning")
-        if wanted is None:
-            return value
+    def _cast_of_text(self, text: exp.Expr, wanted: exp.Expr) -> Value:
         target = parse_type(text_of(wanted))
-        return Value(_cast_tree(value, target, text_of(wanted)), target)
+        return Value(_cast_tree(Value(text, types.STRING), target, text_of(wanted)), target)
+
+    def _nested(self, node: exp.Array | exp.Bracket) -> Value:
+        bind = bind_array if isinstance(node, exp.Array) else bind_bracket
+        try:
+            return bind(node, self.bind, self._where)  # type: ignore[arg-type]
+        except StatementRefused:
+            if self._strict:
+                raise
+            return self._pass_through(node)
 
     def _timestamp_arithmetic(self, name: str, node: exp.Anonymous) -> Value:
         if len(node.expressions) != 3:
@@ -449,6 +466,7 @@ _HANDLERS: dict[type, Callable[..., Value]] = {
     exp.Substring: _B._substring,
     exp.StrPosition: _B._position,
     exp.Anonymous: _B._call,
+    **dict.fromkeys((exp.Array, exp.Bracket), _B._nested),
     # refused in a stream
     **dict.fromkeys((exp.CurrentTimestamp, exp.CurrentDate, exp.CurrentTime), _B._clock),
     **dict.fromkeys((exp.Subquery, exp.Exists), _B._subquery),

@@ -15,9 +15,10 @@ from storage_engine.errors import StatementRefused
 from storage_engine.stream import aggregates
 from storage_engine.stream.aggregates import Call, CallBuilder
 from storage_engine.stream.builtins import Value
+from storage_engine.stream.compile import POSITION
 from storage_engine.stream.dialect import text_of
 from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
+from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node, is_positioned
 from storage_engine.stream.render import column, render, sql
 from storage_engine.stream.sqltypes import BIGINT
 
@@ -33,6 +34,8 @@ def bind_groups(
     binder: Binder, node: Node, scope: Scope, items: list[exp.Expr], group: exp.Group | None, having: exp.Having | None
 ) -> tuple[Node, list[Value], exp.Expr | None]:
     """The aggregate, the SELECT list over its fields, and the condition of HAVING. Errors: StatementRefused."""
+    from storage_engine.stream.subquery_binding import Subqueries
+
     keys, sets = _Keys(binder, scope, items), [()]
     if group is not None:
         sets = _grouping_sets(binder, keys, group)
@@ -40,8 +43,11 @@ def bind_groups(
     if sets != [tuple(range(len(keys.found)))]:
         node, mark = _expanded(binder, node, keys, sets)
     plain = binder.expressions(scope)
-    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where), keys, mark, binder.where)
-    above = ExpressionBinder(scope.resolve, where=binder.where, intercept=calls.intercept)
+    order = POSITION if is_positioned(node) else None
+    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where, order=order), keys, mark, binder.where)
+    subqueries = Subqueries(binder, scope)
+    above = ExpressionBinder(scope.resolve, where=binder.where, intercept=subqueries.intercept(calls.intercept))
+    subqueries.use(above.bind)
     values = [above.bind(unaliased(item)) for item in items]
     condition = above.condition(having.this) if having is not None else None
     if node.is_retracting:
@@ -54,7 +60,7 @@ def bind_groups(
     if keeps_rows:
         node, by = _with_key_fields(node, by)
     made = Aggregate(node, tuple(by), tuple(calls.builder.accumulators), tuple(calls.found), binder.next_id(), keeps_rows)
-    return made, values, condition
+    return subqueries.applied(made), values, condition
 
 
 def _with_key_fields(node: Node, by: list[tuple[Field, exp.Expr]]) -> tuple[Node, list[tuple[Field, exp.Expr]]]:
@@ -222,11 +228,15 @@ class _CallCollector:
         distinct = len(arguments) == 1 and isinstance(arguments[0], exp.Distinct)
         if distinct:
             arguments = arguments[0].expressions
+        separator = ","
+        if name in ("LISTAGG", "STRING_AGG") and len(arguments) == 2 and isinstance(arguments[1], exp.Literal):
+            separator = arguments[1].name
+            arguments = arguments[:1]
         if len(arguments) != 1:
             raise StatementRefused(f"{text_of(call)} takes one argument", where=self._where, next_step="Aggregates here have one argument.")
         argument = None if isinstance(arguments[0], exp.Star) else self._plain.bind(arguments[0])
         condition = self._plain.condition(node.expression.this) if isinstance(node, exp.Filter) else None
-        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node))
+        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node), separator=separator)
         for item, known in self.found:
             if sql(known.finish) == sql(made.finish):
                 return Value(column(item.name), item.type, item.nullable)
@@ -238,7 +248,8 @@ class _CallCollector:
 def has_calls(node: exp.Expr) -> bool:
     """True when an aggregate stands in the expression."""
     names = (*aggregates.NAMES, *aggregates.NOT_MAINTAINED, *_GROUPING)
-    return any(_call_name(item) in names for item in node.find_all(exp.Anonymous))
+    own = node.walk(prune=lambda item: isinstance(item, exp.Query))  # those of a subquery are its own
+    return any(_call_name(item) in names for item in own)
 
 
 def unaliased(item: exp.Expr) -> exp.Expr:

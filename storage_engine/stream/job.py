@@ -19,6 +19,7 @@ from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_
 from storage_engine.stream.dialect import parse_select, text_of
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.planner import ENFORCER_OPTION, JobPlan, plan_insert
+from storage_engine.stream.python_functions import FunctionDefinition
 
 KIND = "job"
 State = Literal["RUNNING", "STOPPED", "FAILED", "FINISHED"]
@@ -35,6 +36,7 @@ class JobDescriptor:
     refresh_s  view: seconds between refreshes, None by hand, 0.0 as soon as there is input; insert: 0.0
     targets    sink columns the job writes; `kept` those of them that hold its state
     starts     where sources begin that are not read from their beginning, as of the submission
+    functions  the users' functions it calls, as they were when it was submitted
     known      table -> its columns when the job was submitted: what `*` means in the SELECT
     """
 
@@ -46,6 +48,7 @@ class JobDescriptor:
     database: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
+    functions: Mapping[str, FunctionDefinition] = field(default_factory=dict)
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
     known: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -65,13 +68,16 @@ class JobDescriptor:
 
     def _definition(self) -> tuple[Any, ...]:
         views = tuple(sorted((name, canonical(view.sql), view.columns) for name, view in self.views.items()))
-        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, tuple(sorted(self.settings.items())), views)
+        functions = tuple(sorted(self.functions.items()))
+        settings = tuple(sorted(self.settings.items()))
+        return (self.kind, self.sink, self.targets, canonical(self.select), self.database, settings, views, functions)
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(replace(self, starts={}))
         value["settings"] = dict(self.settings)
         value["starts"] = {table: {str(bucket): n for bucket, n in offsets.items()} for table, offsets in self.starts.items()}
         value["known"] = {table: list(columns) for table, columns in self.known.items()}
+        value["functions"] = {name: item.to_json() for name, item in self.functions.items()}
         value["views"] = {name: view_to_json(view) for name, view in self.views.items()}
         return value
 
@@ -83,6 +89,7 @@ class JobDescriptor:
         known["targets"], known["kept"] = tuple(known["targets"]), tuple(known["kept"])
         known["known"] = {table: tuple(columns) for table, columns in known.get("known", {}).items()}
         known["views"] = {name: view_from_json(view) for name, view in known["views"].items()}
+        known["functions"] = {name: FunctionDefinition.from_json(item) for name, item in known.get("functions", {}).items()}
         return cls(**known)
 
 
@@ -106,7 +113,7 @@ def canonical(select: str) -> str:
 
 def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | None = None) -> JobPlan:
     """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
-    catalog = StoreCatalog(store, job.views, job.known, altered)
+    catalog = StoreCatalog(store, job.views, job.known, altered, job.functions)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     plan = plan_insert(
         catalog, sink, job.targets, job.select, job=state_name(job.name), default_database=job.database, settings=job.settings

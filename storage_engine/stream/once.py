@@ -21,16 +21,23 @@ from storage_engine.stream.dialect import parse_select, text_of
 from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.planner import plan_insert
+from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import is_storable_as, parse_type
 from storage_engine.stream.startup import starts_of
 
 
-def insert_once(store: Store, statement: InsertInto, settings: Mapping[str, str], views: Mapping[str, ViewDefinition]) -> str:
+def insert_once(
+    store: Store,
+    statement: InsertInto,
+    settings: Mapping[str, str],
+    views: Mapping[str, ViewDefinition],
+    functions: Mapping[str, FunctionDefinition],
+) -> str:
     """Run INSERT INTO ... SELECT over what its sources hold now; the message."""
     sink = store.describe(statement.table)
     plan = plan_insert(
-        StoreCatalog(store, views),
+        StoreCatalog(store, views, functions=functions),
         sink,
         statement.columns,
         statement.select_sql,

@@ -41,7 +41,7 @@ def prune(node: Node, needed: set[str]) -> Node:
     if isinstance(node, Scan):
         return _prune_scan(node, needed)
     if isinstance(node, Calc):
-        kept = tuple(pair for pair in node.projections if pair[0].name in needed)
+        kept = tuple(pair for pair in node.projections if pair[0].name in needed) or node.projections[:1]  # rows are counted
         below = set().union(*(columns_of(tree) for _, tree in kept), columns_of(node.condition))
         return replace(node, input=prune(node.input, below), projections=kept)
     if isinstance(node, LookupJoin):

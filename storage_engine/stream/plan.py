@@ -178,6 +178,7 @@ class KeptSide:
 
 
 Side = StoredSide | KeptSide
+JoinKind = Literal["INNER", "LEFT", "FULL", "SEMI", "ANTI"]
 
 
 @dataclass(frozen=True)
@@ -185,14 +186,22 @@ class DeltaJoin:
     """A join, kept by looking up the other side's rows for the keys that a micro-batch touches.
 
     residual  what ON says beside the equalities, over the fields of both
-    is_outer  LEFT JOIN: a left row without a match stays, with nulls
+    kind      LEFT, FULL: a row without a match stays, with nulls. SEMI, ANTI: the left rows that have (no) match, each once
     """
 
     left: Side
     right: Side
     residual: exp.Expr | None
-    is_outer: bool
+    kind: JoinKind = "INNER"
     id: int = 0
+
+    @property
+    def is_outer(self) -> bool:
+        return self.kind in ("LEFT", "FULL")
+
+    @property
+    def is_filter(self) -> bool:
+        return self.kind in ("SEMI", "ANTI")
 
     @property
     def sides(self) -> tuple[Side, Side]:
@@ -200,16 +209,24 @@ class DeltaJoin:
 
     @property
     def fields(self) -> tuple[Field, ...]:
-        right = self.right.node.fields
-        return self.left.node.fields + (tuple(Field(item.name, item.type) for item in right) if self.is_outer else right)
+        left, right = self.left.node.fields, self.right.node.fields
+        if self.is_filter:
+            return left
+        if self.kind == "FULL":
+            left = tuple(Field(item.name, item.type) for item in left)
+        return left + (tuple(Field(item.name, item.type) for item in right) if self.is_outer else right)
 
     @property
     def is_retracting(self) -> bool:
-        return self.is_outer or self.left.node.is_retracting or self.right.node.is_retracting
+        return self.kind not in ("INNER", "SEMI") or self.left.node.is_retracting or self.right.node.is_retracting
 
     @property
     def unique_key(self) -> tuple[str, ...] | None:
         left, right = self.left.node.unique_key, self.right.node.unique_key
+        if self.is_filter:
+            return left
+        if self.kind == "FULL":
+            return None if left is None or right is None else (*left, *right)
         if left is not None and right is not None and set(right) <= set(self.right.on):
             return left  # a left row meets one right row at most
         if left is not None and right is not None and not self.is_outer and set(left) <= set(self.left.on):
@@ -222,7 +239,7 @@ class DeltaJoin:
     @property
     def twins(self) -> tuple[tuple[str, str], ...]:
         """Pairs of a left and a right field that always are equal."""
-        return () if self.is_outer else tuple(zip(self.left.on, self.right.on, strict=True))
+        return () if self.kind != "INNER" else tuple(zip(self.left.on, self.right.on, strict=True))
 
     @property
     def inputs(self) -> tuple[Node, ...]:
@@ -283,6 +300,11 @@ class Aggregate:
     calls: tuple[tuple[Field, Call], ...]
     id: int = 0
     keeps_rows: bool = False
+
+    @property
+    def is_ordered(self) -> bool:
+        """True when a value depends on the places of the input's rows in their log."""
+        return any(item.is_ordered for item in self.accumulators)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -449,7 +471,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
     elif isinstance(node, DeltaJoin):
         on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
         on += f" and {sql(node.residual)}" if node.residual is not None else ""
-        line = f"DeltaJoin {'left' if node.is_outer else 'inner'} on {on}: a change looks up " + " and ".join(map(_found, node.sides))
+        line = f"DeltaJoin {node.kind.lower()} on {on}: a change looks up " + " and ".join(map(_found, node.sides))
     elif isinstance(node, Rank):
         order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
         line = (

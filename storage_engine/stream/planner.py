@@ -16,6 +16,7 @@ from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 from storage_engine.stream.arrangement import Arrangement, arrange
 from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
+from storage_engine.stream.explain import explain
 from storage_engine.stream.optimize import optimize
 from storage_engine.stream.placement import Placement, place, top_aggregate
 from storage_engine.stream.plan import (
@@ -27,12 +28,12 @@ from storage_engine.stream.plan import (
     Node,
     Query,
     Rank,
-    describe,
     is_positioned,
     lookups,
     scans,
     walk,
 )
+from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -59,6 +60,8 @@ class JobPlan:
     notices: tuple[str, ...] = ()
     views: Mapping[str, ViewDefinition] = field(default_factory=dict)
     arrangements: Mapping[int, Arrangement] = field(default_factory=dict)
+    functions: Mapping[str, FunctionDefinition] = field(default_factory=dict)
+    """The users' functions that the statement calls."""
     starts: Mapping[str, Offsets] = field(default_factory=dict)
     """Where sources begin that are not read from their beginning (startup.py)."""
 
@@ -108,17 +111,8 @@ class JobPlan:
         return self.sink.has_primary_key and set(self.targets) != set(self.sink.column_names)
 
     def explain(self) -> list[str]:
-        """The plan as text: sink, operators, where state is kept and why, what is not reproducible."""
-        kind = "upsert into" if self.sink.has_primary_key else "append to"
-        lines = [f"Sink {kind} {self.sink.name} ({', '.join(self.targets)})", *("  " + line for line in describe(self.root))]
-        for placement in self.placements.values():
-            where = {"merge": "merged by", "sink": "kept in the result columns of", "table": "kept in state table"}[placement.mode]
-            lines.append(f"State: {where} {placement.table.name}" + (f" ({placement.reason})" if placement.reason else ""))
-            lines.extend(f"State: distinct values in {state.table.name}" for state in placement.distinct)
-        lines.extend(f"State: rows kept in {item.table.name} by ({', '.join(item.side.on)})" for item in self.arrangements.values())
-        lines.extend(f"Lookup in {name} sees rows as they are when processed: a recomputation sees today's" for name in self.lookup_tables)
-        lines.extend(f"Notice: {notice}" for notice in self.notices)
-        return lines
+        """The plan as text (explain.py)."""
+        return explain(self)
 
 
 def plan_insert(
@@ -149,7 +143,28 @@ def plan_insert(
     placements = _placements(root, sink, job)
     _check_sink(root, sink, placements, where)
     notices = (*query.notices, *_order_notices(root, sink))
-    return JobPlan(root, sink, targets, placements, drops, notices, dict(binder.used_views), _arrangements(root, sink, job))
+    arrangements = _arrangements(root, sink, job)
+    return JobPlan(root, sink, targets, placements, drops, notices, binder.used_views, arrangements, binder.used_functions)
+
+
+def plan_select(catalog: Catalog, select_sql: str, *, default_database: str = "", settings: Mapping[str, str] | None = None) -> JobPlan:
+    """The plan of a SELECT on its own, as if a table took just its rows: what EXPLAIN shows. Errors: StatementRefused, UnknownTable."""
+    where = "query"
+    binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
+    query = binder.bind(select_sql)
+    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
+    key = root.unique_key if root.is_retracting else None
+    columns = tuple(Column(item.name, str(item.type) if item.type.is_known else "STRING") for item in root.fields)
+    sink = TableDescriptor("result", columns, key or (), (), key or (), 1, {})
+    root = optimize(root)
+    notices = list(query.notices)
+    if root.is_retracting and key is None:
+        notices.append("the columns that identify a row of the result are not selected: no table could hold it")
+    targets = tuple(item.name for item in root.fields)
+    return JobPlan(
+        root, sink, targets, _placements(root, sink, "query"), notices=tuple(notices), views=binder.used_views,
+        arrangements=_arrangements(root, sink, "query"), functions=binder.used_functions,
+    )  # fmt: skip
 
 
 def plan_view(
@@ -238,7 +253,8 @@ def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], wher
                 next_step=f"CAST it AS {sink.column(name).type}.",
             )
         projections.append((type(item)(name, item.type, item.nullable), tree))
-    return Calc(root.input, tuple(projections), root.condition)
+    renamed = dict(zip((item.name for item in root.fields), targets, strict=True))
+    return Calc(root.input, tuple(projections), root.condition, root.key and tuple(renamed[name] for name in root.key))
 
 
 def _enforcer(settings: Mapping[str, str], where: str) -> bool:

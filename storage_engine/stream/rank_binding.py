@@ -85,7 +85,7 @@ def _bounded(binder: Binder, node: Node, bounds: dict[str, int]) -> Node:
         return replace(node, input=_bounded(binder, node.input, below))
     if isinstance(node, Rank):
         side = replace(node.side, node=_bounded(binder, node.side.node, {}))
-        limit = bounds.get(node.number.name, UNBOUNDED) if node.number is not None else UNBOUNDED
+        limit = node.limit or (bounds.get(node.number.name, UNBOUNDED) if node.number is not None else UNBOUNDED)
         if limit == UNBOUNDED:
             raise binder.refuse(
                 "ROW_NUMBER() has no bound: every new row would change the number of all rows behind it",

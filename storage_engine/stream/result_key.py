@@ -12,14 +12,18 @@ from dataclasses import replace
 from sqlglot import exp
 
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.stream.plan import Aggregate, Calc, Expand, Field, Node
+from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, Field, Node
 from storage_engine.stream.render import column, render, sql, string
 
 
 def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
     """The projection with its key, where the sink's primary key holds the input's key as columns or COALESCE(column, literal)."""
     below = root.input
-    if root.unique_key is not None or below.unique_key is None:
+    if root.unique_key is not None:
+        return root
+    if (joined := _full_join_key(root, sink)) is not None:
+        return replace(root, key=joined)
+    if below.unique_key is None:
         return root
     projections = list(root.projections)
     key: list[str] = []
@@ -35,6 +39,29 @@ def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
             projections[found] = (wanted, _checked(item, tree, sink, wanted.name))
         key.append(wanted.name)
     return replace(root, projections=tuple(projections), key=tuple(key))
+
+
+def _full_join_key(root: Calc, sink: TableDescriptor) -> tuple[str, ...] | None:
+    """COALESCE(left key, right key) of a FULL JOIN by the whole keys of both sides: one of them is there, and both are equal."""
+    node = root.input
+    while isinstance(node, Calc) and all(isinstance(tree, exp.Column) and tree.name == item.name for item, tree in node.projections):
+        node = node.input
+    if not isinstance(node, DeltaJoin) or node.kind != "FULL" or node.residual is not None:
+        return None  # by a further condition two rows of one key may both stay alone
+    if any(side.node.unique_key is None or set(side.node.unique_key) != set(side.on) for side in node.sides):
+        return None
+    pairs = {frozenset(pair) for pair in zip(node.left.on, node.right.on, strict=True)}
+    found: dict[frozenset[str], str] = {}
+    for item, tree in root.projections:
+        is_either = isinstance(tree, exp.Anonymous | exp.Coalesce) and item.name in sink.primary_key
+        names = (
+            frozenset(part.name for part in tree.find_all(exp.Column))
+            if is_either and sql(tree).upper().startswith("COALESCE(")
+            else frozenset()
+        )
+        if names in pairs:
+            found.setdefault(names, item.name)
+    return tuple(found.values()) if len(found) == len(pairs) else None
 
 
 def _position_of(item: Field, projections: list[tuple[Field, exp.Expr]], sink: TableDescriptor) -> int | None:

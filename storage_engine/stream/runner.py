@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from storage_engine.api import Progress
@@ -24,6 +25,7 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import Scan, scans
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.point_reads import StoreReader
+from storage_engine.stream.python_functions import function_failure, register
 
 N_ROWS_MAX = 262_144
 """Rows of input per micro-batch; what bounds a job's memory."""
@@ -38,6 +40,7 @@ class JobRunner:
         self._store = store
         self._n_rows_max = n_rows_max
         self._con = open_connection()
+        register(self._con, self.plan.functions, f"job {job.name}")
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
         self._schema_ids = self._current_schemas()
@@ -58,7 +61,10 @@ class JobRunner:
             return 0
         read = {scan.id: self._read(scan, work) for scan in self._scans}
         inputs = {source_name(scan): read[scan.id] for scan in self._scans}
-        outcome = self._executor.run(inputs, StoreReader(self._store, work, read))
+        try:
+            outcome = self._executor.run(inputs, StoreReader(self._store, work, read))
+        except duckdb.Error as error:
+            raise function_failure(error, f"job {self.job.name}") or error from error
         n_read = {scan.table.name: read[scan.id].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
         detail = self._advanced_detail(work, sum(n_read.values()), outcome.n_rows_out, outcome.n_dropped_nulls, time.perf_counter() - began)
         try:

@@ -19,15 +19,18 @@ from storage_engine.schema import evolve
 from storage_engine.schema import statements as st
 from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render_create_table
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.statement_sets import Explain, StatementSet
 from storage_engine.schema.validate import partition_of
 from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.dependents import check_dependents
-from storage_engine.stream.job import load_job, set_state
+from storage_engine.stream.function_statements import ANSWERS as FUNCTION_ANSWERS
+from storage_engine.stream.function_statements import Functions
+from storage_engine.stream.job import JobDescriptor, load_job, set_state, state_name
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
-from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_view
+from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.submit import submit
 from storage_engine.stream.user_statements import ANSWERS as USER_ANSWERS
@@ -73,15 +76,16 @@ class Result:
 class SqlSession:
     """Runs statements against a store.
 
-    query   answers SELECT (the query engine); without it a SELECT is refused by name
+    query   answers SELECT (the query engine), with the session's functions as `functions`; without it a SELECT is refused by name
     """
 
-    def __init__(self, store: Store, query: Callable[[str], Any] | None = None) -> None:
+    def __init__(self, store: Store, query: Callable[..., Any] | None = None) -> None:
         self._store = store
         self._query = query
         self._database = DEFAULT_DATABASE
         self._settings: dict[str, str] = {}
         self._views: dict[str, ViewDefinition] = {}
+        self._functions: Functions = {}
 
     def execute(self, text: str) -> list[Result]:
         """Run a text of statements. Errors: what the failing statement raises; those before it have taken effect."""
@@ -98,6 +102,8 @@ class SqlSession:
     def _handle(self, statement: st.Statement) -> Result:
         if (answer := USER_ANSWERS.get(type(statement))) is not None:
             return Result(*answer(self._store, statement))
+        if (function_answer := FUNCTION_ANSWERS.get(type(statement))) is not None:
+            return Result(*function_answer(self._store, self._functions, statement))
         handler = _HANDLERS.get(type(statement))
         if handler is None:
             raise StatementRefused(
@@ -207,7 +213,7 @@ class SqlSession:
 
     def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
         name = statement.name
-        catalog = StoreCatalog(self._store, self._views)
+        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
         existing = self._store.objects("materialized_view")
         if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
             return Result(f"materialized view {name} exists")
@@ -227,6 +233,7 @@ class SqlSession:
             database=statement.database,
             settings=self._settings,
             views=self._views,
+            functions=self._functions,
             kind="view",
             refresh_s=statement.refresh,
         )
@@ -276,9 +283,13 @@ class SqlSession:
         if statement.is_values:
             return Result(insert_values(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
-            return Result(insert_once(self._store, statement, self._settings, self._views))
+            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
-        _, message = submit(
+        _, message = self._submit(statement, name)
+        return Result("; ".join([message, *notices]))
+
+    def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
+        return submit(
             self._store,
             name=name,
             sink=statement.table,
@@ -288,9 +299,38 @@ class SqlSession:
             database=statement.database,
             settings=self._settings,
             views=self._views,
+            functions=self._functions,
             first_line=_first_line(statement),
+            **options,
         )
-        return Result("; ".join([message, *notices]))
+
+    def _statement_set(self, statement: StatementSet) -> Result:
+        """Every INSERT is checked before the first is stored. In batch mode they run one after another."""
+        if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
+            return Result("; ".join(self._insert(insert).message for insert in statement.inserts))
+        pipeline = self._settings.get("pipeline.name")
+        names = [f"{pipeline}-{i}" if pipeline else default_job_name(insert) for i, insert in enumerate(statement.inserts, 1)]
+        notices = [notice for insert in statement.inserts for notice in _check_sink_hints(insert)]
+        planned: list[JobDescriptor] = []
+        for name, insert in zip(names, statement.inserts, strict=True):
+            if any(job.name == name for job in planned):
+                raise StatementRefused(f"two statements of the set are named {name}", where=f"line {insert.line}",
+                                       next_step="SET 'pipeline.name' = '...' before the set: its jobs are numbered.")  # fmt: skip
+            planned.append(self._submit(insert, name, alongside=planned, stores=False)[0])
+        messages = [self._submit(insert, name)[1] for name, insert in zip(names, statement.inserts, strict=True)]
+        return Result("; ".join([*messages, *notices]))
+
+    def _explain(self, statement: Explain) -> Result:
+        """The plan as lines: what runs, what is kept where, what a change costs, what is not reproducible."""
+        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
+        of = statement.of
+        if isinstance(of, st.Query):
+            plan = plan_select(catalog, of.text, default_database=self._database, settings=self._settings)
+        else:
+            name = state_name(self._settings.get("pipeline.name") or default_job_name(of))
+            sink = self._store.describe(of.table)
+            plan = plan_insert(catalog, sink, of.columns, of.select_sql, job=name, default_database=of.database, settings=self._settings)
+        return Result("plan", pa.table({"plan": pa.array(plan.explain(), pa.string())}))
 
     def _stop_job(self, statement: st.StopJob) -> Result:
         job = load_job(self._store, statement.name)
@@ -305,7 +345,7 @@ class SqlSession:
         if self._query is None:
             raise StatementRefused("SELECT is answered by the query engine", where=f"line {statement.line}",
                                    next_step="Use `flashlake sql`, or SqlSession(store, query=QueryEngine(...).query).")  # fmt: skip
-        rows = self._query(statement.text)
+        rows = self._query(statement.text, functions=self._functions) if self._functions else self._query(statement.text)
         assert isinstance(rows, pa.Table), "a query function returns a pa.Table"
         return Result(f"{rows.num_rows} rows", rows)
 
@@ -400,6 +440,8 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.CreateMaterializedView: _S._create_materialized,
     st.RefreshMaterializedView: _S._refresh,
     st.InsertInto: _S._insert,
+    StatementSet: _S._statement_set,
+    Explain: _S._explain,
     st.StopJob: _S._stop_job,
     st.Query: _S._select,
     st.ShowTables: _S._show_tables,

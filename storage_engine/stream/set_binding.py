@@ -1,34 +1,39 @@
-"""Set binding: UNION ALL and UNION of queries into a Union; INTERSECT and EXCEPT are refused with the reason.
+"""Set binding: UNION ALL, UNION, INTERSECT and EXCEPT of queries.
+
+INTERSECT and EXCEPT are a UNION ALL whose rows say which branch they are from, grouped by all columns: a row is in the result while
+both branches have it, or only the first has. So NULL meets NULL, and either branch may take rows back.
 
 Columns meet by position, as in SQL: the first branch names them, their types are widened to a common one.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
+from storage_engine.stream.aggregates import CallBuilder
+from storage_engine.stream.builtins import Value
 from storage_engine.stream.dialect import text_of
-from storage_engine.stream.plan import Calc, Field, Node, Union
-from storage_engine.stream.render import cast, column
-from storage_engine.stream.sqltypes import NULL, SqlType, common_type
+from storage_engine.stream.limit_binding import bind_limit, ordered_items
+from storage_engine.stream.plan import Aggregate, Calc, Field, Node, Union
+from storage_engine.stream.render import cast, column, render
+from storage_engine.stream.sqltypes import BIGINT, INT, NULL, SqlType, common_type
 
 if TYPE_CHECKING:
     from storage_engine.stream.bind import Binder
 
 
 def bind_set(binder: Binder, tree: exp.SetOperation, prefix: str) -> tuple[Node, tuple[str, ...]]:
-    """The rows of all branches. Errors: StatementRefused for other set operations, and branches that do not fit."""
-    if not isinstance(tree, exp.Union):
+    """The rows of the set operation. Errors: StatementRefused for INTERSECT ALL and EXCEPT ALL, and branches that do not fit."""
+    word = tree.key.upper()
+    if not isinstance(tree, exp.Union) and not tree.args.get("distinct"):
         raise binder.refuse(
-            f"{tree.key.upper()} counts how often a row is in both inputs, which is not kept",
-            "Use UNION ALL and GROUP BY, or a lookup join.",
+            f"{word} ALL counts how often a row is in both inputs, which is not kept", f"Use {word}, which gives each row once."
         )
-    for clause in ("order", "limit", "offset"):
-        if tree.args.get(clause):
-            raise binder.refuse(f"{clause.upper()} over a UNION: a stream has no end", "Order and limit when you query the table.")
-    branches = [binder.query(branch, prefix) for branch in _branches(tree)]
+    written = _branches(tree) if isinstance(tree, exp.Union) else [tree.args["this"], tree.args["expression"]]
+    branches = [binder.query(branch, prefix) for branch in written]
     names = branches[0][1]
     for _, others in branches[1:]:
         if len(others) != len(names):
@@ -39,8 +44,39 @@ def bind_set(binder: Binder, tree: exp.SetOperation, prefix: str) -> tuple[Node,
         Field(branches[0][0].fields[i].name, _common(binder, [node.fields[i] for node, _ in branches], name), _nullable(branches, i))
         for i, name in enumerate(names)
     )
-    made: Node = Union(tuple(_aligned(node, fields) for node, _ in branches), fields)
-    return (binder.distinct(made) if tree.args.get("distinct") else made), names
+    aligned = tuple(_aligned(node, fields) for node, _ in branches)
+    if isinstance(tree, exp.Union):
+        made: Node = Union(aligned, fields)
+        made = binder.distinct(made) if tree.args.get("distinct") else made
+    else:
+        made = _compared(binder, aligned, fields, is_except=isinstance(tree, exp.Except))
+    extra, positions = ordered_items(binder, tree, [], names)
+    if extra:
+        raise binder.refuse(
+            f"ORDER BY {text_of(extra[0].this)} over a {word} is none of its columns", f"Use {', '.join(names)}, or a position."
+        )
+    return (bind_limit(binder, made, tree, positions, len(names)) if positions else made), names
+
+
+def _compared(binder: Binder, branches: tuple[Calc, ...], fields: tuple[Field, ...], *, is_except: bool) -> Node:
+    """The distinct rows of the first branch that the second has, or (EXCEPT) has not."""
+    marks = [Field(f"$in{binder.next_id()}", INT, nullable=False) for _ in branches]
+    rows = [
+        replace(branch, projections=(*branch.projections, *((mark, exp.Literal.number(int(j == i))) for j, mark in enumerate(marks))))
+        for i, branch in enumerate(branches)
+    ]
+    both = Union(tuple(rows), (*fields, *marks))
+    calls = CallBuilder(retracting=both.is_retracting, where=binder.where)
+    found = [
+        calls.call("SUM", Value(column(mark.name), BIGINT, nullable=False), distinct=False, condition=None, text="SUM") for mark in marks
+    ]
+    if both.is_retracting:
+        calls.rows()
+    counts = [Field(f"$n{binder.next_id()}", BIGINT, nullable=False) for _ in marks]
+    by = tuple((item, column(item.name)) for item in fields)
+    grouped = Aggregate(both, by, tuple(calls.accumulators), tuple(zip(counts, found, strict=True)), binder.next_id())
+    condition = render(f"_0 > 0 AND _1 {'=' if is_except else '>'} 0", *(column(item.name) for item in counts))
+    return Calc(grouped, tuple((item, column(item.name)) for item in fields), condition)
 
 
 def _branches(tree: exp.Expr) -> list[exp.Expr]:

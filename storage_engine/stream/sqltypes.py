@@ -46,8 +46,14 @@ class SqlType:
     name: str
     precision: int | None = None
     scale: int | None = None
+    parts: tuple[tuple[str, SqlType], ...] = ()
+    """What a nested type is made of: ARRAY its element, MAP key and value, ROW its named fields. Such a value is in no table."""
 
     def __str__(self) -> str:
+        if self.name == "ROW":
+            return f"ROW<{', '.join(f'`{label}` {of}' for label, of in self.parts)}>"
+        if self.parts:
+            return f"{self.name}<{', '.join(str(of) for _, of in self.parts)}>"
         if self.name == "DECIMAL":
             return f"DECIMAL({self.precision}, {self.scale})"
         if self.name in ("TIMESTAMP", "TIMESTAMP_LTZ"):
@@ -81,6 +87,13 @@ class SqlType:
     @property
     def duckdb(self) -> str:
         """The type's name in DuckDB."""
+        if self.name == "ARRAY":
+            return f"{self.parts[0][1].duckdb}[]"
+        if self.name == "MAP":
+            return f"MAP({', '.join(of.duckdb for _, of in self.parts)})"
+        if self.name == "ROW":
+            listed = ", ".join('"' + label + '" ' + of.duckdb for label, of in self.parts)
+            return f"STRUCT({listed})"
         if self.name == "DECIMAL":
             return str(self)
         if self.name == "TIMESTAMP":
@@ -99,6 +112,18 @@ def decimal(precision: int, scale: int) -> SqlType:
         scale = max(DECIMAL_PRECISION_MAX - whole, min(scale, 6))
         precision = DECIMAL_PRECISION_MAX
     return SqlType("DECIMAL", precision, scale)
+
+
+def array_of(element: SqlType) -> SqlType:
+    return SqlType("ARRAY", parts=(("", element),))
+
+
+def map_of(key: SqlType, value: SqlType) -> SqlType:
+    return SqlType("MAP", parts=(("", key), ("", value)))
+
+
+def row_of(fields: list[tuple[str, SqlType]]) -> SqlType:
+    return SqlType("ROW", parts=tuple(fields))
 
 
 BOOLEAN, INT, BIGINT, FLOAT, DOUBLE = SqlType("BOOLEAN"), SqlType("INT"), SqlType("BIGINT"), SqlType("FLOAT"), SqlType("DOUBLE")

@@ -7,8 +7,11 @@ Holds: what cannot run is refused before anything is stored. Submitting the same
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
+
+import duckdb
 
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
@@ -17,6 +20,7 @@ from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, load_jobs, owner_of, save_job, state_name
 from storage_engine.stream.planner import JobPlan, plan_insert
+from storage_engine.stream.python_functions import FunctionDefinition, register
 from storage_engine.stream.startup import starts_of
 
 
@@ -31,20 +35,24 @@ def submit(
     database: str,
     settings: Mapping[str, str],
     views: Mapping[str, ViewDefinition],
+    functions: Mapping[str, FunctionDefinition],
     kind: str = "insert",
     refresh_s: float | None = 0.0,
     first_line: int = 1,
+    alongside: Sequence[JobDescriptor] = (),
+    stores: bool = True,
 ) -> tuple[JobDescriptor, str]:
     """Store a continuous job; the job and a message.
 
+    alongside  jobs that are about to be stored with it; `stores` False: everything is checked and nothing stored
     Errors: StatementRefused, UnknownTable, AlreadyExists for another definition under the same name.
     """
     kept_settings = {key: settings[key] for key in PLANNING_OPTIONS if key in settings}
-    existing = load_jobs(store)
+    existing = {**load_jobs(store), **{other.name: other for other in alongside}}
     if columns is None and name in existing and existing[name].sink == sink:
         columns = existing[name].targets  # the table may have grown since; the job writes what it wrote
     known = existing[name].known if name in existing else {}
-    catalog = StoreCatalog(store, views, known)
+    catalog = StoreCatalog(store, views, known, functions=functions)
     plan = plan_insert(
         catalog,
         store.describe(sink),
@@ -64,6 +72,7 @@ def submit(
         database=database,
         settings=kept_settings,
         views=plan.views,
+        functions=plan.functions,
         targets=plan.targets,
         kept=plan.kept_columns,
         known=known or _columns_read(catalog, plan),
@@ -71,11 +80,17 @@ def submit(
         starts={} if name in existing else starts_of(store, plan.startups, f"job {name}"),
         submitted_ms=time.time_ns() // 1_000_000,
     )
+    if name in existing and not stores:
+        return job, ""
     if name in existing:
         return _again(store, existing[name], job)
     _check_claims(job, existing)
     _check_empty(store, plan, name)
     _check_name(name, existing)
+    with closing(duckdb.connect()) as con:  # a function that cannot be imported here is said now, not in the worker's log
+        register(con, plan.functions, f"job {name}")
+    if not stores:
+        return job, ""
     for table in plan.state_tables:
         store.create_table(table, if_not_exists=True)
     if job.starts:  # before the job, which would begin at the beginning without it

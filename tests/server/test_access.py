@@ -318,6 +318,30 @@ def test_a_job_needs_the_rights_of_what_it_reads_and_writes(secured: Secured) ->
     reader.close()
 
 
+def test_only_who_may_do_everything_brings_code_into_a_job(secured: Secured) -> None:
+    """A function runs in the worker, with the worker's rights; the server itself imports none, also not to plan a job."""
+    definition = {"name": "f", "target": "no.such.module", "inputs": ["STRING"], "result": "STRING", "vectorised": False, "nulls": "skip"}
+    store = secured.user("ira", "ALL ON DATABASE iras", "READ ON TABLE shop.orders")
+    store.execute("CREATE TABLE iras.copy (k BIGINT NOT NULL, v STRING, PRIMARY KEY (k) NOT ENFORCED)")
+    store.execute("SET 'pipeline.name' = 'iras'; INSERT INTO iras.copy SELECT k, v FROM shop.orders")
+    with pytest.raises(AccessDenied, match="ALL ON CLUSTER"):
+        store.put_object("function", "f", definition)
+    own = {**store.objects("job")["iras"], "name": "own", "select": "SELECT k, f(v) FROM shop.orders", "functions": {"f": definition}}
+    with pytest.raises(AccessDenied, match=r"ALL ON CLUSTER"):
+        store.put_object("job", "own", own)
+
+    secured.admin.put_object("function", "f", definition)
+    assert list(store.objects("function")) == ["f"]
+    with pytest.raises(AccessDenied, match=r"ALL ON CLUSTER"):
+        store.put_object("job", "own", {**own, "functions": {"f": {**definition, "target": "os.system"}}})
+    store.put_object("job", "own", own)  # planned by the server, which has no such module
+
+    assert set(store.objects("job")) >= {"iras", "own"}
+    store.execute("STOP JOB own; STOP JOB iras")
+    secured.admin.drop_object("function", "f")
+    store.close()
+
+
 def test_a_prepared_lookup_is_refused_as_soon_as_its_right_is_gone(secured: Secured) -> None:
     store = secured.user("ida", "READ ON TABLE shop.orders")
     lane = socket_of(store)

@@ -166,7 +166,10 @@ def test_unmatched_visits_are_counted_when_they_are_dropped(store: Store) -> Non
 @pytest.mark.parametrize(
     ("select", "reason"),
     [
-        ("SELECT l.user_id, o.order_id, l.ds FROM db.visits l FULL JOIN db.orders o ON l.user_id = o.user_id AND l.ds = o.ds", "FULL JOIN"),
+        (
+            "SELECT l.user_id, o.order_id, l.ds FROM db.visits l FULL JOIN db.orders o ON l.user_id = o.user_id AND l.ds = o.ds",
+            "does not contain the query's key",
+        ),
         ("SELECT l.user_id, o.order_id, l.ds FROM db.visits l JOIN db.orders o ON l.pv = o.ds", "compares BIGINT with STRING"),
         ("SELECT l.user_id, o.order_id, l.ds FROM db.visits l JOIN db.orders o ON l.pv < o.pay_amt", "no equality"),
         ("SELECT l.user_id, o.order_id, l.ds FROM db.visits l CROSS JOIN db.orders o", "no equality"),

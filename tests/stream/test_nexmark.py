@@ -143,6 +143,27 @@ QUERIES: dict[str, tuple[str, int]] = {
         "LEFT OUTER JOIN (SELECT b1.auction, MAX(b1.price) AS max_price FROM nexmark.bid b1 GROUP BY b1.auction) b ON a.id = b.auction",
         0,
     ),
+    "q102": (
+        "SELECT a.id AS auction_id, a.item_name AS auction_item_name, COUNT(b.auction) AS bid_count FROM nexmark.item a "
+        "JOIN nexmark.bid b ON a.id = b.auction GROUP BY a.id, a.item_name "
+        "HAVING COUNT(b.auction) >= (SELECT COUNT(*) / COUNT(DISTINCT auction) FROM nexmark.bid)",
+        0,
+    ),
+    "q103": (
+        "SELECT a.id AS auction_id, a.item_name AS auction_item_name FROM nexmark.item a WHERE a.id IN "
+        "(SELECT b.auction FROM nexmark.bid b GROUP BY b.auction HAVING COUNT(*) >= 20)",
+        0,
+    ),
+    "q104": (
+        "SELECT a.id AS auction_id, a.item_name AS auction_item_name FROM nexmark.item a WHERE a.id NOT IN "
+        "(SELECT b.auction FROM nexmark.bid b GROUP BY b.auction HAVING COUNT(*) < 20)",
+        0,
+    ),
+    "q105": (
+        "SELECT a.id AS auction_id, a.item_name AS auction_item_name, COUNT(b.auction) AS bid_count FROM nexmark.item a "
+        "JOIN nexmark.bid b ON a.id = b.auction GROUP BY a.id, a.item_name ORDER BY bid_count DESC LIMIT 1000",
+        0,
+    ),
     "q106": (
         f"SELECT MIN(final) AS min_final, 1 AS one FROM (SELECT A.id, MAX(price) AS final {_BEST} GROUP BY A.id)",
         1,

@@ -126,8 +126,8 @@ def test_describe_job_shows_plan_offsets_and_counters(store: Store, db: SqlSessi
     assert property_of(db, "t", "n_rows_in") == "2"
     assert property_of(db, "t", "offsets db.a") == "/0:2"
     plan = [row["value"] for row in one(db, "DESCRIBE JOB t").to_pylist() if row["property"] == "plan"]
-    assert plan[0] == "Sink upsert into db.totals (shop, qty)"
-    assert any("kept in the result columns" in line for line in plan)
+    assert plan[0] == "Sink: upsert into db.totals (shop, qty), key (shop)"
+    assert any("the result columns are the state" in line for line in plan)
 
 
 def test_a_column_added_while_a_job_runs_belongs_to_the_next_job(store: Store, db: SqlSession) -> None:
