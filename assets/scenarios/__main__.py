@@ -33,7 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rate", type=float, default=20_000, help="events per second (default %(default)s)")
     parser.add_argument("--seconds", type=float, default=30, help="seconds of sending per scenario (default %(default)s)")
     parser.add_argument("--seed", type=int, default=7, help="seed of the made events (default %(default)s)")
-    parser.add_argument("--record", type=Path, metavar="DIR", help="also write NAME.json and NAME.svg into this folder")
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="also write NAME.json, NAME.svg and the measured part of NAME.md in this folder"
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep stores, lakes and logs below this folder (default: a temporary one)")
     options = parser.parse_args(arguments)
     unknown = [name for name in options.names if name not in NAMES]
@@ -45,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     for report in reports:
         sys.stdout.write("\n".join(report.lines()) + "\n")
         if options.record:
-            report.write(options.record)
+            report.write(
+                options.record, f"python -m assets.scenarios {report.scenario} --rate {options.rate:g} --seconds {options.seconds:g}"
+            )
     return 0 if all(report.holds for report in reports) else 1
 
 

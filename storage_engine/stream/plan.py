@@ -113,6 +113,7 @@ class LookupJoin:
     residual  a further condition over both sides
     columns   columns of `table` that are used; their fields are named "alias.column" and follow the input's
     is_outer  LEFT JOIN: an input row without a match stays, with nulls
+    newest_of  the partition column, where only the newest partition is looked into; it is then not among the keys
     """
 
     input: Node
@@ -126,6 +127,7 @@ class LookupJoin:
     residual: exp.Expr | None = None
     inserts_missing: bool = False
     id: int = 0
+    newest_of: str | None = None
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -468,6 +470,7 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: "
         line += ", ".join(node.columns) or "no columns"
         line += " (inserts missing keys)" if node.inserts_missing else ""
+        line += f" (newest partition of {node.newest_of})" if node.newest_of else ""
     elif isinstance(node, DeltaJoin):
         on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
         on += f" and {sql(node.residual)}" if node.residual is not None else ""

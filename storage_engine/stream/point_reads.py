@@ -39,6 +39,10 @@ class StoreReader:
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
         return self._backend.prefix_lookup(table, prefixes, columns, None)
 
+    def newest_partition(self, table: str) -> str:
+        """The last partition by name that has rows now, "" when none has."""
+        return newest_partition(self._backend.offsets(table, "latest"))
+
     def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
 
@@ -68,6 +72,11 @@ class StoreReader:
             return self._backend.prefix_lookup(name, keys, names, None)
         found = self._backend.lookup(name, keys, names, insert_if_not_exists=False)
         return found.filter(found["_found"]).select(names)
+
+
+def newest_partition(offsets: Offsets) -> str:
+    """The last partition by name in which rows were written, "" when there is none: max_pt()."""
+    return max((bucket.partition for bucket, end in offsets.items() if end > 0), default="")
 
 
 def _changes(table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None) -> pa.Table:
