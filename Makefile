@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load torture kills soak torture-sql stream-kills bench-stream-idle
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load scenarios torture kills soak torture-sql stream-kills bench-stream-idle
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench-peers: setup ## ratios against Redis, Kafka and Apache Fluss, started and 
 
 load: setup ## writers and readers on one server at once, bounded in time (ARGS="--seconds 60 --writers 2")
 	@$(PY) -m benchmarks.load $(ARGS)
+
+scenarios: setup ## the five scenarios end to end: latency, rows, equality (ARGS="wide_table --seconds 60 --rate 20000")
+	@$(PY) -m assets.scenarios $(ARGS)
 
 torture: setup ## 10,000 seeds of power cuts, I/O errors, full disks and flipped bits, held to a model (SEEDS=1000 FIRST=0)
 	@$(PY) -m tests.torture.campaign $(ARGS)

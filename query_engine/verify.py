@@ -113,9 +113,7 @@ def _pin(store: Store, job: JobDescriptor) -> _Pinned:
     raise RetriableError(f"job {job.name} commits too fast to be pinned", where=job.name, next_step="Try again when it has caught up.")
 
 
-def _verify(
-    store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...], *, spares_earlier: bool = True
-) -> VerifyReport:
+def _verify(store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...], *, spares_earlier: bool = True) -> VerifyReport:
     plan = plan_job(store, job)
     sink = plan.sink
     expected = _of_partitions(batch_select(store, job, offsets=pinned.offsets, at_version=pinned.version), sink, partitions)
@@ -148,9 +146,7 @@ def _verify(
     )
 
 
-def _differing_from_both(
-    sink: TableDescriptor, columns: list[str], differences: pa.Table, earlier: pa.Table, actual: pa.Table
-) -> pa.Table:
+def _differing_from_both(sink: TableDescriptor, columns: list[str], differences: pa.Table, earlier: pa.Table, actual: pa.Table) -> pa.Table:
     """Those of the differences that the statement before does not explain either. It gives no value for a column it did not write."""
     for name in columns:
         if name not in earlier.column_names:
@@ -235,7 +231,7 @@ def _compare_bags(columns: list[str], expected: pa.Table, actual: pa.Table) -> t
             f'GROUP BY ALL HAVING sum("|n") <> 0'
         )  # names that no column of the table has
         problem = "CASE WHEN \"|surplus\" < 0 THEN 'missing' ELSE 'extra' END AS \"_problem\""
-        differences = con.execute(f"SELECT {listed}, {problem} FROM ({counted}), range(CAST(abs(\"|surplus\") AS BIGINT))").to_arrow_table()
+        differences = con.execute(f'SELECT {listed}, {problem} FROM ({counted}), range(CAST(abs("|surplus") AS BIGINT))').to_arrow_table()
         return max(expected.num_rows, actual.num_rows), differences
     finally:
         con.close()

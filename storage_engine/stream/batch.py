@@ -29,6 +29,7 @@ from storage_engine.stream.job import JobDescriptor, plan_job
 from storage_engine.stream.plan import LookupJoin, Scan, lookups, scans
 from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.point_reads import newest_partition
 from storage_engine.stream.python_functions import function_failure, register
 from storage_engine.stream.quarantine import is_kept, quarantined, without
 from storage_engine.stream.sqltypes import parse_type
@@ -250,7 +251,12 @@ def _register_scan(
 
 def _register_lookup(con: duckdb.DuckDBPyConnection, store: Store, join: LookupJoin, at_version: int | None) -> None:
     keys = [name for name, _ in join.keys]
-    rows = store.table(join.table.name).read(list(dict.fromkeys([*keys, *join.columns])), at=at_version)
+    partition = [] if join.newest_of is None else [join.newest_of]
+    table = store.table(join.table.name)
+    rows = table.read(list(dict.fromkeys([*keys, *join.columns, *partition])), at=at_version)
+    if join.newest_of is not None:
+        newest = newest_partition(table.offsets("latest", at_version=at_version))
+        rows = rows.filter(pc.equal(rows[join.newest_of], newest))
     name = lookup_name(join)
     con.register(f"{name}_rows", rows)
     listed = [f"{quoted(key)} AS {quoted(f'__k{i}')}" for i, key in enumerate(keys)]

@@ -26,7 +26,7 @@ from storage_engine.stream.function_calls import mark_calls
 from storage_engine.stream.group_binding import bind_groups, has_calls, unaliased
 from storage_engine.stream.legacy_windows import with_marks, with_window_table
 from storage_engine.stream.limit_binding import bind_limit, ordered_items
-from storage_engine.stream.lookup_binding import bind_lookup
+from storage_engine.stream.lookup_binding import LOOKUP_HINTS, bind_lookup
 from storage_engine.stream.plan import MARK, Aggregate, Calc, Field, Node, Query, Scan
 from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.rank_binding import bind_rank, bound_ranks, windows_of
@@ -361,7 +361,7 @@ class Binder:
         for key in hints:
             if key in INERT_TABLE_HINTS:
                 self.notices.append(f"hint '{key}' has no effect here")
-            elif key not in STARTUP_HINTS if scan else key != "lookup.insert-if-not-exists":
+            elif key not in (STARTUP_HINTS if scan else LOOKUP_HINTS):
                 raise self.refuse(f"the hint '{key}' on {item.name} is not known", "Leave it out; docs/sql.md lists the hints.")
         return hints
 

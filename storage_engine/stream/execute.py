@@ -170,7 +170,11 @@ class _Lookup:
         """Keys and the rows beside them: those found, or (where missing keys are kept) all, with nulls."""
         node = self._node
         wanted = self._columns or self._key_names[:1]
-        complete = [pc.is_valid(keys[name]) for name in self._key_names if keys[name].null_count]
+        if node.newest_of is not None:
+            newest = reader.newest_partition(node.table.name)
+            partition = pa.repeat(pa.scalar(newest or None, pa.string()), keys.num_rows)  # without any, no key finds a row
+            keys = keys.append_column(node.newest_of, partition).select(list(node.table.primary_key))
+        complete = [pc.is_valid(keys[name]) for name in keys.column_names if keys[name].null_count]
         if not complete:
             found = reader.lookup(node.table.name, keys, wanted, insert_if_not_exists=node.inserts_missing)
             if sql_of.keeps_missing_keys(node):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
+from storage_engine.client.table import Table
 from storage_engine.errors import OffsetOutOfRange
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.aggregates import WEIGHT
@@ -107,19 +108,22 @@ def _advance(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> dict[
 
 def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = False) -> pa.Table:
     """The rows of one scan, with weight and sequence when they can be taken back; `positioned`: a log's with their places in it."""
-    table = store.table(scan.table.name)
+    table = Table(store.backend, scan.table)
     start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
     changed: dict[TableBucket, int] = {bucket: end for bucket, end in sorted(stop.items()) if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
-    is_placed = scan.is_retracting or positioned
-    rows = table.scan(scan.stored_columns, start=begin, stop=changed, metadata=is_placed, as_of=work.as_of).read_all()
+    rows = table.scan(scan.stored_columns, start=begin, stop=changed, metadata=positioned, as_of=work.as_of).read_all()
     if not scan.is_retracting:
         return with_position(rows, scan.stored_columns) if positioned else rows
+    # a scan comes in the order of the commits; offsets of two buckets, between which a rescale moved a key, say nothing of it
+    return with_weight(rows, scan.stored_columns).append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
+
+
+def with_weight(rows: pa.Table, columns: list[str]) -> pa.Table:
+    """Rows of a scanned changelog in these columns and WEIGHT: -1 where a row is taken back, else 1."""
     taken_back = pc.is_in(rows["_change_type"], TAKEN_BACK)
     weights = pc.if_else(taken_back, pa.scalar(-1, pa.int8()), pa.scalar(1, pa.int8()))
-    plain = rows.select(scan.stored_columns)
-    # a scan comes in the order of the commits; offsets of two buckets, between which a rescale moved a key, say nothing of it
-    return plain.append_column(WEIGHT, weights).append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
+    return rows.select(columns).append_column(WEIGHT, weights)
 
 
 def with_position(rows: pa.Table, columns: list[str]) -> pa.Table:

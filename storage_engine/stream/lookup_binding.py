@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.options import duration_ms
 from storage_engine.stream.builtins import Value
 from storage_engine.stream.dialect import alias_of, table_name, text_of
 from storage_engine.stream.expressions import ExpressionBinder
@@ -18,6 +20,9 @@ from storage_engine.stream.sqltypes import common_type, parse_type
 if TYPE_CHECKING:
     from storage_engine.stream.bind import Binder, Scope
 
+NEWEST_HINT, REFRESH_HINT = "scan.partitions", "lookup.dynamic-partition.refresh-interval"
+LOOKUP_HINTS = frozenset({"lookup.insert-if-not-exists", NEWEST_HINT, REFRESH_HINT})
+"""Hints behind a looked-up table that mean something."""
 NDU_OPTION = "table.optimizer.non-deterministic-update.strategy"
 
 
@@ -39,7 +44,8 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
     fields = table_fields(table, alias, nullable=is_outer)
     scope.add(alias, table.column_names, fields)
     keys, rest = _split_condition(binder, join, table, alias, scope)
-    is_prefix = _check_keys(binder, table, keys)
+    newest_of = _newest_of(binder, table, hints, keys)
+    is_prefix = newest_of is None and _check_keys(binder, table, keys)
     residual = None
     for part in rest:
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
@@ -52,7 +58,32 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
             next_step=f"Join on {', '.join(table.primary_key)}.",
         )
     ordered = tuple((name, keys[name]) for name in table.primary_key if name in keys)
-    return LookupJoin(node, table, alias, ordered, table.column_names, fields, is_outer, is_prefix, residual, inserts, binder.next_id())
+    return LookupJoin(
+        node, table, alias, ordered, table.column_names, fields, is_outer, is_prefix, residual, inserts, binder.next_id(), newest_of
+    )
+
+
+def _newest_of(binder: Binder, table: TableDescriptor, hints: Mapping[str, str], keys: Mapping[str, exp.Expr]) -> str | None:
+    """The partition column, where a hint restricts the lookup to the newest partition. It is asked for with every micro-batch, which keeps
+    any bound that a refresh interval sets.
+    """
+    if (interval := hints.get(REFRESH_HINT)) is not None:
+        duration_ms(interval.replace(" ", ""), name=REFRESH_HINT, where=binder.where)
+        binder.notices.append(f"hint '{REFRESH_HINT}' is kept: the newest partition is asked for with every micro-batch")
+    wanted = hints.get(NEWEST_HINT)
+    if wanted is None:
+        return None
+    rest = [name for name in table.primary_key if name not in table.partition_keys]
+    if wanted.replace(" ", "").lower() != "max_pt()":
+        raise binder.refuse(f"'{NEWEST_HINT}' = '{wanted}' is not known", "Write 'max_pt()', or join on the partition column.")
+    if len(table.partition_keys) != 1 or table.column(table.partition_keys[0]).type != "STRING":
+        raise binder.refuse(f"max_pt() of {table.name}, which is not partitioned by a STRING", "Leave the hint out.")
+    if set(keys) != set(rest):
+        raise binder.refuse(
+            f"the lookup join with {table.name} gives {', '.join(sorted(keys)) or 'no key column'}",
+            f"In its newest partition, join with equality on {', '.join(rest)}.",
+        )
+    return table.partition_keys[0]
 
 
 def _joined_table(binder: Binder, join: exp.Join, scope: Scope) -> tuple[TableDescriptor, exp.Table]:

@@ -25,6 +25,10 @@ class Reader(Protocol):
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table: ...
 
+    def newest_partition(self, table: str) -> str:
+        """The last partition by name that has rows now, "" when none has."""
+        ...
+
     def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
         ...

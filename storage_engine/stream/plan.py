@@ -123,6 +123,7 @@ class LookupJoin:
     residual  a further condition over both sides
     columns   columns of `table` that are used; their fields are named "alias.column" and follow the input's
     is_outer  LEFT JOIN: an input row without a match stays, with nulls
+    newest_of  the partition column, where only the newest partition is looked into; it is then not among the keys
     """
 
     input: Node
@@ -136,6 +137,7 @@ class LookupJoin:
     residual: exp.Expr | None = None
     inserts_missing: bool = False
     id: int = 0
+    newest_of: str | None = None
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -448,15 +450,15 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: "
         line += ", ".join(node.columns) or "no columns"
         line += " (inserts missing keys)" if node.inserts_missing else ""
+        line += f" (newest partition of {node.newest_of})" if node.newest_of else ""
     elif isinstance(node, DeltaJoin):
         on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
         on += f" and {sql(node.residual)}" if node.residual is not None else ""
         line = f"DeltaJoin {node.kind.lower()} on {on}: a change looks up " + " and ".join(map(_found, node.sides))
     elif isinstance(node, Rank):
         order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
-        line = (
-            f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: "
-            + ("a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}")
+        line = f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: " + (
+            "a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}"
         )
     elif isinstance(node, Session | Over | InTime | Windows):
         line = node.line()

@@ -7,7 +7,7 @@ was none). So a join sees exactly the input of its job, and recomputing it from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -15,20 +15,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
+from storage_engine.client.table import Table
 from storage_engine.schema.descriptor import Offsets, TableBucket
-from storage_engine.stream.inputs import TAKEN_BACK, InputRange
+from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.inputs import InputRange, with_weight
 from storage_engine.stream.plan import StoredSide
 
 _NUMBER: Final = "__number"
 
 
 class StoreReader:
-    """Point reads for one micro-batch over the input `work`. Changes of a table after an offset are read once."""
+    """Point reads for one micro-batch over the input `work`; `inputs` are its rows, by scan. What they tell is not read again."""
 
-    def __init__(self, store: Store, work: InputRange) -> None:
+    def __init__(self, store: Store, work: InputRange, inputs: Mapping[int, pa.Table]) -> None:
         self._store = store
         self._backend = store.backend
         self._work = work
+        self._inputs = inputs
 
     def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
         """One row per key in the order of the keys, with a last column `_found`."""
@@ -59,20 +62,32 @@ class StoreReader:
         columns = [found[item.name] if item.name in shared else pa.nulls(found.num_rows, item.type) for item in schema]
         return pa.table(columns, names=schema.names)
 
+    def newest_partition(self, table: str) -> str:
+        """The last partition by name that has rows now, "" when none has."""
+        return newest_partition(self._backend.offsets(table, "latest"))
+
     def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
 
         Errors: OffsetOutOfRange when the changelog no longer reaches back to the start.
         """
-        table = side.scan.table
+        table = Table(self._backend, side.scan.table)
         columns = list(side.scan.columns)
-        names = list(dict.fromkeys([*columns, *table.primary_key]))
-        start, stop = (offsets.get(table.name, {}) for offsets in (self._work.start, self._work.stop))
+        names = list(dict.fromkeys([*columns, *table.descriptor.primary_key]))
+        stop = self._work.stop.get(table.name, {})
         rows = self._current(side, keys, names)  # first: what changes meanwhile is in the changelog read next
-        latest = self._backend.offsets(table.name, "latest")
-        after = _put_back(rows, self._changes(table.name, stop, latest, names, keys), table.primary_key)
-        before = _put_back(after, self._changes(table.name, start, stop, names, keys), table.primary_key)
+        later = _changes(table, stop, table.offsets("latest"), names)
+        after = _put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
+        before = _put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
         return before.select(columns), after.select(columns)
+
+    def _read(self, side: StoredSide, table: Table, names: list[str]) -> pa.Table:
+        """The changes of a side's table that the micro-batch has read: its input, where that has the whole key."""
+        rows = self._inputs.get(side.scan.id)
+        if rows is None or not {*names, WEIGHT} <= set(rows.column_names):
+            start, stop = (offsets.get(table.name, {}) for offsets in (self._work.start, self._work.stop))
+            return _changes(table, start, stop, names, as_of=self._work.as_of)
+        return rows.select([*names, WEIGHT])
 
     def _current(self, side: StoredSide, keys: pa.Table, names: list[str]) -> pa.Table:
         name = side.scan.table.name
@@ -81,12 +96,21 @@ class StoreReader:
         found = self._backend.lookup(name, keys, names, insert_if_not_exists=False)
         return found.filter(found["_found"]).select(names)
 
-    def _changes(self, name: str, start: Offsets, stop: Offsets, names: list[str], keys: pa.Table) -> pa.Table:
-        """Changes of the rows under `keys` between two sets of offsets."""
-        ends: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
-        begins = {bucket: start.get(bucket, 0) for bucket in ends}
-        changes = self._store.table(name).scan(names, start=begins, stop=ends, metadata=True).read_all()
-        return _matching(changes, keys, keys.column_names, "left semi")
+
+def newest_partition(offsets: Offsets) -> str:
+    """The last partition by name in which rows were written, "" when there is none: max_pt()."""
+    return max((bucket.partition for bucket, end in offsets.items() if end > 0), default="")
+
+
+def _changes(table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None) -> pa.Table:
+    """Changes between two sets of offsets, in the order of their commits, those that take a row back with WEIGHT -1."""
+    ends: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
+    begins = {bucket: start.get(bucket, 0) for bucket in ends}
+    return with_weight(table.scan(names, start=begins, stop=ends, as_of=as_of).read_all(), names)
+
+
+def _of_keys(changes: pa.Table, keys: pa.Table) -> pa.Table:
+    return _matching(changes, keys, keys.column_names, "left semi")
 
 
 def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
@@ -95,7 +119,7 @@ def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table
         return rows
     first = _numbered(changes, key).group_by(list(key), use_threads=False).aggregate([(_NUMBER, "min")])
     earliest = changes.take(first[f"{_NUMBER}_min"])
-    before = earliest.filter(pc.is_in(earliest["_change_type"], TAKEN_BACK)).select(rows.column_names)
+    before = earliest.filter(pc.less(earliest[WEIGHT], 0)).select(rows.column_names)
     return pa.concat_tables([_matching(rows, first, key, "left anti"), before.cast(rows.schema)])
 
 

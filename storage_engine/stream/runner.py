@@ -97,14 +97,15 @@ class JobRunner:
         began = time.perf_counter()
         ended = {name: found for name in self.plan.source_tables if (found := self._ended(name, work)) is not None}
         event_time = EventTime(self.plan.emissions, self._detail)
-        inputs = {source_name(scan): self._read(scan, work, ended, event_time) for scan in self._scans}
+        read = {scan.id: self._read(scan, work, ended, event_time) for scan in self._scans}
+        inputs = {source_name(scan): read[scan.id] for scan in self._scans}
         try:
-            outcome = self._executor.run(inputs, StoreReader(self._store, work), event_time)
+            outcome = self._executor.run(inputs, StoreReader(self._store, work, read), event_time)
         except duckdb.Error as error:
             raise function_failure(error, f"job {self.job.name}") or error from error
-        read = {scan.table.name: inputs[source_name(scan)].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
+        n_read = {scan.table.name: read[scan.id].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
         counts = {
-            "n_rows_in": sum(read.values()), "n_rows_out": outcome.n_rows_out,
+            "n_rows_in": sum(n_read.values()), "n_rows_out": outcome.n_rows_out,
             "n_dropped_nulls": outcome.n_dropped_nulls, "n_late_rows": outcome.n_late_rows,
         }  # fmt: skip
         self._commit(work, outcome.ops, counts, time.perf_counter() - began, event_time.recorded())

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError, ProgressConflict, RetriableError
+from storage_engine.stream.flow import upstream_first
 from storage_engine.stream.job import JobDescriptor, load_jobs, set_state
 from storage_engine.stream.options import pause_s
 from storage_engine.stream.quarantine import reason_of
@@ -174,6 +175,12 @@ class Worker:
         for name, job in wanted.items():
             if name not in self._slots and (job.refresh_s is not None or force):
                 self._start(name, job)
+        plans = {name: slot.runner.plan for name, slot in self._slots.items()}
+        order = upstream_first(
+            {name: plan.sink.name for name, plan in plans.items()},
+            {name: (*plan.source_tables, *plan.lookup_tables) for name, plan in plans.items()},
+        )
+        self._slots = {name: self._slots[name] for name in order}
 
     def _read_catalog_soon(self) -> None:
         self._is_catalog_new = True
