@@ -148,15 +148,15 @@ def _replaced(
 ) -> tuple[JobDescriptor, str]:
     """Another statement under the name of a job: an upgrade, as the setting says. Errors: AlreadyExists when it says nothing."""
     choice = settings.get(UPGRADE_OPTION, "refuse").lower()
+    keeps = choice == "keep-position"
+    prefix = known.state_prefix if keeps else replace(known, state_epoch=known.epoch + 1).state_prefix
+    job, plan = statement.planned(store, views, None, prefix)
     if statement.sink != known.sink:
         raise StatementRefused(
             f"job {known.name} writes {known.sink}, the new statement writes {statement.sink}",
             where=f"job {known.name}",
             next_step="STOP JOB, and give the job of the other table another name.",
         )
-    keeps = choice == "keep-position"
-    prefix = known.state_prefix if keeps else replace(known, state_epoch=known.epoch + 1).state_prefix
-    job, plan = statement.planned(store, views, None, prefix)
     if choice == "refuse" or known.kind == "view":
         step = CHOICES if known.kind == "insert" else f"DROP MATERIALIZED VIEW {known.name} first."
         raise AlreadyExists(f"job {known.name} exists with another definition", where=f"job {known.name}", next_step=step)
