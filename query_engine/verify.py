@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,6 +22,7 @@ from storage_engine.stream.batch import batch_select, earlier_rows
 from storage_engine.stream.functions import open_connection
 from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
 from storage_engine.stream.planner import JobPlan
+from storage_engine.stream.quarantine import reason_of
 from storage_engine.stream.upgrade import epoch_of
 
 _TRIES = 50
@@ -116,16 +118,25 @@ def _pin(store: Store, job: JobDescriptor) -> _Pinned:
 def _verify(store: Store, job: JobDescriptor, pinned: _Pinned, partitions: tuple[str, ...], *, spares_earlier: bool = True) -> VerifyReport:
     plan = plan_job(store, job)
     sink = plan.sink
-    expected = _of_partitions(batch_select(store, job, offsets=pinned.offsets, at_version=pinned.version), sink, partitions)
+    try:
+        batch = batch_select(store, job, offsets=pinned.offsets, at_version=pinned.version)
+    except duckdb.Error as error:
+        raise UserError(
+            f"the statement of job {job.name} fails on its input: {reason_of(error)}",
+            where=f"verify {sink.name}",
+            next_step="If an earlier statement of the job took these rows, SET 'pipeline.upgrade' = 'replay' and submit the new one again.",
+        ) from error
+    expected = _of_partitions(batch, sink, partitions)
     n_earlier = 0
     if sink.has_primary_key:
         columns = list(dict.fromkeys([*sink.primary_key, *plan.targets]))
         actual = _of_partitions(store.table(sink.name).read(columns, at=pinned.version), sink, partitions)
         n_compared, differences = _compare_keyed(sink, columns, expected.select(columns), actual)
-        earlier = earlier_rows(store, job, pinned.version) if differences.num_rows and spares_earlier else None
-        if earlier is not None:
-            wrong = _differing_from_both(sink, columns, differences, _of_partitions(earlier, sink, partitions), actual)
-            n_earlier, differences = differences.num_rows - wrong.num_rows, wrong
+        if differences.num_rows and spares_earlier:
+            n_found = differences.num_rows
+            for earlier in earlier_rows(store, job, pinned.version):
+                differences = _differing_from_both(sink, columns, differences, _of_partitions(earlier, sink, partitions), actual)
+            n_earlier = n_found - differences.num_rows
     else:
         stop = store.table(sink.name).offsets(at_version=pinned.version)
         columns = list(plan.targets)

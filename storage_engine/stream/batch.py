@@ -10,7 +10,7 @@ Lookup joins see the tables as they are now, or at a version; EXPLAIN says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import duckdb
@@ -86,16 +86,18 @@ def batch_select(
     return pa.concat_tables([*parts, rows], promote_options="default").select(rows.column_names) if parts else rows
 
 
-def earlier_rows(store: Store, job: JobDescriptor, at_version: int | None = None) -> pa.Table | None:
-    """What the statement before the last upgrade had written into a primary-key table when it stopped; None where there is none left.
+def earlier_rows(store: Store, job: JobDescriptor, at_version: int | None = None) -> Iterator[pa.Table]:
+    """What each statement before had written into a primary-key table when it stopped, the newest of them first.
 
-    A job that kept its position leaves rows as they were until they change.
+    A job that kept its position leaves rows as they were until they change; one that began afresh left none.
     """
+    if job.start != "keep-position":
+        return
     eras = eras_of(store.progress(job.owner).get(job.owner))
-    if not eras or job.start != "keep-position":
-        return None
-    before = next(item for item in job.earlier if item.epoch == eras[-1].epoch)
-    return _select(store, plan_job(store, before), eras[-1].stop, at_version, None, quarantined(store, job, (before.epoch,)))
+    before = {item.epoch: item for item in job.earlier}
+    for n in range(len(eras) - 1, -1, -1):
+        left_out = quarantined(store, job, tuple(era.epoch for era in eras[: n + 1]))
+        yield _select(store, plan_job(store, before[eras[n].epoch]), eras[n].stop, at_version, None, left_out)
 
 
 def _newest(store: Store, plan: JobPlan, at_version: int | None) -> Mapping[str, Offsets]:

@@ -52,11 +52,21 @@ def touched(node: Sided, side: Side) -> str:
         listed = ", ".join(f"{quoted(name)} AS __j{i}" for i, name in enumerate(source.on)) or "1 AS __one"
         where = ""
         if isinstance(node, DeltaJoin):  # a null joins nothing
-            where = " WHERE " + " AND ".join(f"{quoted(name)} IS NOT NULL" for name in source.on)
+            where = " WHERE " + " AND ".join(f"{quoted(source.on[i])} IS NOT NULL" for i in _asked_by(node, side))
         # a row that is taken back and comes again touches nothing: an aggregate sends such pairs, and a join may have much to read for them
         body = _changes(source.node) if is_costly and source.node.is_retracting else relation(source.node)
         parts.append(f"SELECT {listed} FROM ({body}){where}")
     return f"SELECT DISTINCT * FROM ({' UNION ALL '.join(parts)})"
+
+
+def _asked_by(node: DeltaJoin, side: Side) -> list[int]:
+    """Which of the fields in `on` a row must have to be asked for: all; of a stored side of an outer join those it is looked up by.
+
+    A left row with a null beside its key matches nothing and is in the result: it has to be read like any other.
+    """
+    if node.is_outer and isinstance(side, StoredSide):
+        return [i for i, column in enumerate(side.columns) if column in side.keys]
+    return list(range(len(side.on)))
 
 
 def delta(node: Sided) -> str:

@@ -185,3 +185,23 @@ def test_a_join_that_cannot_be_kept_is_refused_with_the_reason(store: Store, sel
 def test_rows_that_a_table_holds_already_are_not_kept_again(store: Store) -> None:
     submit(store, *CASES["inner"])
     assert plan_job(store, load_job(store, "job")).state_tables == ()
+
+
+def test_a_left_row_with_a_null_beside_its_key_is_in_the_result(store: Store) -> None:
+    SqlSession(store).execute(
+        """CREATE TABLE db.a (id BIGINT, shop BIGINT, PRIMARY KEY (id) NOT ENFORCED);
+        CREATE TABLE db.b (id BIGINT, shop BIGINT, n BIGINT, PRIMARY KEY (id) NOT ENFORCED);
+        CREATE TABLE db.s (id BIGINT, n BIGINT, PRIMARY KEY (id) NOT ENFORCED);
+        INSERT INTO db.s SELECT a.id, b.n FROM db.a LEFT JOIN db.b ON a.id = b.id AND a.shop = b.shop"""
+    )
+    worker = Worker(store)
+    store.table("db.b").upsert({"id": [1, 2], "shop": [7, 7], "n": [10, 20]})
+    store.table("db.a").upsert({"id": [1, 2], "shop": pa.array([None, 7], pa.int64())})
+    worker.run_until_idle()
+    assert sink_rows(store, "db.s") == [(1, None), (2, 20)]
+    store.table("db.a").upsert({"id": [1, 2], "shop": pa.array([7, None], pa.int64())})
+    worker.run_until_idle()
+    assert sink_rows(store, "db.s") == [(1, 10), (2, None)]
+    store.table("db.a").delete({"id": [1, 2]})
+    worker.run_until_idle()
+    assert sink_rows(store, "db.s") == []

@@ -151,6 +151,23 @@ def test_state_tables_are_new_ones_after_a_replay_and_the_same_ones_at_a_kept_po
     assert verify(store, None, "db.totals")[0].holds
 
 
+def test_rows_of_each_earlier_statement_are_told_from_wrong_ones(store: Store, db: SqlSession) -> None:
+    poison = "SET 'pipeline.poison-row' = 'quarantine';"
+    text = "INSERT INTO db.latest SELECT shop, CAST(CASE WHEN qty = {0} THEN 5000000000 ELSE qty + {0} END AS INT) FROM db.events"
+    sold: dict[int, tuple[int, int]] = {}
+    for epoch in range(3):  # each statement overflows on another row
+        db.execute(f"{poison} {KEEP} {text.format(epoch)}")
+        shops = list(range(epoch, 6))  # later statements overwrite fewer shops
+        store.table("db.events").append({"id": shops, "shop": shops, "qty": [epoch if shop == 5 else 7 for shop in shops]})
+        sold |= {shop: (shop, 7 + epoch) for shop in shops if shop != 5}
+        run(store)
+    assert sink_rows(store, "db.latest") == sorted(sold.values(), key=repr)
+    (report,) = verify(store, None, "db.latest")
+    assert (report.rows_differing, report.rows_earlier, report.rows_quarantined) == (0, 2, 3)
+    store.table("db.latest").upsert({"shop": [0], "what": [-1]})
+    assert verify(store, None, "db.latest")[0].rows_differing == 1
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_log_holds_the_rows_of_each_statement_over_the_input_of_its_time(store: Store, db: SqlSession, seed: int) -> None:
     rng = random.Random(seed)
