@@ -44,7 +44,9 @@ def test_cubes_and_alerts_equal_the_independent_answer(tmp_path: Path) -> None:
         assert [check for check in found if not check.holds] == []
         alerts = found[3]
         assert alerts.n_expected > 5
-        assert scenario.broken_pages(26_000) == {("0002", "search")}
+        assert scenario.broken_pages(26_000) == {("0002", "search")} == scenario.broken_pages(26_000, whole_minutes=False)
+        assert scenario.broken_pages(23_000) == set()  # the minute is not over
+        assert scenario.broken_pages(23_000, whole_minutes=False) == {("0002", "search")}
         pruned, whole = scenario.bytes_read(store, scenario.READ), scenario.bytes_read(store, None)
         assert pruned < whole / 2
         for name in ("gray_monitoring", "base_cube"):
