@@ -105,7 +105,7 @@ QUERIES: Final = (
     ),
     _query(
         "q6",
-        "(seller BIGINT, mean DECIMAL(38, 6), id BIGINT NOT NULL, PRIMARY KEY (id) NOT ENFORCED)",
+        "(seller BIGINT, mean DECIMAL(38, 6), id BIGINT, PRIMARY KEY (id, seller) NOT ENFORCED)",
         "SELECT Q.seller, AVG(CAST(Q.final AS DECIMAL(20, 0))) OVER (PARTITION BY Q.seller ORDER BY Q.date_time "
         "ROWS BETWEEN 10 PRECEDING AND CURRENT ROW) AS mean, Q.id FROM (SELECT A.id, A.seller, B.price AS final, B.date_time, "
         f"ROW_NUMBER() OVER (PARTITION BY A.id, A.seller ORDER BY B.price) AS rownum {_BEST}) Q WHERE Q.rownum <= 1",
