@@ -51,7 +51,7 @@ def main() -> int:
         if given.flink:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flashlake-flink-")))
             theirs = Theirs(stack.enter_context(FlinkOverFluss(directory)), given.rows, n_users=200_000)
-            theirs.warm_up()
+            theirs.warm_up(cases[0])
         for case in cases:
             line, equal = _line(case, given.rows, right, theirs)
             is_right &= equal

@@ -49,7 +49,7 @@ def main() -> int:
     is_equal = True
     with tempfile.TemporaryDirectory(prefix="flashlake-flink-") as name, FlinkOverFluss(Path(name)) as cluster:
         theirs = Theirs(cluster, given.rows, given.users)
-        theirs.warm_up()
+        theirs.warm_up(cases[0])
         for case in cases:
             line, equal = compared(case, theirs, given.rows, given.users, is_checked=not given.no_check)
             is_equal &= equal

@@ -17,14 +17,17 @@ import storage_engine
 from benchmarks.flink.cluster import FlinkOverFluss, FlinkRefused
 from benchmarks.processes import Watch
 from benchmarks.streams.case import Measured, StreamCase
-from benchmarks.streams.cases import CASES, EVENTS, EVENTS_WATERMARK, USER_MAP
+from benchmarks.streams.cases import EVENTS, EVENTS_WATERMARK, USER_MAP
 from benchmarks.streams.loading import load
 from benchmarks.streams.queries import NEXMARK, WATERMARK
+from storage_engine.errors import RetriableError
 
 SETTLE_S = 5.0
 POLL_S = 0.03
 TIMEOUT_S = 600.0
+LEADER_S = 20.0
 _STATE_EVERY_S = 1.0
+_TABLES = {"nexmark": NEXMARK.format(watermark=WATERMARK), "events": EVENTS.format(watermark=EVENTS_WATERMARK)}
 
 
 @dataclass(frozen=True)
@@ -42,21 +45,22 @@ class Theirs:
 
     def __init__(self, cluster: FlinkOverFluss, n_events: int, n_users: int) -> None:
         self._cluster, self._n_events, self._n_users = cluster, n_events, n_users
-        self._loaded: set[bool] = set()
+        self._loaded: set[str] = set()
         self._n_sinks = 0
         cluster.execute("CREATE DATABASE bench")
 
-    def warm_up(self) -> None:
+    def warm_up(self, case: StreamCase) -> None:
         """Let a job run that is not counted: the JVMs load and compile what all jobs share."""
-        self.run(CASES[0])
+        self.run(case)
 
     def run(self, case: StreamCase) -> Measured:
         """Errors: FlinkRefused with Flink's words when it does not plan the statement or the job fails."""
+        self._load(case)
+        self._n_sinks += 1
+        sink = f"bench.sink_{self._n_sinks}"
+        self._create(f"CREATE TABLE {sink} {case.flink_sink or case.sink}")
         with storage_engine.connect(self._cluster.fluss.url) as store:
-            self._load(store, is_nexmark=case.is_nexmark)
-            self._n_sinks += 1
-            sink = f"bench.sink_{self._n_sinks}"
-            self._cluster.execute(f"CREATE TABLE {sink} {case.flink_sink or case.sink}")
+            store.backend.offsets(sink, "latest")  # the client learns where the table is before the clock starts
             with Watch(self._cluster.pids) as watch:
                 began = time.perf_counter()
                 select = case.flink_select or case.select
@@ -64,23 +68,47 @@ class Theirs:
                 assert job is not None, "an INSERT starts a job"
                 try:
                     followed = self._followed(store, case.name, sink, job)
-                finally:
                     usage = watch.usage()
+                finally:
                     self._cluster.cancel(job)
             n_sink = store.table(sink).count()
-            self._cluster.execute(f"DROP TABLE {sink}")
+        self._cluster.execute(f"DROP TABLE {sink}")
         n_first = self._n_events * followed.n_first / followed.n_last
         return Measured(self._n_events, n_first, followed.first_s - began, followed.last_s - began, n_sink, usage)
 
-    def _load(self, store: storage_engine.Store, *, is_nexmark: bool) -> None:
-        if is_nexmark in self._loaded:
-            return
-        tables = NEXMARK.format(watermark=WATERMARK) if is_nexmark else f"{EVENTS.format(watermark=EVENTS_WATERMARK)};{USER_MAP}"
-        self._cluster.execute(*tables.split(";"))
-        load(store, self._n_events, self._n_users, is_nexmark=is_nexmark)
-        if not is_nexmark:
-            store.table("bench.user_map").upsert(pa.table({"user_id": np.arange(self._n_users)}), ["user_id"])
-        self._loaded.add(is_nexmark)
+    def _load(self, case: StreamCase) -> None:
+        """The tables and rows that a case reads, unless an earlier one has brought them."""
+        wanted = {"nexmark"} if case.is_nexmark else {"events"} | ({"user_map"} if "user_map" in case.select else set())
+        for name in sorted(wanted - self._loaded):
+            if name == "user_map":
+                self._create(USER_MAP)
+            else:
+                self._create(*_TABLES[name].split(";"))
+            with storage_engine.connect(self._cluster.fluss.url) as store:
+                if name == "user_map":
+                    store.table("bench.user_map").upsert(pa.table({"user_id": np.arange(self._n_users)}), ["user_id"])
+                else:
+                    load(store, self._n_events, self._n_users, is_nexmark=name == "nexmark")
+            self._loaded.add(name)
+
+    def _create(self, *statements: str) -> None:
+        """Make tables and wait until each has a leader.
+
+        Errors: FlinkRefused; StoreUnavailable when a table has none in time.
+        """
+        self._cluster.execute(*statements)
+        for statement in statements:
+            name = statement.split()[2]
+            deadline = time.monotonic() + LEADER_S
+            while True:
+                try:
+                    with storage_engine.connect(self._cluster.fluss.url) as store:  # a client that asked too early does not ask again
+                        store.backend.offsets(name, "latest")
+                    break
+                except RetriableError:
+                    if time.monotonic() > deadline:
+                        raise
+                time.sleep(POLL_S)
 
     def _followed(self, store: storage_engine.Store, name: str, sink: str, job: str) -> _Followed:
         first: tuple[float, int] | None = None
