@@ -6,7 +6,7 @@ PYTEST := $(PY) -m pytest
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers load scenarios torture kills soak torture-sql stream-kills bench-stream-idle
+.PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers bench-flink nexmark load scenarios torture kills soak torture-sql stream-kills bench-stream-idle
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,12 @@ bench: setup ## ratios against sqlite and plain Parquet, in one run
 
 bench-peers: setup ## ratios against Redis, Kafka and Apache Fluss, started and stopped here (ARGS="lookup append --runs 5")
 	@$(PY) -m benchmarks.peers $(ARGS)
+
+bench-flink: setup ## stream jobs and Apache Flink over Apache Fluss in turn, set up, started and stopped here (ARGS="q4 q7 --rows 1000000")
+	@$(PY) -m benchmarks.flink $(ARGS)
+
+nexmark: setup ## q0 to q22: rows, equal to batch and to published results, rate, ratio to Flink (ARGS="q4 --flink": measured here)
+	@$(PY) -m benchmarks.nexmark $(ARGS)
 
 load: setup ## writers and readers on one server at once, bounded in time (ARGS="--seconds 60 --writers 2")
 	@$(PY) -m benchmarks.load $(ARGS)

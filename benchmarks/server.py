@@ -20,6 +20,10 @@ class Server:
         line = self._process.stdout.readline()
         self.url = next(word for word in line.split() if word.startswith("flashlake://")).rstrip(".,")
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def cpu_s(self) -> float:
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
