@@ -76,6 +76,21 @@ class FrameReader:
             filled += n_received
         return view
 
+    def waiting(self, head: bytes, n_max: int) -> list[bytes]:
+        """The frames that have arrived whole behind the last one and begin with `head`, without their lengths; at most `n_max`."""
+        frames: list[bytes] = []
+        data, at = self._held, 0
+        while len(frames) < n_max and data.startswith(head, at + _LENGTH.size):
+            start = at + _LENGTH.size
+            stop = start + _LENGTH.unpack_from(data, at)[0]
+            if stop > len(data) or stop < start + len(head):
+                break
+            frames.append(data[start:stop])
+            at = stop
+        if at:
+            self._held = data[at:]
+        return frames
+
     def skip(self) -> bool:
         """Receive and forget the frame that was not admitted; False when the stream ends inside it. Errors: OSError."""
         n_left = _LENGTH.size + _LENGTH.unpack_from(self._held)[0] - len(self._held)

@@ -23,7 +23,7 @@ from storage_engine.engine.state import TableState
 from storage_engine.errors import unknown_table
 from storage_engine.kv.single import encode_key
 from storage_engine.log.frame_index import BucketId
-from storage_engine.log.message_template import ColumnBuffers, MessageTemplate
+from storage_engine.log.message_template import ColumnBuffers, MessageTemplate, sliced
 from storage_engine.schema.bucketing import bucket_of_key
 from storage_engine.schema.point import LONG_WAY, LongWay, RowShape
 
@@ -126,6 +126,32 @@ class PointReads:
 
         Shapes: keys (n,) of `schema` as conform_keys() leaves keys, else None -> columns (n,) and `_found`.
         """
+        found = self._found(schema, keys)
+        if found is None:
+            return None
+        template, columns = found
+        return template.schema, _parts(template, len(keys[0]), columns)
+
+    def messages(self, batches: Sequence[pa.RecordBatch]) -> tuple[pa.Schema, list[list[Any]]] | None:
+        """As message() of each of several requests, of one moment, found in one pass; None: ask for each by itself.
+
+        Shapes: k batches of keys in one schema, together at most GATHER_ROWS_MAX -> k messages, in their order.
+        """
+        columns_of = zip(*(batch.columns for batch in batches), strict=True)
+        found = self._found(batches[0].schema, [pa.concat_arrays(arrays) for arrays in columns_of])
+        if found is None:
+            return None
+        template, columns = found
+        messages = []
+        start = 0
+        for batch in batches:
+            stop = start + batch.num_rows
+            messages.append(_parts(template, stop - start, [sliced(column, start, stop) for column in columns]))
+            start = stop
+        return template.schema, messages
+
+    def _found(self, schema: pa.Schema, keys: Sequence[pa.Array]) -> tuple[MessageTemplate, list[ColumnBuffers]] | None:
+        """The columns asked for of the rows of n keys, all of which are there, once they are durable."""
         while True:
             with self._core.readers:
                 plan, offsets, columns = self._gathered(schema, keys)
@@ -136,9 +162,7 @@ class PointReads:
             return None
         if not all(_is_column(columns[at], key) for at, key in zip(plan.key_columns, keys, strict=True)):
             return None
-        n = len(offsets)
-        found = ColumnBuffers(0, None, (_ones(n),))
-        return plan.answer.schema, plan.answer.parts(n, [*(columns[i] for i in plan.columns), found])
+        return plan.answer, [columns[i] for i in plan.columns]
 
     def _gathered(self, schema: pa.Schema, keys: Sequence[pa.Array]) -> tuple[_Plan, np.ndarray | None, list[ColumnBuffers] | None]:
         """Offsets (n,) and columns (n,) of the rows of n keys, of the log at this moment; None where the way is long."""
@@ -171,6 +195,10 @@ class PointReads:
         encoded = encode_key([key[i] for i in plan.bucket_key], [plan.key_kinds[i] for i in plan.bucket_key])
         assert encoded is not None, "the whole key was encoded"
         return bucket_of_key(encoded, n_buckets)
+
+
+def _parts(template: MessageTemplate, n: int, columns: Sequence[ColumnBuffers]) -> list[Any]:
+    return template.parts(n, [*columns, ColumnBuffers(0, None, (_ones(n),))])
 
 
 def _is_column(stored: ColumnBuffers, keys: pa.Array) -> bool:

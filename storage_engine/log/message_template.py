@@ -30,6 +30,20 @@ class ColumnBuffers(NamedTuple):
     data: Sequence[Any]
 
 
+def sliced(column: ColumnBuffers, start: int, stop: int) -> ColumnBuffers:
+    """Rows start .. stop of a column of numpy values, or of offsets (from 0) and bytes."""
+    n_nulls, validity = 0, None
+    if column.validity is not None:
+        is_valid = np.unpackbits(column.validity, bitorder="little")[start:stop]
+        n_nulls = stop - start - int(np.count_nonzero(is_valid))
+        validity = np.packbits(is_valid, bitorder="little") if n_nulls else None
+    if len(column.data) == 1:
+        return ColumnBuffers(n_nulls, validity, (column.data[0][start:stop],))
+    offsets = column.data[0][start : stop + 1]
+    first, last = offsets.item(0), offsets.item(stop - start)
+    return ColumnBuffers(n_nulls, validity, (offsets - first if first else offsets, column.data[1][first:last]))
+
+
 class MessageTemplate:
     """Writes messages of one schema."""
 

@@ -3,8 +3,9 @@
 Owner of its listeners and of one thread per connection; calls in flight are counted by the Flight server, which drains both.
 A connection's greeting is a ticket that the Flight side gave to an authenticated caller; rights are checked when a lookup is prepared,
 and again when users or grants have changed, so that a request costs one comparison for them.
-Holds: requests of a connection are answered in their order; a frame longer than the bound, or one that is none, is refused and
-       the connection closed. Memory per connection: one request and one answer; a large request waits, unread, for room.
+Holds: requests of a connection are answered in their order, lookups that wait in the socket in one pass; a frame longer than the
+       bound, or one that is none, is refused and the connection closed. Memory per connection: one request and one answer, or those
+       of at most GATHER_ROWS_MAX keys; a large request waits, unread, for room.
        A peer that is silent, or does not take its answers, is closed by the kernel's own timeouts, which cost a request nothing.
 Never: does what the Flight lane would refuse.
 """
@@ -20,6 +21,7 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final, Protocol, runtime_checkable
@@ -31,6 +33,7 @@ from storage_engine.client.frame_reader import FrameReader, FrameTooLong
 from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
+from storage_engine.engine.gather import GATHER_ROWS_MAX
 from storage_engine.engine.point_reads import PointReads
 from storage_engine.errors import AuthenticationFailed, Backpressure, FlashlakeError, MalformedMessage, RequestTooLarge, ServerFault
 from storage_engine.schema.point import LONG_WAY
@@ -42,6 +45,7 @@ from storage_engine.server.metrics import OK, Metrics
 from storage_engine.server.tls import Certificate
 
 _COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
+_TOGETHER_MAX: Final = 64  # lookups answered in one pass
 _METHODS: Final = ("commit", "lookup", "prefix_lookup")
 
 logger = logging.getLogger(__name__)
@@ -195,6 +199,7 @@ class _Connection:
         self._method = ""
         self._outcome = OK
         self._n_admitted = 0
+        self._behind: deque[bytes] = deque()  # lookups that have arrived and could not be answered together
 
     def run(self) -> None:
         try:
@@ -216,7 +221,7 @@ class _Connection:
     def _run_request(self) -> bool:
         """Take one frame and answer it; False when it was the last one of this connection."""
         try:
-            payload = self._reader.frame()
+            payload = self._behind.popleft() if self._behind else self._reader.frame()
         except FrameTooLong as error:
             self._reply(wire.encode_error_frame(malformed(str(error))), None)
             return False
@@ -233,6 +238,8 @@ class _Connection:
         try:
             with self._gate.in_flight():
                 self._until = None
+                if self._run_together(payload, begin_s):
+                    return True
                 answer = self._answer(payload)
                 if answer:
                     self._reply(answer, self._until, begin_s, len(payload))
@@ -246,6 +253,10 @@ class _Connection:
         if n_bytes > _COUNTED_BYTES:
             self._gate.admission.acquire(n_bytes)
             self._n_admitted = n_bytes
+
+    def _is_current(self) -> bool:
+        """True while what was decided about the principal's rights stands."""
+        return self._principal.generation == self._authenticator.generation and time.time() < self._principal.deadline_s
 
     def _check_again(self) -> None:
         """Users or grants have changed, or a session's time is over. Errors: AuthenticationFailed."""
@@ -287,7 +298,7 @@ class _Connection:
         """The answer to one frame, b"" for none. Errors: MalformedMessage."""
         kind, number = wire.parse_head(payload)
         self._outcome = OK
-        if self._principal.generation != self._authenticator.generation or time.time() >= self._principal.deadline_s:
+        if not self._is_current():
             self._check_again()
         try:
             if kind == wire.GET:
@@ -357,6 +368,46 @@ class _Connection:
         if row is None:
             return wire.frame(wire.ROW, 0)
         return wire.frame(wire.TOO_LARGE, 0) if row == LONG_WAY else wire.frame(wire.ROW, 1, row)
+
+    def _run_together(self, payload: bytes | memoryview, begin_s: float) -> bool:
+        """Answer a lookup, and those like it that have arrived behind it, in one pass; False: each is to be answered by itself.
+
+        Whatever is not plain (a right, a missing row, a request that is none) is left to that: it answers in the same order.
+        """
+        kind, handle = wire.parse_head(payload)
+        prepared = self._prepared.get(handle)
+        if kind != wire.RUN or prepared is None or prepared.points is None or self._behind:
+            return False
+        self._behind.extend(self._reader.waiting(bytes(payload[: wire.HEAD_BYTES]), _TOGETHER_MAX - 1))
+        if not self._behind or prepared.refusal is not None or not self._is_current():
+            return False
+        try:
+            self._gate.refuse_when_stopping()
+            batches: list[pa.RecordBatch] = []
+            n_keys = 0
+            for request in (payload, *self._behind):
+                batch = wire.decode_batch(pa.py_buffer(request).slice(wire.HEAD_BYTES), prepared.keys)
+                n_keys += batch.num_rows
+                if batch.num_rows == 0 or n_keys > GATHER_ROWS_MAX:
+                    break
+                batches.append(batch)
+            found = prepared.points.messages(batches) if len(batches) > 1 else None
+        except FlashlakeError:
+            logger.debug("lookups are not answered together", exc_info=True)  # asked one by one, each has its own answer
+            return False
+        if found is None:
+            return False
+        schema, messages = found
+        self._method, self._outcome = prepared.method, OK
+        for at, parts in enumerate(messages):
+            request = self._behind.popleft() if at else payload
+            reply = wire.frame_rows(schema, parts, prepared.answer)
+            if len(reply) <= wire.FRAME_BYTES_MAX:
+                prepared.answer = schema
+            else:
+                reply = wire.frame(wire.TOO_LARGE, 0)
+            self._reply(reply, None, begin_s, len(request))
+        return True
 
     def _run(self, handle: int, body: pa.Buffer) -> bytes:
         prepared = self._prepared.get(handle)

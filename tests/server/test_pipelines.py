@@ -132,6 +132,15 @@ def test_a_lookup_beside_writers_sees_whole_rows_and_never_an_older_one(tmp_path
                     many = own.lookup({"k": chance.choice(200, 50, replace=False)})
                     if many.num_rows != 50 or len(set(many["a"].to_pylist())) != 1:
                         problems.append(many.to_pylist()[:3])
+                    floor = acknowledged[0]
+                    for part in own.lookups([{"k": chance.choice(200, 20, replace=False)} for _ in range(30)]):
+                        versions = set(part["a"].to_pylist())
+                        texts = set(part["b"].to_pylist())
+                        if part.num_rows != 20 or len(versions) != 1 or texts != {f"text of version {min(versions)}"}:
+                            problems.append(part.to_pylist()[:3])
+                        if min(versions) < floor:
+                            problems.append((floor, versions))
+                        floor = min(versions)
 
         readers = [threading.Thread(target=read, args=(seed,)) for seed in range(2)]
         for reader in readers:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import storage_engine
 from storage_engine.client.flight import FlightBackend
+from storage_engine.client.frame_reader import FrameReader
 from storage_engine.client.lane import LaneBroken
 from storage_engine.client.socket_lane import SocketLane
 from storage_engine.client.wire import Call, Reply
@@ -172,3 +173,66 @@ def test_two_clients_write_and_each_sees_the_others_rows(store: storage_engine.S
         assert store.table("l.t").lookup([1000])["v"].to_pylist() == ["theirs"]
         store.table("l.t").delete({"k": [1000]})
         assert peer.table("l.t").lookup([1000]).num_rows == 0
+
+
+def sent_at_once(store: storage_engine.Store, table: str, batches: list[pa.Table]) -> list[pa.Table | MalformedMessage]:
+    """What requests that arrive in one piece are answered, up to the end of the connection or the last of them."""
+    reader_answers: list[pa.Table | MalformedMessage] = []
+    schema = batches[0].schema
+    frames = [wire.encode_prepare(1, "lookup", {**LOOKUP, "table": table}, schema)]
+    frames += [wire.encode_keys_message(batch.combine_chunks().to_batches()[0], 1) for batch in batches]
+    with greeted(store) as raw:
+        raw.sendall(b"".join(frames))
+        reader, known = FrameReader(raw, wire.FRAME_BYTES_MAX), None
+        for _ in batches:
+            kind, number, body = wire.parse_frame(reader.frame())
+            if kind == wire.ERROR:
+                error = wire.decode_error_frame(body)
+                assert isinstance(error, MalformedMessage)
+                return [*reader_answers, error]
+            rows, known = wire.decode_rows(number, body, known)
+            rows.validate(full=True)
+            reader_answers.append(pa.Table.from_batches([rows]))
+    return reader_answers
+
+
+@pytest.fixture(scope="module")
+def uneven(store: storage_engine.Store) -> storage_engine.Table:
+    """Keys of two columns; values with nulls, empty and long texts; some rows in each of several frames."""
+    store.execute("CREATE TABLE l.u (k BIGINT NOT NULL, s STRING NOT NULL, v STRING, n INT, b BYTES, PRIMARY KEY (k, s) NOT ENFORCED)")
+    table = store.table("l.u")
+    for start in range(0, 300, 60):
+        ks = range(start, start + 60)
+        texts = [None if k % 7 == 0 else "" if k % 7 == 1 else f"text {k} " * (k % 5) for k in ks]
+        numbers = [None if k % 4 == 0 and k > 120 else k for k in ks]
+        table.upsert({"k": list(ks), "s": [f"s{k}" for k in ks], "v": texts, "n": numbers, "b": [bytes(k % 20) for k in ks]})
+    return table
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_lookups_that_arrive_together_are_answered_as_one_by_one(
+    store: storage_engine.Store, uneven: storage_engine.Table, data: st.DataObject
+) -> None:
+    drawn = st.integers(0, 299) if data.draw(st.booleans(), "all are there") else st.integers(-3, 305)
+    asked = data.draw(st.lists(st.lists(drawn, max_size=40), min_size=1, max_size=20))
+    batches = [
+        pa.table(
+            {"k": pa.array(part, pa.int64()), "s": pa.array([f"s{k}" for k in part], pa.string())}, schema=uneven.descriptor.key_schema
+        )
+        for part in asked
+    ]
+    batches = [batch for batch in batches if batch.num_rows]  # an empty table has no message
+    if batches:
+        assert sent_at_once(store, "l.u", batches) == [uneven.lookup(batch, missing="null") for batch in batches]
+
+
+def test_a_request_that_is_none_does_not_take_the_answers_of_those_before_it(
+    store: storage_engine.Store, uneven: storage_engine.Table
+) -> None:
+    whole = pa.table({"k": pa.array(range(50), pa.int64()), "s": [f"s{k}" for k in range(50)]}, schema=uneven.descriptor.key_schema)
+    broken = pa.table([whole["k"].cast(pa.int32()), whole["s"]], names=["k", "s"])  # fewer bytes than its schema says
+    answers = sent_at_once(store, "l.u", [whole, whole, broken, whole])
+    assert answers[:2] == [uneven.lookup(whole, missing="null")] * 2
+    assert len(answers) == 3
+    assert isinstance(answers[2], MalformedMessage)
