@@ -96,13 +96,13 @@ class Checkpointer:
         policy = self._policy
         if not due and self._state.version - self._version < policy.commits and self._log.end - self._position < policy.log_bytes:
             return
-        if policy.is_inline:
-            self._write_copies()
-            return
         self.ask()
 
     def ask(self) -> None:
-        """Wake the thread now: key snapshots are outdated."""
+        """Copies are due: wake the thread now."""
+        if self._policy.is_inline:
+            self._write_copies()
+            return
         with self._wake:
             if self._is_closing:
                 return

@@ -23,7 +23,7 @@ from storage_engine.engine.mover import CleaningStats, CleaningStopped, Mover
 from storage_engine.engine.repacking import repack
 from storage_engine.engine.retention import log_ttl_ms, plan_log_start, readers_of
 from storage_engine.engine.state import LogStart, TableState
-from storage_engine.errors import DamagedFrame, OffsetOutOfRange
+from storage_engine.errors import DamagedFrame, OffsetOutOfRange, WriteFailed
 from storage_engine.log.file_set import begins_with_state
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.log_file import FrameMoved
@@ -106,6 +106,9 @@ class Cleaner:
             except Exception as error:
                 stats.n_failures += 1
                 stats.last_failure = str(error)
+                if isinstance(error, OSError):
+                    next_step = "Free space or repair the disk; the next round goes on."
+                    raise WriteFailed(f"the disk refused a round of cleaning: {error}", where="cleaning", next_step=next_step) from error
                 raise
             finally:
                 stats.n_rounds += 1

@@ -152,8 +152,9 @@ class _Check:
                 stops.append(file.stop or file.start)
                 self.report.add("damage", file.path, self.disk.file_size(file.path), what, _COPY)
             stops += [self._judged(damage, durable) for damage in self.log.check()]
-        except DamageError as error:  # another version: nothing after it can be read
-            self.report.add("damage", error.where, 0, error.what, error.next_step)
+        except DamageError as error:  # another version, or no header to tell: nothing after it can be read
+            path = next((file.path for file in self.files if str(file.path) in error.where), error.where)
+            self.report.add("damage", path, 0, error.what, error.next_step)
             stops.append(0)
         return min(stops, default=None)
 

@@ -194,7 +194,7 @@ class StoreState:
     late_rows: dict[int, int] = field(default_factory=dict)
     log_starts: dict[BucketId, LogStart] = field(default_factory=dict)
     files: list[FileEntry] | None = None
-    idle_writes: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    idle_writes: dict[str, tuple[int, int, int]] = field(default_factory=dict, compare=False)
 
     def newest_write(self, writer: str) -> tuple[int, int] | None:
         """Sequence and version of the writer's newest commit; None: there is none, or it was forgotten."""

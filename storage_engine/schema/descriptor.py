@@ -7,7 +7,7 @@ Holds: column order is the order of the declared columns; `field_id` never chang
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -187,7 +187,8 @@ class TableDescriptor:
         return replace(self, **changes)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "options": dict(self.options)}
+        plain = {name: getattr(self, name) for name in _FIELDS}
+        return {**plain, "columns": tuple(dict(vars(column)) for column in self.columns), "options": dict(self.options)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TableDescriptor:
@@ -196,3 +197,6 @@ class TableDescriptor:
         for name in ("primary_key", "partition_keys", "bucket_keys"):
             known[name] = tuple(known[name])
         return cls(**known)
+
+
+_FIELDS = tuple(each.name for each in fields(TableDescriptor))

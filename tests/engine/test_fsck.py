@@ -76,6 +76,12 @@ def test_damage_to_what_says_where_cleaning_moved_frames_is_named(tmp_path: Path
         report = check_store(tmp_path / "s", keys=True)
         flip(path, offset)
         assert str(path) in {finding.file for finding in report.findings}
+    first = log_files(tmp_path / "s")[0]
+    assert first.name != "00000000000000000000.log"
+    for offset in (6, 15):  # the header of the file that the log now begins with
+        flip(first, offset)
+        assert str(first) in {finding.file for finding in check_store(tmp_path / "s").findings}
+        flip(first, offset)
     assert check_store(tmp_path / "s", keys=True).findings == []
     assert len(records) > 3
 

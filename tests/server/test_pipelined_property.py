@@ -33,7 +33,7 @@ from tests.torture.simulated_disk import Fault, SimulatedDisk
 STORE = Path("/store")
 N_WRITERS = 3
 N_COMMITS = 60
-RUNS = int(os.environ.get("FLASHLAKE_PIPELINES", "4"))
+RUNS = int(os.environ.get("FLASHLAKE_PIPELINES", "3"))
 
 
 @dataclass

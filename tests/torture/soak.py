@@ -297,7 +297,7 @@ class Soak:
 
     # the run
 
-    def run(self, seconds: float, report: Callable[[str], None] = lambda _: None) -> Figures:
+    def run(self, seconds: float, report: Callable[[str], None] = lambda _: None, kills_min: int = 0) -> Figures:
         begun = time.monotonic()
         with self._connect() as store:
             store.execute(_DDL)
@@ -305,7 +305,7 @@ class Soak:
         with ThreadPoolExecutor(len(work)) as pool:
             futures = [pool.submit(one) for one in work]
             try:
-                while time.monotonic() - begun < seconds:
+                while time.monotonic() - begun < seconds or len(self.figures.recoveries_s) < kills_min:
                     if self.is_over.wait(self.kill_every_s * (0.75 + random.Random(len(self.figures.recoveries_s)).random() / 2)):
                         break
                     for future in futures:
@@ -344,11 +344,13 @@ class Soak:
         assert not damages, damages
 
 
-def soak(directory: Path, seconds: float, kill_every_s: float, seed: int = 1, report: Callable[[str], None] = lambda _: None) -> Figures:
-    """Run one soak to its end."""
+def soak(
+    directory: Path, seconds: float, kill_every_s: float, seed: int = 1, report: Callable[[str], None] = lambda _: None, kills_min: int = 0
+) -> Figures:
+    """Run one soak to its end: for so long, and until so many kills."""
     run = Soak(directory / "store", seed, kill_every_s)
     try:
-        figures = run.run(seconds, report)
+        figures = run.run(seconds, report, kills_min)
     except BaseException:
         run._server.kill()
         raise
