@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.compile import POSITION, lookup_name, quoted, relation, source_name
+from storage_engine.stream.compile import ORDER, POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.compile_time import WATERMARK, watermark_name
 from storage_engine.stream.event_time import Clock, declared_of, least_watermark, mark, marked_batches
 from storage_engine.stream.execute import Outcome, enforce_not_null
@@ -35,7 +35,6 @@ from storage_engine.stream.quarantine import is_kept, quarantined, without
 from storage_engine.stream.sqltypes import parse_type
 from storage_engine.stream.upgrade import eras_of
 
-ORDER = "__order"
 END_MS = (1 << 63) - 1
 """The watermark of a log that ends."""
 
@@ -126,7 +125,7 @@ def _select(
     register(connection, plan.functions, what)
     try:
         for scan in scans(plan.root):
-            ordered = _is_last_row(plan) or scan.id in plan.positioned_scans
+            ordered = plan.is_last_row or scan.id in plan.positioned_scans
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
             is_timed = scan.id in plan.timed_scans
             without_rows = left_out.get(scan.table.name)
@@ -154,18 +153,11 @@ def batch_sql(plan: JobPlan) -> str:
     listed = ", ".join(
         f"CAST({quoted(name)} AS {parse_type(plan.sink.column(name).type).duckdb}) AS {quoted(name)}" for name in plan.targets
     )
-    body = relation(plan.root, batch=True, carried=(ORDER,) if _is_last_row(plan) else ())
-    if _is_last_row(plan):
+    body = relation(plan.root, batch=True, carried=(ORDER,) if plan.is_last_row else ())
+    if plan.is_last_row:
         keys = ", ".join(quoted(name) for name in plan.sink.primary_key)
         body = f"SELECT * FROM ({body}) QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {_kept_first(plan)}) = 1"
     return f"SELECT {listed} FROM ({body})"
-
-
-def _is_last_row(plan: JobPlan) -> bool:
-    """True when appended rows meet by key and one of them stays as it is."""
-    key = plan.root.unique_key
-    is_told_apart = key is not None and set(key) <= set(plan.sink.primary_key)
-    return plan.sink.has_primary_key and not plan.root.is_retracting and not is_told_apart and plan.sink.merge_engine != "aggregation"
 
 
 def _kept_first(plan: JobPlan) -> str:
@@ -230,7 +222,7 @@ def _register_scan(
             order = "".join(f", {text}" for text in [f"{mark_ms} AS {WATERMARK}", *shown])
         con.register(f"{name}_log", rows)
         if ordered:
-            order += f", (_commit_timestamp, _bucket, _log_offset) AS {ORDER}, epoch_ms(_commit_timestamp) AS {POSITION[0]}"
+            order += f", epoch_ms(_commit_timestamp) AS {POSITION[0]}"
             metadata = ("_partition", "_bucket", "_log_offset")
             order += "".join(f", {given} AS {name}" for given, name in zip(metadata, POSITION[1:], strict=True))
         con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {listed}{order} FROM {name}_log")

@@ -36,6 +36,8 @@ from storage_engine.stream.render import cast, column, sql
 SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
+ORDER = "__order"
+"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log."""
 CLOCK = (POSITION[0], POSITION[2])
 """Those that event time goes by: when a row was committed, and its bucket."""
 
@@ -79,7 +81,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
         listed = [f"{quoted(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
-        hidden = [f"'{node.table.name}' AS {SOURCE}" if name == quoted(SOURCE) else name for name in hidden]
+        made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): f"row({POSITION[0]}, {node.id}, {POSITION[2]}, {POSITION[3]})"}
+        hidden = [f"{made[name]} AS {name}" if name in made else name for name in hidden]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
     if isinstance(node, Calc):
         listed = [f"{sql(tree)} AS {quoted(item.name)}" for item, tree in node.projections]

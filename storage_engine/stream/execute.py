@@ -86,6 +86,8 @@ class Executor:
         plan = self._plan
         listed = [sink_cast(f'"{name}"', plan.sink, name) + f" AS {sql_of.quoted(name)}" for name in plan.targets]
         body = sql_of.relation(self._root)
+        if plan.is_ordered_union:
+            return f"SELECT {', '.join(listed)} FROM ({sql_of.relation(self._root, carried=(sql_of.ORDER,))}) ORDER BY {sql_of.ORDER}"
         if not self._root.is_retracting:
             return f"SELECT {', '.join(listed)} FROM ({body})"
         # one change per key of the sink: the last one, or of an aggregate's pair (old row, new row) the new one

@@ -30,6 +30,7 @@ from storage_engine.stream.plan import (
     Query,
     Session,
     Sided,
+    Union,
     is_positioned,
     lookups,
     scans,
@@ -91,9 +92,24 @@ class JobPlan:
 
     @functools.cached_property
     def positioned_scans(self) -> frozenset[int]:
-        """Ids of the scans of logs whose rows are kept, or ranked, by their places in the log."""
+        """Ids of the scans of logs whose rows are kept, ranked, or brought together, by their places in the log."""
+        if self.is_ordered_union:
+            return frozenset(scan.id for scan in scans(self.root))
         sides = [side for node in walk(self.root) if isinstance(node, Sided) for side in node.sides]
         return self.timed_scans | {scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node)}
+
+    @functools.cached_property
+    def is_last_row(self) -> bool:
+        """True when appended rows meet by key and one of them stays as it is."""
+        if not self.sink.has_primary_key or self.root.is_retracting or self.sink.merge_engine == "aggregation":
+            return False
+        key = self.root.unique_key
+        return key is None or not set(key) <= set(self.sink.primary_key)
+
+    @functools.cached_property
+    def is_ordered_union(self) -> bool:
+        """True when rows of several logs meet by key: they are written in the order they arrived, not branch by branch."""
+        return self.is_last_row and any(isinstance(node, Union) for node in walk(self.root))
 
     @functools.cached_property
     def timed_scans(self) -> frozenset[int]:
@@ -311,8 +327,9 @@ def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Plac
                 next_step="Read a table whose changelog has full images.",
             )
     if not root.is_retracting:
-        is_emitted = any(isinstance(node, Aggregate | Session) for node in walk(root))
-        if is_emitted and sink.has_primary_key and sink.merge_engine != "aggregation":
+        # rows of these operators do not come in the order of a log: only a key tells which of them meet
+        is_unordered = any(isinstance(node, Sided) for node in walk(root))
+        if is_unordered and sink.has_primary_key and sink.merge_engine != "aggregation":
             _check_key(root, sink, where)
         return
     if sink.merge_engine in ("first_row", "versioned"):

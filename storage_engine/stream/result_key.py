@@ -14,6 +14,7 @@ from sqlglot import exp
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, Expand, Field, Node
 from storage_engine.stream.render import column, render, sql, string
+from storage_engine.stream.same_fields import same_fields
 
 
 def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
@@ -28,17 +29,21 @@ def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
     projections = list(root.projections)
     key: list[str] = []
     by_name = {item.name: item for item in below.fields}
+    same = same_fields(below)
     for item in (by_name[name] for name in below.unique_key):
         found = _position_of(item, projections, sink)
+        if found is None:
+            others = [by_name[name] for names in same if item.name in names for name in sorted(names - {item.name})]
+            found = next((place for other in others if (place := _position_of(other, projections, sink)) is not None), None)
         if found is None:
             if _is_implied(item, below):
                 continue
             return root
         wanted, tree = projections[found]
-        if not isinstance(tree, exp.Column):
-            projections[found] = (wanted, _checked(item, tree, sink, wanted.name))
+        if (literal := _stand_in(tree, item)) is not None:
+            projections[found] = (wanted, _checked(item, tree, literal, sink, wanted.name))
         key.append(wanted.name)
-    return replace(root, projections=tuple(projections), key=tuple(key))
+    return replace(root, projections=tuple(projections), key=tuple(dict.fromkeys(key)))
 
 
 def _full_join_key(root: Calc, sink: TableDescriptor) -> tuple[str, ...] | None:
@@ -93,9 +98,7 @@ def _is_implied(item: Field, node: Node) -> bool:
     return isinstance(below, Expand) and item.name == below.mark.name and not any(key.nullable for key, _ in below.keys)
 
 
-def _checked(item: Field, tree: exp.Expr, sink: TableDescriptor, name: str) -> exp.Expr:
-    literal = _stand_in(tree, item)
-    assert literal is not None, "only a COALESCE is checked"
+def _checked(item: Field, tree: exp.Expr, literal: exp.Expr, sink: TableDescriptor, name: str) -> exp.Expr:
     message = f"column {name} of {sink.name}: {sql(literal)} stands for NULL, and the data has it as a value; choose another stand-in"
     template = f"CASE WHEN _0 = _1 THEN CAST(error(_2) AS {item.type.duckdb}) ELSE _3 END"
     return render(template, column(item.name), literal, string(message), tree)

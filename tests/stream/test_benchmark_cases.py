@@ -19,8 +19,6 @@ from tests.stream.comparing import differing_jobs
 N_EVENTS = 3_000
 REFUSED = {
     "q12": "p_time is no column",  # windows of processing time: docs/nexmark.md
-    "q8": "does not contain the query's key",  # the sink is keyed by a window's start, the query by start and end
-    "minute pv, exact uv, gmv by 1,000 shops": "does not contain the query's key",
 }
 
 

@@ -37,6 +37,7 @@ REFUSED = [
     ("t SELECT id, kind, n FROM log WHERE COUNT(*) > 1", "WHERE", "uses an aggregate", "Use HAVING"),
     ("s WITH RECURSIVE r AS (SELECT id, kind, n FROM log) SELECT * FROM r", "WITH RECURSIVE", "not kept incrementally", "Unfold"),
     ("s SELECT id, kind, n FROM s", "db.s", "would feed itself", "another table"),
+    ("s SELECT a.id, a.kind, b.n FROM log a JOIN log b ON a.n = b.n", "primary key of db.s", "could meet in one row", "GROUP BY columns"),
     ("s SELECT id, kind, MAX(n) FROM pk GROUP BY id, kind", "primary key of db.s", "could meet in one row", "GROUP BY columns"),
     ("t SELECT id, JSON_VALUE(kind, '$.a[*]'), n FROM log", "JSON_VALUE", "cannot be followed", "names and positions"),
     ("t SELECT id, SPLIT(kind, ','), n FROM log", "column kind", "ARRAY<STRING>", "CAST"),

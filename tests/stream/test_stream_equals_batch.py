@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -434,6 +435,29 @@ def test_appended_rows_keep_their_order_through_lookups(store: Store) -> None:
     store.table("db.a").append({"id": list(range(10_000)), "shop": [n % 70 for n in range(10_000)]})
     Worker(store).run_until_idle()
     assert store.table("db.s").scan().read_all()["id"].to_pylist() == list(range(10_000))
+
+
+@pytest.mark.parametrize("n_rows_max", [3, 100_000])
+def test_of_rows_of_several_logs_under_one_key_the_one_that_came_last_stays(store: Store, n_rows_max: int) -> None:
+    store.execute("""
+      CREATE TABLE db.a (k BIGINT, v BIGINT); CREATE TABLE db.b (k BIGINT, v BIGINT);
+      CREATE TABLE db.s (k BIGINT, v BIGINT, PRIMARY KEY (k) NOT ENFORCED);
+      SET 'pipeline.name' = 'both'; INSERT INTO db.s SELECT k, v FROM db.a UNION ALL SELECT k, v + 0 FROM db.b;
+    """)
+    rng = random.Random(5)
+    newest: dict[int, int] = {}
+    for v in range(60):
+        k = rng.randrange(8)
+        store.table(rng.choice(["db.a", "db.b"])).append({"k": [k], "v": [v]})
+        newest[k] = v
+        committed_ms = time.time_ns() // 1_000_000
+        while time.time_ns() // 1_000_000 == committed_ms:
+            pass  # commits of one millisecond have no order between logs
+
+    Worker(store, n_rows_max=n_rows_max).run_until_idle()
+
+    assert sink_rows(store, "db.s") == sorted(newest.items())
+    assert differing_jobs(store) == []
 
 
 def test_several_jobs_fill_their_columns_of_one_row(store: Store) -> None:
