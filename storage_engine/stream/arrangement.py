@@ -68,7 +68,7 @@ class Arrangement:
         listed += [f"{text} AS {quoted(name)}" for name, text in self.identity]
         listed += [f"{quoted(field)} AS {quoted(name)}" for name, field in self.columns]
         body = f"SELECT {', '.join(listed)}, {quoted(WEIGHT)} FROM {changes}"
-        if self.kind == "digest":
+        if self.kind in ("digest", "position"):  # a row of a log comes once
             return body
         by = ", ".join(quoted(name) for name in self.table.primary_key)
         return f"SELECT * FROM ({body}) QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {quoted(WEIGHT)} DESC) = 1"

@@ -80,9 +80,8 @@ class _Kept:
         on = " AND ".join(f"c.{quoted(name)} IS NOT DISTINCT FROM t.__j{i}" for i, name in enumerate(side.on)) or "TRUE"
         changed = f"SELECT * FROM {self._changes} AS c WHERE EXISTS (SELECT 1 FROM {self._touched_name} AS t WHERE {on})"
         both = " UNION ALL ".join(f"SELECT {fields}, {weight} FROM {rows}" for rows in (f"{self._changes}_before", f"({changed})"))
-        self._after_sql = (
-            f"SELECT {fields}, CAST(sum({weight}) AS BIGINT) AS {weight} FROM ({both}) GROUP BY {fields} HAVING sum({weight}) > 0"
-        )
+        net = f"SELECT {fields}, CAST(sum({weight}) AS BIGINT) AS {weight} FROM ({both}) GROUP BY {fields} HAVING sum({weight}) > 0"
+        self._after_sql = both if arrangement.kind == "position" else net  # rows of a log only come
 
     def run(self, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         tables.put(self._changes, tables.query(self._changes_sql))
