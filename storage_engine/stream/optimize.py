@@ -1,6 +1,7 @@
 """Optimize: rewrites that change what is read, never what is meant.
 
-filters     conditions on the stream move below lookup joins: fewer keys are looked up
+filters     conditions on the stream move below lookup joins: fewer keys are looked up; those on one side of a join move to that side:
+            fewer rows are kept and joined
 pruning     each operator keeps the fields that are used; a scan reads only those columns
 lookups     an outer lookup by the whole key, none of whose columns is used, goes away (unless it inserts missing keys)
 """
@@ -142,7 +143,25 @@ def _push_filters(node: Node) -> Node:
             staying = [part for part in parts if part not in movable]
             below = Calc(join.input, tuple((item, column(item.name)) for item in join.input.fields), _conjunction(movable))
             return _push_filters(Calc(replace(join, input=below), node.projections, _conjunction(staying)))
+    if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, DeltaJoin):
+        return _below_join(node, node.input, node.condition)
     return replace(node, input=_push_filters(node.input))
+
+
+def _below_join(node: Calc, join: DeltaJoin, condition: exp.Expr) -> Node:
+    """The filter with those of its parts on the sides that speak of one side's fields only, where that side's rows come out as they are."""
+    staying = _conjuncts(condition)
+    sides = list(join.sides)
+    for i in {"INNER": (0, 1), "FULL": ()}.get(join.kind, (0,)):
+        fields = {item.name for item in sides[i].node.fields}
+        moving = [part for part in staying if columns_of(part) and columns_of(part) <= fields]
+        if moving:
+            staying = [part for part in staying if part not in moving]
+            below = sides[i].node
+            filtered = Calc(below, tuple((item, column(item.name)) for item in below.fields), _conjunction(moving))
+            sides[i] = replace(sides[i], node=filtered)
+    left, right = map(_pushed, sides)
+    return replace(node, input=replace(join, left=left, right=right), condition=_conjunction(staying))
 
 
 def _pushed(side: Side) -> Side:
