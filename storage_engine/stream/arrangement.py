@@ -4,7 +4,7 @@
     i0, i1, ...               what tells rows of one key apart: the input's unique key; a row's place in its log; else a digest of the
                               whole row, and then equal rows are one with a count
     n                         the count, only with a digest
-    f0, f1, ...               the fields
+    f0, f1, ...               the fields that are not there already
 
 Decides only: tables and SQL. keyed.py runs it.
 """
@@ -66,7 +66,7 @@ class Arrangement:
         """The rows of `changes` as the table holds them, with WEIGHT; only the last state of each identity (a +1 beats a -1)."""
         listed = [f"{sql(tree)} AS {quoted(name)}" for name, tree in self.keys]
         listed += [f"{text} AS {quoted(name)}" for name, text in self.identity]
-        listed += [f"{quoted(field)} AS {quoted(name)}" for name, field in self.columns]
+        listed += [f"{quoted(field)} AS {quoted(name)}" for name, field in self.columns if name not in self.table.primary_key]
         body = f"SELECT {', '.join(listed)}, {quoted(WEIGHT)} FROM {changes}"
         if self.kind in ("digest", "position"):  # a row of a log comes once
             return body
@@ -107,12 +107,14 @@ def arrange(side: KeptSide, prefix: str, n_buckets: int) -> Arrangement:
         identity = [("i0", _digest(tuple(fields)))]
         kinds = ["STRING"]
     held = [*fields.values(), *(_POSITION_FIELDS if kind == "position" else ())]
-    columns = tuple((f"f{i}", item.name) for i, item in enumerate(held))
+    there = {tree.name: name for name, tree in keys if isinstance(tree, exp.Column)}
+    there |= {item.name: name for item in held for name, text in identity if text == quoted(item.name)}
+    columns = tuple((there.get(item.name, f"f{i}"), item.name) for i, item in enumerate(held))
     declared = {f"g{i}": str(fields[name].type) for i, name in enumerate(side.on)} | {NULL_MASK: "INT"}
     described = [Column(name, declared.get(name, "INT"), nullable=False) for name, _ in keys]
     described += [Column(name, kind_of, nullable=False) for (name, _), kind_of in zip(identity, kinds, strict=True)]
     described += [Column(COUNT, "BIGINT")] if kind == "digest" else []
-    described += [Column(name, str(item.type)) for (name, _), item in zip(columns, held, strict=True)]
+    described += [Column(name, str(item.type)) for (name, _), item in zip(columns, held, strict=True) if item.name not in there]
     names = tuple(name for name, _ in keys)
     table = TableDescriptor(
         prefix, tuple(described), (*names, *(name for name, _ in identity)), (), names, n_buckets, {},
