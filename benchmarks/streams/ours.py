@@ -15,9 +15,9 @@ import storage_engine
 from benchmarks.processes import Usage, Watch
 from benchmarks.server import Server
 from benchmarks.streams.case import Measured, StreamCase
-from benchmarks.streams.cases import EVENTS, USER_MAP
+from benchmarks.streams.cases import EVENTS, EVENTS_WATERMARK, USER_MAP
 from benchmarks.streams.loading import load
-from benchmarks.streams.queries import NEXMARK
+from benchmarks.streams.queries import NEXMARK, WATERMARK
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Outcome:
 def run(case: StreamCase, root: Path, n_rows: int, n_users: int, *, is_checked: bool) -> Outcome:
     """Load, submit, follow. Errors: StatementRefused when the planner does not keep the query."""
     with server(root / "store") as started, storage_engine.connect(started.url) as store:
-        for statement in (EVENTS, NEXMARK, USER_MAP):
-            store.execute(statement.format(watermark=""))
+        for statement in tables():
+            store.execute(statement)
         store.execute(f"CREATE TABLE bench.sink {case.sink}")
         load(store, n_rows, n_users, is_nexmark=case.is_nexmark)
         with worker(started.url) as pid, Watch({"worker": pid, "server": started.pid}) as watch:
@@ -42,6 +42,11 @@ def run(case: StreamCase, root: Path, n_rows: int, n_users: int, *, is_checked: 
             usage = watch.usage()
         measured = _measured(followed, began, n_rows, store.table("bench.sink").count(), usage)
         return Outcome(measured, _differing(store) if is_checked else None)
+
+
+def tables() -> tuple[str, ...]:
+    """The tables of all cases, with the watermarks that Flink's have."""
+    return EVENTS.format(watermark=EVENTS_WATERMARK), NEXMARK.format(watermark=WATERMARK), USER_MAP
 
 
 @contextmanager

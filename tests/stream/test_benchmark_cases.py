@@ -8,15 +8,17 @@ import pytest
 
 from benchmarks.processes import Usage, Watch
 from benchmarks.streams.case import Measured
-from benchmarks.streams.cases import CASES, EVENTS, USER_MAP, chosen
+from benchmarks.streams.cases import CASES, chosen
 from benchmarks.streams.loading import load
-from benchmarks.streams.queries import NEXMARK, QUERIES
+from benchmarks.streams.ours import tables
+from benchmarks.streams.queries import QUERIES
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker
 from tests.stream.comparing import differing_jobs
 
 N_EVENTS = 3_000
+WINDOWED, N_EVENTS_OF_WINDOWS = ("q5", "q7", "q8", "q11"), 400_000  # 40 seconds of events: the first windows of ten are closed
 REFUSED = {
     "q12": "p_time is no column",  # windows of processing time: docs/nexmark.md
 }
@@ -56,8 +58,8 @@ def test_memory_is_watched_per_process_with_mapped_files_apart(tmp_path: Path) -
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.split(",")[0].replace(" ", "_"))
 def test_a_measured_case_equals_its_batch_or_is_refused_by_name(store: Store, case) -> None:
     session = SqlSession(store)
-    for statement in (EVENTS, NEXMARK, USER_MAP):
-        session.execute(statement.format(watermark=""))
+    for statement in tables():
+        session.execute(statement)
     session.execute(f"CREATE TABLE bench.sink {case.sink}")
     insert = f"INSERT INTO bench.sink {case.columns} {case.select}"
     if case.name in REFUSED:
@@ -65,7 +67,8 @@ def test_a_measured_case_equals_its_batch_or_is_refused_by_name(store: Store, ca
             session.execute(insert)
         return
     session.execute(insert)
-    load(store, N_EVENTS, 500, is_nexmark=case.is_nexmark)
-    Worker(store, n_rows_max=1_000).run_until_idle()
+    n_events = N_EVENTS if case.name not in WINDOWED else N_EVENTS_OF_WINDOWS
+    load(store, n_events, 500, is_nexmark=case.is_nexmark)
+    Worker(store, n_rows_max=n_events // 3).run_until_idle()
     assert store.table("bench.sink").count() > 0
     assert differing_jobs(store) == []
