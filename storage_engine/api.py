@@ -200,7 +200,9 @@ class FetchedFrame:
     @property
     def message(self) -> pa.Buffer:
         """The message in one piece: a single part as it is, several are copied."""
-        return pa.py_buffer(self.parts[0] if len(self.parts) == 1 else b"".join(self.parts))
+        if len(self.parts) == 1 and isinstance(self.parts[0], pa.Buffer):
+            return self.parts[0]  # a buffer around it would belong to Python: a thread of Arrow's could not let go of it when Python ends
+        return pa.py_buffer(b"".join(self.parts))
 
 
 @dataclass(frozen=True)

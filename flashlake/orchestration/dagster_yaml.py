@@ -1,4 +1,4 @@
-"""Dagster's instance configuration: what `flashlake up` writes to DAGSTER_HOME/dagster.yaml.
+"""Dagster's instance: its configuration, which `flashlake up` writes to DAGSTER_HOME/dagster.yaml, and its databases.
 
 One second between looks into the queue; a backfill takes one run at a time, so that it never starves the daily seal;
 one run at a time touches the warehouse's batch path or Spark. Ticks are forgotten after a week.
@@ -35,3 +35,17 @@ def write_dagster_yaml(home: Path) -> Path:
     if not path.exists():
         path.write_text(DAGSTER_YAML, encoding="utf-8")
     return path
+
+
+def prepare_home(home: Path) -> None:
+    """Make DAGSTER_HOME: its settings and its databases, before a web server and a daemon start at once.
+
+    Both would make the databases at the same moment; the one that comes second ends with "table already exists".
+    """
+    from dagster import DagsterInstance
+
+    write_dagster_yaml(home)
+    with DagsterInstance.from_config(str(home)) as instance:
+        instance.get_runs_count()
+        instance.get_asset_keys()
+        instance.all_instigator_state()

@@ -14,7 +14,7 @@ from flashlake.config import Config
 from flashlake.supervisor.probes import port_is_free
 from flashlake.supervisor.process import ProcessId, spawn, stop_group
 from flashlake.supervisor.records import RunDir, ServiceRecord
-from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, prepare_dagster_home, services
+from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, services
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
 
 POLL_SECONDS = 0.1
@@ -41,7 +41,9 @@ def start_services(
     for name in fresh:
         check_port(known[name])
     if {"webserver", "daemon"} & set(fresh):
-        prepare_dagster_home(config)
+        from flashlake.orchestration.dagster_yaml import prepare_home  # imports Dagster: not in the supervisor
+
+        prepare_home(config.dagster.home)
     for name in chosen:
         run_dir.want(name)
     ensure_supervisor(config, run_dir)

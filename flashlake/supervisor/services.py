@@ -150,22 +150,6 @@ def dagster_environment(config: Config) -> dict[str, str]:
     }
 
 
-def prepare_dagster_home(config: Config) -> None:
-    """Make DAGSTER_HOME: its instance settings and its databases. Run by the command line, not by the supervisor: it imports Dagster.
-
-    The web server and the daemon would both make the databases, at the same moment, and stamp their versions twice.
-    """
-    from dagster import DagsterInstance
-
-    from flashlake.orchestration.dagster_yaml import write_dagster_yaml
-
-    write_dagster_yaml(config.dagster.home)
-    with DagsterInstance.from_config(str(config.dagster.home)) as instance:
-        instance.get_runs_count()
-        instance.get_asset_keys()
-        instance.all_instigator_state()
-
-
 def _token_environment(file: Path | str) -> dict[str, str]:
     """For one service user: its token comes before whatever else the environment says."""
     return {"FLASHLAKE_TOKEN_FILE": str(file), "FLASHLAKE_TOKEN": "", "FLASHLAKE_USER": "", "FLASHLAKE_PASSWORD": ""} if file else {}

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from flashlake.orchestration import write_dagster_yaml
+from flashlake.orchestration import prepare_home
 from flashlake.orchestration.backfill import BackfillState, backfill, graphql
 from storage_engine import Store, connect
 from storage_engine.errors import InvalidPartition, UnknownTable, UserError
@@ -85,7 +85,7 @@ def answers(url: str) -> bool:
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     folder = write_files(tmp_path_factory.mktemp("shop"))
     home = folder / "data" / "dagster"
-    write_dagster_yaml(home)
+    prepare_home(home)
     (folder / "shop_location.py").write_text(LOCATION)
     (folder / "workspace.yaml").write_text(WORKSPACE)
     with socket.socket() as probe:
