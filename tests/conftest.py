@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,15 @@ def fluss_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield cluster.start().url
     finally:
         cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def sources_of_functions() -> Iterator[None]:
+    """A command line that a test runs in this process says where functions come from; the next test begins without."""
+    yield
+    functions = sys.modules.get("storage_engine.stream.python_functions")
+    if functions is not None:
+        functions.configure(functions.FunctionSources())
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -81,10 +81,8 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     folder.mkdir()
     (folder / "shop_functions.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(folder))
-    udfs.configure(udfs.FunctionSources())  # a command line that ran in this process has set its own
     yield folder
     sys.modules.pop("shop_functions", None)
-    udfs.configure(udfs.FunctionSources())
 
 
 def created(session: SqlSession, *names: str) -> None:
