@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+import storage_engine
 from query_engine.verify import verify
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
@@ -147,3 +150,36 @@ def test_a_join_that_reads_its_tables_itself_refuses_the_option(db: SqlSession) 
             f"CREATE TABLE db.s (id BIGINT, other BIGINT, PRIMARY KEY (id) NOT ENFORCED); {SET_ASIDE} "
             "INSERT INTO db.s SELECT a.id, b.n FROM db.orders a JOIN db.orders b ON a.id = b.id"
         )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_poison_row_of_a_far_future_does_not_close_windows(tmp_path: Path, seed: int) -> None:
+    """What is in quarantine has no event time: it moves no watermark and makes no row late, in the stream and in the proof."""
+    rng = random.Random(seed)
+    with storage_engine.connect(f"file://{tmp_path}/store", sync="none") as store:
+        store.execute("""
+          CREATE TABLE db.ev (k BIGINT, n STRING, ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '2' SECOND)
+            WITH ('bucket.num' = '2', 'bucket.key' = 'k');
+          CREATE TABLE db.w (k BIGINT, t TIMESTAMP(3), total BIGINT);
+          SET 'pipeline.name' = 'w'; SET 'pipeline.poison-row' = 'quarantine';
+          INSERT INTO db.w SELECT k, window_start, SUM(CAST(n AS BIGINT)) FROM TABLE(TUMBLE(TABLE db.ev, DESCRIPTOR(ts),
+            INTERVAL '5' SECOND)) GROUP BY k, window_start, window_end""")
+        worker, ms, n_poison = Worker(store, n_rows_max=rng.choice([3, 50])), 10_000, 0
+        for _ in range(30):
+            rows = []
+            for _ in range(rng.randrange(1, 8)):
+                ms += rng.randrange(900)
+                is_poison = rng.random() < 0.1
+                n_poison += is_poison
+                moved = 60_000 if is_poison else -rng.choice([0, 0, 1_500, 4_000])
+                at = datetime(2020, 1, 1) + timedelta(milliseconds=ms + moved)  # noqa: DTZ001 - a TIMESTAMP has no zone
+                rows.append({"k": rng.randrange(4), "n": "x" if is_poison else str(rng.randrange(9)), "ts": at})
+            store.table("db.ev").append(rows)
+            if rng.random() < 0.4:
+                worker.run_until_idle()
+        worker.run_until_idle()
+
+        (report,) = verify(store, None, "db.w")
+
+        assert (report.rows_differing, store.table("db.job_quarantine").count()) == (0, n_poison)
+        assert store.table("db.w").count() > 10
