@@ -64,7 +64,7 @@ class Relations:
             if table_path(self._lake_root, base).joinpath("_delta_log").is_dir():
                 return None
             names = [*self._store.tables(), *self._store.objects("view"), *self._lake_names()]
-            alike = difflib.get_close_matches(name, names, n=3)
+            alike = difflib.get_close_matches(name, dict.fromkeys(names), n=3)
             hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
             raise UnknownTable(f"there is no table or view {name}", where="query", next_step=hint)
         typed = {column.name: parse_type(column.type) for column in descriptor.columns}

@@ -50,7 +50,7 @@ class UnknownTable(UserError):
 
 def unknown_table(name: str, known: Iterable[str]) -> UnknownTable:
     """The error for a table that does not exist; it names those that look alike."""
-    alike = difflib.get_close_matches(name, list(known), n=3)
+    alike = difflib.get_close_matches(name, dict.fromkeys(known), n=3)
     hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
     return UnknownTable(f"there is no table {name}", where="catalog", next_step=hint)
 

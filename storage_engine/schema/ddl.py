@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from storage_engine.schema import consumer_ddl
+from storage_engine.schema import consumer_ddl, row_statements
 from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
 from storage_engine.schema.descriptor import Column
@@ -61,10 +61,17 @@ def _parse_one(reader: Reader) -> Statement:
     if reader.peek().upper in ("SELECT", "WITH", "VALUES") or reader.peek().text == "(":
         return st.Query(**reader.place)
     raise reader.refusal(
-        f"{reader.peek()} does not begin a statement",
-        "Begin with CREATE, ALTER, DROP, INSERT INTO, EXPLAIN, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, STOP JOB, PAUSE JOB, "
-        "RESUME JOB, GRANT or REVOKE.",
+        f"{_beginning(reader)} does not begin a statement",
+        "Begin with CREATE, ALTER, DROP, INSERT INTO, UPDATE, DELETE FROM, EXPLAIN, SELECT, SET, USE, SHOW, DESCRIBE, RESET CONSUMER, "
+        "STOP JOB, PAUSE JOB, RESUME JOB, GRANT or REVOKE.",
     )
+
+
+def _beginning(reader: Reader) -> str:
+    """The first word, and the second where the first could begin a statement."""
+    begins = {words[0] for words, _ in _STATEMENTS if len(words) > 1}
+    is_more = reader.peek().upper in begins and reader.peek(1).kind != "end"
+    return f"{reader.peek()} {reader.peek(1)}" if is_more else str(reader.peek())
 
 
 def _create_database(reader: Reader) -> Statement:
@@ -319,6 +326,10 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
         ("CREATE", "TEMPORARY", "TABLE"),
         _refused("CREATE TEMPORARY TABLE is not supported", "Create a table, and drop it when it is no longer needed."),
     ),
+    (
+        ("CREATE", "JOB"),
+        _refused("CREATE JOB is not a statement", "SET 'pipeline.name' = 'name'; INSERT INTO table SELECT ... makes a job of that name."),
+    ),
     (("DROP", "TABLE"), _drop_table),
     (("DROP", "MATERIALIZED", "VIEW"), lambda reader: _drop_view(reader, materialized=True)),
     (("DROP", "TEMPORARY", "VIEW"), lambda reader: _drop_view(reader, temporary=True)),
@@ -329,11 +340,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("ALTER", "TABLE"), _alter_table),
     (("INSERT", "INTO"), _insert_into),
     (("INSERT", "OVERWRITE"), _refused("INSERT OVERWRITE is not supported", "Use INSERT INTO; a backfill rewrites partitions.")),
-    (("DELETE",), _refused("DELETE is not supported", "Delete by key with Table.delete(keys).")),
-    (
-        ("UPDATE",),
-        _refused("UPDATE is not supported", "INSERT INTO a table with a primary key replaces rows; name columns to change only those."),
-    ),
+    (("UPDATE",), row_statements.update),
+    (("DELETE",), row_statements.delete),
     (("SET",), _set),
     (("USE", "CATALOG"), _use_catalog),
     (("USE",), _use),

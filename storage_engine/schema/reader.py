@@ -187,6 +187,17 @@ class Reader:
             depth += (token.text == "(") - (token.text == ")")
         return self._sql[first.start : self.peek().start].strip()
 
+    def expression_to_end(self, *words: str) -> str:
+        """The text of one expression before any of these unnested words or symbols (left unread), or the end of the statement."""
+        first, depth = self.peek(), 0
+        while self.peek().kind != "end" and not (depth == 0 and (self.peek().upper or self.peek().text) in words):
+            token = self.take()
+            depth += (token.text == "(") - (token.text == ")")
+        text = self._sql[first.start : self.peek().start].strip()
+        if not text:
+            raise self.refusal(f"an expression is missing, found {first}", "Complete the statement.", first)
+        return text
+
 
 def parse_options_hint(hint: str, *, line: int = 1) -> dict[str, str]:
     """The options of a hint's text, with or without its comment marks; other hints give no options.

@@ -200,6 +200,23 @@ class InsertInto(Statement):
 
 
 @dataclass(frozen=True)
+class Update(Statement):
+    """UPDATE table SET column = expression, ... [WHERE condition]; expressions and condition as written."""
+
+    table: str
+    assignments: Mapping[str, str]
+    condition: str | None
+
+
+@dataclass(frozen=True)
+class Delete(Statement):
+    """DELETE FROM table [WHERE condition]; the condition as written."""
+
+    table: str
+    condition: str | None
+
+
+@dataclass(frozen=True)
 class Query(Statement):
     """SELECT, WITH ... SELECT, or VALUES; its SQL is `text`."""
 

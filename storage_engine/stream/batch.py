@@ -129,7 +129,13 @@ def _select(
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
             is_timed = scan.id in plan.timed_scans
             without_rows = left_out.get(scan.table.name)
-            _register_scan(connection, store, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded)
+            if is_bounded and at_version is not None and scan.table.has_primary_key:
+                rows = store.table(scan.table.name).read(scan.stored_columns, at=at_version)
+                connection.register(source_name(scan), rows)
+            else:
+                _register_scan(
+                    connection, store, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded
+                )
             names.append(source_name(scan))
         for emission in plan.emissions:
             ms = END_MS if is_bounded else _watermark_at(store, emission, plan, bounds, left_out)

@@ -350,7 +350,7 @@ class Binder:
     def describe(self, name: str) -> TableDescriptor:
         table = self.catalog.table(name)
         if table is None:
-            alike = difflib.get_close_matches(name, self.catalog.names(), n=3)
+            alike = difflib.get_close_matches(name, dict.fromkeys(self.catalog.names()), n=3)
             hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
             raise UnknownTable(f"there is no table {name}", where=self.where, next_step=hint)
         return table

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
@@ -20,7 +21,7 @@ from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.dialect import parse_select, text_of
 from storage_engine.stream.expressions import ExpressionBinder
 from storage_engine.stream.functions import open_connection
-from storage_engine.stream.planner import plan_insert
+from storage_engine.stream.planner import JobPlan, plan_insert
 from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import is_storable_as, parse_type
@@ -44,12 +45,22 @@ def insert_once(
         job="batch",
         default_database=statement.database,
         settings=settings,
+        runs_once=True,
     )
-    version = store.version()
     plan = replace(plan, starts=starts_of(store, plan.startups, "batch"))
-    rows = batch_select(store, plan, at_version=version, is_bounded=True)
+    rows, version = select_once(store, plan, f"line {statement.line}")
     _write(store, sink, rows, plan.targets)
     return f"wrote {rows.num_rows} rows into {sink.name}, from version {version}"
+
+
+def select_once(store: Store, plan: JobPlan, where: str) -> tuple[pa.Table, int]:
+    """The rows of a plan over what its sources hold now, and the version that is. Errors: StatementRefused for a value DuckDB refuses."""
+    version = store.version()
+    try:
+        return batch_select(store, plan, at_version=version, is_bounded=True), version
+    except duckdb.Error as error:
+        what = str(error).splitlines()[0].removeprefix("Conversion Error: ")
+        raise StatementRefused(what, where=where, next_step="Correct the expression, or leave such rows out with WHERE.") from error
 
 
 def insert_values(store: Store, statement: InsertInto) -> str:

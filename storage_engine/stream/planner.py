@@ -159,8 +159,11 @@ def plan_insert(
     default_database: str = "",
     settings: Mapping[str, str] | None = None,
     first_line: int = 1,
+    runs_once: bool = False,
 ) -> JobPlan:
     """Plan INSERT INTO sink (columns) SELECT. `job` names the state tables, `first_line` is where the SELECT begins in the user's text.
+
+    runs_once   the statement ends with what is there now, so that it may read the table it writes
 
     Errors: StatementRefused, UnknownTable.
     """
@@ -169,7 +172,7 @@ def plan_insert(
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
     root = optimize(with_result_key(_to_sink(query, sink, targets, where), sink))
-    if any(scan.table.name == sink.name for scan in scans(root)):
+    if not runs_once and any(scan.table.name == sink.name for scan in scans(root)):
         raise StatementRefused(
             f"{sink.name} is read and written: the job would feed itself", where=where, next_step="Write to another table."
         )

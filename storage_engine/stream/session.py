@@ -24,6 +24,7 @@ from storage_engine.schema.validate import partition_of
 from storage_engine.stream import reports
 from storage_engine.stream.bind import INERT_TABLE_HINTS, ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.change_rows import delete_rows, update_rows
 from storage_engine.stream.dependents import check_dependents
 from storage_engine.stream.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.function_statements import Functions
@@ -291,6 +292,12 @@ class SqlSession:
         _, message = self._submit(statement, name)
         return Result("; ".join([message, *notices]))
 
+    def _update(self, statement: st.Update) -> Result:
+        return Result(update_rows(self._store, statement, self._views, self._functions))
+
+    def _delete(self, statement: st.Delete) -> Result:
+        return Result(delete_rows(self._store, statement, self._views, self._functions))
+
     def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
         return submit(
             self._store,
@@ -445,6 +452,8 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.CreateMaterializedView: _S._create_materialized,
     st.RefreshMaterializedView: _S._refresh,
     st.InsertInto: _S._insert,
+    st.Update: _S._update,
+    st.Delete: _S._delete,
     StatementSet: _S._statement_set,
     Explain: _S._explain,
     st.StopJob: _S._stop_job,
