@@ -15,6 +15,7 @@ import pyarrow as pa
 from sqlglot import exp
 
 from query_engine.relations import BINLOG, Needs, Relations, lake_columns
+from query_engine.time_travel import take_version
 from query_engine.translate import Columns, translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
@@ -30,6 +31,9 @@ from storage_engine.stream.startup import MODE
 _VIEWS_DEEP_MAX = 16
 _BINLOG_ROWS = ("before", "after")
 _COUNT_ONLY = frozenset({"expressions", "from_", "from", "kind", "hint"})
+
+_Names = dict[tuple[str, int | None], list[exp.Table]]
+"""Name and version (None: now) of each relation of a query -> where it is named."""
 
 
 class QueryEngine:
@@ -69,19 +73,23 @@ class QueryEngine:
         """
         tree = self._with_views(parse_select(sql, where="query"), default_database, 0)
         used = self._functions_of(tree, functions or {})
-        names = _relation_names(tree, default_database)
-        counted = self._counted(tree, names) if at is None else None
+        asked = {id(node): take_version(self.store, self._con, node) for node in _tables(tree)}
+        names = _relation_names(tree, default_database, {key: at if own is None else own for key, own in asked.items()})
+        counted = self._counted(tree, names)
         if counted is not None:
             return counted
         con = self._con.cursor()
         try:
             tables: dict[str, Columns] = {}
-            for index, (name, nodes) in enumerate(names.items()):
+            for index, ((name, version), nodes) in enumerate(names.items()):
                 view = f"r{index}"
                 for node in nodes:
                     _refuse_startup(node)
                 columns = self._relations.columns(name)
-                self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), at)
+                if columns is None and any(asked[id(node)] is not None for node in nodes):
+                    raise StatementRefused(f"{name} is a table of the lake alone: it has no versions of the store", where="query",
+                                           next_step="Leave FOR ... AS OF out.")  # fmt: skip
+                self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), version)
                 tables[view] = columns if columns is not None else lake_columns(con, view)
                 for node in nodes:
                     if not node.alias:
@@ -108,7 +116,7 @@ class QueryEngine:
         known = {**stored_functions(self.store), **temporary}
         return mark_calls(tree, known.get)
 
-    def _counted(self, tree: exp.Query, names: dict[str, list[exp.Table]]) -> pa.Table | None:
+    def _counted(self, tree: exp.Query, names: _Names) -> pa.Table | None:
         """The answer to SELECT COUNT(*) FROM a table of the store, from the table's indexes; None for any other query."""
         if not isinstance(tree, exp.Select) or len(names) != 1 or len(tree.expressions) != 1:
             return None
@@ -117,9 +125,11 @@ class QueryEngine:
         item = tree.expressions[0]
         call = item.this if isinstance(item, exp.Alias) else item
         is_count = isinstance(call, exp.Anonymous) and str(call.this).upper() == "COUNT" and len(call.expressions) == 1
-        ((name, (node, *others)),) = names.items()
+        (((name, version), (node, *others)),) = names.items()
         source = tree.args.get("from_") or tree.args.get("from")
         if not is_count or not isinstance(call.expressions[0], exp.Star) or others or source is None or source.this is not node:
+            return None
+        if version is not None:
             return None
         _refuse_startup(node)
         n_rows = self._relations.n_rows(name)
@@ -137,6 +147,10 @@ class QueryEngine:
             if sql is None:
                 continue
             inner = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
+            if (asked := node.args.get("version")) is not None:
+                for table in _tables(inner):
+                    if table.args.get("version") is None:
+                        table.set("version", asked.copy())
             alias = exp.TableAlias(this=exp.to_identifier(node.alias or node.name, quoted=True))
             node.replace(exp.Subquery(this=inner, alias=alias))
         return tree
@@ -192,10 +206,10 @@ def _tables(tree: exp.Query) -> list[exp.Table]:
     return [node for node in tree.find_all(exp.Table) if node.db or node.name not in ctes]
 
 
-def _relation_names(tree: exp.Query, default_database: str) -> dict[str, list[exp.Table]]:
-    found: dict[str, list[exp.Table]] = {}
+def _relation_names(tree: exp.Query, default_database: str, versions: Mapping[int, int | None]) -> _Names:
+    found: _Names = {}
     for node in _tables(tree):
-        found.setdefault(table_name(node, default_database), []).append(node)
+        found.setdefault((table_name(node, default_database), versions[id(node)]), []).append(node)
     return found
 
 

@@ -147,10 +147,6 @@ def _is_position(node: exp.Expr) -> bool:
 
 def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope) -> None:
     if isinstance(source, exp.Table):
-        if source.args.get("version") is not None:
-            raise StatementRefused(
-                "FOR SYSTEM_TIME AS OF is for stream jobs", where=text_of(source), next_step="In a query, join the table itself."
-            )
         scope.sources[alias_of(source)] = tables.get(source.name, {})
     elif isinstance(source, exp.Subquery):
         _, columns = _query(source, tables, scope.outer)

@@ -130,8 +130,7 @@ def _select(
             is_timed = scan.id in plan.timed_scans
             without_rows = left_out.get(scan.table.name)
             if is_bounded and at_version is not None and scan.table.has_primary_key:
-                rows = store.table(scan.table.name).read(scan.stored_columns, at=at_version)
-                connection.register(source_name(scan), rows)
+                _register_rows(connection, store, scan, at_version)
             else:
                 _register_scan(
                     connection, store, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded
@@ -197,6 +196,13 @@ def _watermark_at(
 
 def _sql_number(value: int | None) -> str:
     return "NULL" if value is None else str(value)
+
+
+def _register_rows(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, at_version: int) -> None:
+    """A primary-key table as its rows at a version: no changelog is replayed."""
+    name = source_name(scan)
+    con.register(f"{name}_log", store.table(scan.table.name).read(scan.stored_columns, at=at_version))
+    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {name}_log")
 
 
 def _register_scan(

@@ -180,3 +180,10 @@ def test_a_plain_count_is_answered_without_reading_rows(engine: QueryEngine, mon
 def test_where_a_job_begins_is_refused_in_a_query(engine: QueryEngine) -> None:
     with pytest.raises(StatementRefused, match=r"'scan.startup.mode' = 'latest' on sales in a query"):
         engine.query("SELECT COUNT(*) FROM shop.sales /*+ OPTIONS('scan.startup.mode' = 'latest') */")
+
+
+def test_what_duckdb_refuses_is_one_line_in_its_words(engine: QueryEngine) -> None:
+    with pytest.raises(StatementRefused) as refused:
+        engine.query("SELECT ST_NOTHING(dept) FROM shop.sales")
+    assert "st_nothing" in refused.value.what.lower()
+    assert "\n" not in str(refused.value)
