@@ -106,6 +106,13 @@ class QuerySection(Section):
     spill_dir: Path = Field(default=Path("data/spill"), description="where queries spill")
 
 
+class StreamSection(Section):
+    """The workers that run stream jobs; docs/streaming.md explains."""
+
+    workers: int = Field(default=1, ge=1, le=64, description="processes that share the jobs; each more takes about 300 MB")
+    lanes: int = Field(default=4, ge=1, le=64, description="jobs of one worker that run a micro-batch at the same time")
+
+
 class ServicesSection(Section):
     """Processes that `flashlake up` supervises."""
 
@@ -144,6 +151,7 @@ class Config(Section):
     dagster: DagsterSection = DagsterSection()
     spark: SparkSection = SparkSection()
     query: QuerySection = QuerySection()
+    stream: StreamSection = StreamSection()
     services: ServicesSection = ServicesSection()
     demo: DemoSection = DemoSection()
     udf: UdfSection = UdfSection()

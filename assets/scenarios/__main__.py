@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_one(name: str, folder: Path, options: argparse.Namespace) -> Report:
     """One scenario in `folder`. What fails is told and is a report that does not hold."""
     scenario = importlib.import_module(f"assets.scenarios.{name}.scenario")
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)  # a message may have brackets
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
     with Progress(*columns, console=console, refresh_per_second=2) as bars:

@@ -14,7 +14,7 @@ from flashlake.config import Config
 from flashlake.supervisor.probes import port_is_free
 from flashlake.supervisor.process import ProcessId, spawn, stop_group
 from flashlake.supervisor.records import RunDir, ServiceRecord
-from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, services
+from flashlake.supervisor.services import SERVICE_NAMES, Service, base_environment, kind_of, services
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
 
 POLL_SECONDS = 0.1
@@ -27,6 +27,8 @@ def start_services(
 ) -> list[ServiceRecord]:
     """Start the named services (none: all) and return once each is healthy; those that run already are left alone.
 
+    Stream workers beyond the configured number are stopped.
+
     await_names  wait for these only; None: for all of them
 
     Errors: InvalidConfiguration for an unknown name; StoreUnavailable naming a port in use and its key, or a service
@@ -37,6 +39,9 @@ def start_services(
     run_dir = RunDir(config.services.run_dir)
     if run_dir.supervisor() is None:
         stop_services(config)  # what a supervisor that died left running
+    for name in run_dir.wanted() - set(known):
+        if kind_of(name) in chosen:
+            run_dir.unwant(name)
     fresh = [name for name in chosen if run_dir.service(name).state in ("stopped", "waiting")]
     for name in fresh:
         check_port(known[name])
@@ -68,8 +73,9 @@ def stay_in_foreground(config: Config) -> None:
 
 def stop_services(config: Config, names: Iterable[str] = (), *, say: Say = lambda _: None) -> list[str]:
     """Stop the named services (none: all, and the supervisor); returns once all their processes are gone. The names that ran."""
-    chosen = check_names(names, SERVICE_NAMES) or list(SERVICE_NAMES)
     run_dir = RunDir(config.services.run_dir)
+    known = [*dict.fromkeys([*SERVICE_NAMES, *services(config), *sorted(run_dir.wanted())])]
+    chosen = check_names(names, known) or known
     running = [name for name in chosen if run_dir.service(name).has_processes]
     for name in chosen:
         run_dir.unwant(name)
@@ -95,7 +101,7 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
     for name in chosen:
         if name not in known:
             raise InvalidConfiguration(f"there is no service {name}", where="flashlake up", next_step=f"Use one of: {', '.join(known)}.")
-    return [name for name in known if name in chosen]
+    return [name for name in known if name in chosen or kind_of(name) in chosen]
 
 
 def check_port(service: Service) -> None:

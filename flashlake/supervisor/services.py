@@ -16,6 +16,8 @@ from flashlake.setup.java import find_java, spark_environment
 from flashlake.supervisor.probes import Probe, always, http_answers, store_answers
 from storage_engine.errors import InvalidConfiguration
 
+STREAM = "stream"
+
 
 @dataclass(frozen=True)
 class Service:
@@ -76,13 +78,13 @@ def server_options(config: Config) -> list[str]:
     return [*words, "--allow-plain-passwords"] if server.plain_passwords == "allow" else words
 
 
-def stream_service(config: Config) -> Service:
+def stream_service(config: Config, name: str = STREAM) -> Service:
     sources = function_sources(config)
     allowed = json.dumps({"modules": sources.modules, "names": dict(sources.names)})
-    options = ("--python-path", str(config.project), "--functions", allowed)
+    options = ("--python-path", str(config.project), "--functions", allowed, "--lanes", str(config.stream.lanes))
     command = (sys.executable, "-m", "storage_engine.stream", "--store", config.server_url, *options)
     environment = _token_environment(config.server.stream_token_file)
-    return Service("stream", command, probe=always, needs=_store_of(config), settle_s=3.0, environment=lambda: environment)
+    return Service(name, command, probe=always, needs=_store_of(config), settle_s=3.0, environment=lambda: environment)
 
 
 def tiering_service(config: Config) -> Service:
@@ -113,19 +115,38 @@ def daemon_service(config: Config) -> Service:
 
 _MAKERS: dict[str, Callable[[Config], Service]] = {
     "store": store_service,
-    "stream": stream_service,
+    STREAM: stream_service,
     "tiering": tiering_service,
     "webserver": webserver_service,
     "daemon": daemon_service,
 }
 SERVICE_NAMES = tuple(_MAKERS)
-"""In the order in which they start; they stop in the opposite one."""
+"""In the order in which they start; they stop in the opposite one. `stream` stands for all stream workers."""
+
+
+def kind_of(name: str) -> str:
+    """Which of SERVICE_NAMES a service is.
+
+    >>> kind_of("stream-2"), kind_of("store")
+    ('stream', 'store')
+    """
+    return name.partition("-")[0]
 
 
 def services(config: Config) -> dict[str, Service]:
-    """All services of this configuration, by name. With a store that is not ours there is no store service."""
+    """All services of this configuration, by name. With a store that is not ours there is no store service.
+
+    The stream workers are `stream`, `stream-2`, `stream-3`, ...
+    """
     names = [name for name in SERVICE_NAMES if name != "store" or not config.store.url]
-    return {name: _MAKERS[name](config) for name in names}
+    at = names.index(STREAM) + 1
+    names[at:at] = [f"{STREAM}-{number}" for number in range(2, config.stream.workers + 1)]
+    return {name: service_of(config, name) for name in names}
+
+
+def service_of(config: Config, name: str) -> Service:
+    """The service of that name, whether or not the configuration has so many stream workers."""
+    return stream_service(config, name) if kind_of(name) == STREAM else _MAKERS[name](config)
 
 
 def base_environment(config: Config) -> dict[str, str]:

@@ -48,7 +48,7 @@ def status_table(config: Config) -> tuple[pa.Table, bool]:
         kind: [line["lag_rows"] for line in lines if line["kind"] == kind and line["lag_rows"] is not None] for kind in ("job", "tiering")
     }
     rows = []
-    for name in services(config):
+    for name in dict.fromkeys([*services(config), *sorted(wanted)]):
         record = run_dir.service(name)
         lag = {"stream": lags["job"], "tiering": lags["tiering"]}.get(name)
         rows.append(service_line(record, name in wanted, sum(lag) if lag and record.is_running else None))

@@ -22,7 +22,7 @@ from typing import Literal
 from flashlake.config import Config, load_config
 from flashlake.supervisor.process import ProcessId, spawn, stop_group
 from flashlake.supervisor.records import RunDir, ServiceRecord
-from flashlake.supervisor.services import Service, base_environment, services
+from flashlake.supervisor.services import STREAM, Service, base_environment, kind_of, service_of, services
 
 POLL_SECONDS = 0.2
 PROBE_SECONDS = {"starting": 0.4, "healthy": 3.0, "unhealthy": 1.0}
@@ -93,10 +93,10 @@ class Supervisor:
         self.config = config
         self.run_dir = RunDir(config.services.run_dir)
         self.stopping = threading.Event()
-        self.known = {
-            name: Supervised(service, ServiceRecord(name, "stopped", address=service.address, log=str(self.log_of(name))))
-            for name, service in (known or services(config)).items()
-        }
+        self.known = {name: self._supervised(service) for name, service in (known or services(config)).items()}
+
+    def _supervised(self, service: Service) -> Supervised:
+        return Supervised(service, ServiceRecord(service.name, "stopped", address=service.address, log=str(self.log_of(service.name))))
 
     def log_of(self, name: str) -> Path:
         return self.config.services.log_dir / f"{name}.log"
@@ -116,9 +116,11 @@ class Supervisor:
         me = ProcessId.of(os.getpid())
         assert me is not None, "a running process has a start time"
         self.run_dir.put_supervisor(me)
+        self._learn(self.run_dir.wanted())
         self._end_leftovers()
         while not self.stopping.is_set():
             wanted = self.run_dir.wanted()
+            self._learn(wanted)
             for one in reversed(self.known.values()):  # those that need others stop before them
                 if self._next_action(one, wanted) == "stop":
                     self._stop(one)
@@ -131,6 +133,12 @@ class Supervisor:
             self._stop(one)
         if self.run_dir.supervisor() == me:
             self.run_dir.drop_supervisor()
+
+    def _learn(self, wanted: set[str]) -> None:
+        """Stream workers of whom there were fewer in the configuration when this process read it."""
+        for name in sorted(wanted - set(self.known)):
+            if kind_of(name) == STREAM:
+                self.known[name] = self._supervised(service_of(self.config, name))
 
     def _end_leftovers(self) -> None:
         for name in self.known:

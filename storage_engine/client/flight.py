@@ -1,7 +1,8 @@
 """FlightBackend: a store behind flashlake://host:port or flashlake+tls://host:port: each call of the Backend protocol over Arrow Flight.
 
-Control calls are actions (JSON both ways); lookups and small commits go over sockets (socket_lane.py), larger ones over kept-open
-Flight streams (lane.py), which carry everything where no socket lane is reachable; fetch and read are streams.
+Control calls are actions (JSON both ways); lookups, small commits and the questions that stream jobs ask in every micro-batch go over
+sockets (socket_lane.py), larger ones over kept-open Flight streams (lane.py), which carry everything where no socket lane is reachable;
+fetch and read are streams.
 Holds: a call that may safely be sent twice is sent again after a broken connection (link.py), for `retry_s` long. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
 Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
@@ -80,6 +81,7 @@ class FlightBackend(Link):
             )
         self.capabilities = frozenset(hello["capabilities"])
         self.takes_encoded = hello.get("takes_encoded", False)
+        self._lane_calls = frozenset(hello.get("lane_calls", ()))
 
     @classmethod
     def connect(cls, url: str, *, connect_s: float = 5.0, retry_s: float = 30.0, **access: Any) -> FlightBackend:

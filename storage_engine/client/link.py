@@ -63,6 +63,7 @@ class Link:
         self._bearer = f"Bearer {credentials.token}" if credentials.token else ""
         self._lane_address: Mapping[str, Any] | None = None
         self._is_flight_only = False
+        self._lane_calls: frozenset[str] = frozenset()
 
     def close(self) -> None:
         self._is_closed = True
@@ -72,7 +73,11 @@ class Link:
     # calls
 
     def _control(self, method: str, arguments: Mapping[str, Any] | None = None, *, is_repeatable: bool = True) -> Any:
-        return self._retried(lambda: self._action(method, arguments or {}), is_repeatable=is_repeatable)
+        if method not in self._lane_calls:
+            return self._retried(lambda: self._action(method, arguments or {}), is_repeatable=is_repeatable)
+        with self._writers.borrow() as writer:
+            call = Call(method, arguments or {})
+            return self._retried(lambda: self._call(writer, call, is_small=True), is_repeatable=is_repeatable).result
 
     def _action(self, method: str, arguments: Mapping[str, Any] | None = None, *, timeout_s: float = _CALL_TIMEOUT_S) -> Any:
         (message,) = encode_call(Call(method, arguments or {}))

@@ -22,7 +22,7 @@ from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.client.table_writer import TableWriter
 from storage_engine.errors import SchemaMismatch, UserError
-from storage_engine.log.frame import CHANGE_TYPE_NAMES
+from storage_engine.log.frame import CHANGE_TYPE_NAMES, read_message
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.evolve import fitted
 from storage_engine.schema.point import LONG_WAY, PointLookup
@@ -291,7 +291,7 @@ class Table:
         return pa.RecordBatchReader.from_batches(schema, binlog_batches(decoded(), ranges, schema))
 
     def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
-        batch = pa.ipc.read_record_batch(frame.message, _stored_schema(frame.columns, frame.types))
+        batch = read_message(frame.message, _stored_schema(frame.columns, frame.types))
         first = max(begin - frame.base_offset, 0)
         last = min(end - frame.base_offset, frame.n_rows)
         batch = batch.slice(first, last - first)

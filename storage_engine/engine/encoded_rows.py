@@ -7,18 +7,16 @@ Never: changes a byte. Everything is decompressed once here: readers, and the lo
 
 from __future__ import annotations
 
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import pyarrow as pa
 
 from storage_engine.api import EncodedRows
 from storage_engine.engine.routing import split
 from storage_engine.errors import DamagedFrame, MalformedMessage, SchemaMismatch
+from storage_engine.log.frame import read_message
 from storage_engine.log.pruning import pruner_of
 from storage_engine.schema.descriptor import TableDescriptor
-
-_ALONE: Final = pa.ipc.IpcReadOptions(use_threads=False)
-_THREADED_BYTES_MIN: Final = 1 << 20
 
 
 def checked_batch(
@@ -32,7 +30,7 @@ def checked_batch(
         _refuse(descriptor, f"a frame has {frame.n_rows} rows, not 1 to {rows_max}")
     try:
         pruner_of(schema, tuple(range(len(schema)))).check(frame.message)
-        batch = _decoded(frame.message, schema)
+        batch = read_message(frame.message, schema)
         batch.validate(full=True)
     except DamagedFrame as error:
         _refuse(descriptor, error.what)
@@ -54,14 +52,6 @@ def checked_batch(
     elif frame.partition:
         _refuse(descriptor, f"the table has no partitions, and a frame names {frame.partition!r}")
     return batch
-
-
-def _decoded(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
-    """As frame.decode_batch(), in this thread: on a busy machine handing columns to others takes longer than a small batch."""
-    if message.size >= _THREADED_BYTES_MIN:
-        return pa.ipc.read_record_batch(message, schema)
-    with pa.ipc.open_stream(pa.py_buffer(b"".join([schema.serialize(), message])), options=_ALONE) as reader:
-        return reader.read_next_batch()
 
 
 def _refuse(descriptor: TableDescriptor, what: str) -> NoReturn:

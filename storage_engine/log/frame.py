@@ -48,6 +48,7 @@ ORIGIN: Final = np.dtype([("row_end", np.int64), ("version", np.int64), ("timest
 """A commit whose rows were re-packed into a frame: they are the frame's rows from the end of the one before on."""
 COMPRESSED_BYTES_MIN: Final = 4096
 _THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
+_ALONE: Final = pa.ipc.IpcReadOptions(use_threads=False)
 _CODECS: Final = {"lz4": "lz4_frame", "zstd": "zstd"}
 _HEADER = struct.Struct("<4sIIIQBBBBIiiiiqq")
 _AFTER_CRC = struct.Struct("<IIQBBBBIiiiiqq")
@@ -312,12 +313,24 @@ def decode_batch(message: pa.Buffer, schema: pa.Schema, *, untrusted: bool = Fal
     Errors: DamagedFrame when the bytes are no such message.
     """
     try:
-        batch = pa.ipc.read_record_batch(message, schema)
+        batch = read_message(message, schema)
         if untrusted:
             batch.validate(full=True)
     except (pa.ArrowException, OSError, EOFError) as error:
         raise DamagedFrame(f"bytes are no record batch of the schema: {error}", where="Arrow message", next_step=_RESTORE) from error
     return batch
+
+
+def read_message(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
+    """As pa.ipc.read_record_batch(), which hands each compressed column to another thread: small ones are decompressed in this one.
+
+    Cost: 80 rows of 4 columns 12 us instead of 70, 1,000 rows of 2 columns 21 instead of 35.
+    Errors: Arrow's.
+    """
+    if message.size >= _THREADED_BYTES_MIN:
+        return pa.ipc.read_record_batch(message, schema)
+    with pa.ipc.open_stream(pa.py_buffer(b"".join((schema.serialize(), message))), options=_ALONE) as reader:
+        return reader.read_next_batch()
 
 
 _RESTORE = "Restore the file from a copy; run a check of the whole store to learn what else is damaged."

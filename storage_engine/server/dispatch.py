@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -29,6 +29,8 @@ from storage_engine.schema.descriptor import TableDescriptor
 
 Arguments = Mapping[str, Any]
 Handler = Callable[[Backend, Arguments, Sequence[pa.Table]], Reply]
+LANE_CALLS: Final = ("version", "offsets", "commits", "progress", "objects", "tables")
+"""Control calls that the socket lane answers too: short questions that are asked often, none of which waits for others' commits."""
 
 
 def answer(backend: Backend, call: Call) -> Reply:
@@ -59,6 +61,7 @@ def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table])
             "store": backend.url,
             "pid": os.getpid(),
             "takes_encoded": True,
+            "lane_calls": list(LANE_CALLS),
         }
     )
 

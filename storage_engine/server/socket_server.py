@@ -40,13 +40,14 @@ from storage_engine.schema.point import LONG_WAY
 from storage_engine.server.acknowledger import Acknowledger
 from storage_engine.server.admission import Admission
 from storage_engine.server.authentication import ANYBODY, Principal
+from storage_engine.server.dispatch import LANE_CALLS
 from storage_engine.server.guard import Guard
 from storage_engine.server.metrics import OK, Metrics
 from storage_engine.server.tls import Certificate
 
 _COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
 _TOGETHER_MAX: Final = 64  # lookups answered in one pass
-_METHODS: Final = ("commit", "lookup", "prefix_lookup")
+_METHODS: Final = ("commit", "lookup", "prefix_lookup", *LANE_CALLS)
 
 logger = logging.getLogger(__name__)
 _faults = itertools.count(1)

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from storage_engine.errors import FlashlakeError
 from storage_engine.stream.python_functions import FunctionSources, configure
 from storage_engine.stream.runner import N_ROWS_MAX
-from storage_engine.stream.worker import Worker
+from storage_engine.stream.worker import N_LANES, Worker
 from storage_engine.stream.worker_group import WorkerGroup
 
 
@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m storage_engine.stream", description="Run the stream jobs of a store.")
     parser.add_argument("--store", required=True, metavar="URL", help="file:///path or flashlake://host:port")
     parser.add_argument("--rows-max", type=int, default=N_ROWS_MAX, metavar="N", help="input rows per micro-batch (default %(default)s)")
+    parser.add_argument("--lanes", type=int, default=N_LANES, metavar="N", help="micro-batches at a time (default %(default)s)")
     parser.add_argument("--python-path", action="append", default=[], metavar="DIR", help="folder that functions are imported from")
     parser.add_argument("--functions", default="{}", metavar="JSON", help="where functions may come from: modules (null: any), names")
     arguments = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> int:
                 stack.callback(group.close)
             sys.stderr.write(f"stream worker ready, store {store.url}{f', member {group.member}' if group else ''}\n")
             sys.stderr.flush()
-            Worker(store, n_rows_max=arguments.rows_max, group=group).run_forever(stop)
+            Worker(store, n_rows_max=arguments.rows_max, group=group, n_lanes=arguments.lanes).run_forever(stop)
     except FlashlakeError as error:
         sys.stderr.write(f"{error}\n")
         return 1

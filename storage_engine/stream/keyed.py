@@ -37,8 +37,12 @@ class Keyed:
 
     def run(self, _plan: object, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         """Put the operator's changes into `tables`, and what is kept into `outcome`."""
+        stored = [side for side in self._sides if isinstance(side, _Stored)]
+        for side, found in zip(stored, reader.rows_around([side.asked(tables) for side in stored]), strict=True):
+            side.put(tables, found)
         for side in self._sides:
-            side.run(tables, reader, outcome)
+            if isinstance(side, _Kept):
+                side.run(tables, reader, outcome)
         tables.put(self._name, tables.query(self._delta_sql))
 
 
@@ -47,16 +51,19 @@ class _Stored:
         self._side = side
         self._touched_sql = keyed_sql.touched(node, side)
 
-    def run(self, tables: Registry, reader: Reader, _outcome: Outcome) -> None:
+    def asked(self, tables: Registry) -> tuple[StoredSide, pa.Table]:
+        """The side, and the keys whose rows the micro-batch needs."""
         side = self._side
         touched = tables.query(self._touched_sql)
         names = [f"__j{side.columns.index(name)}" for name in side.keys]
         keys = touched.select(names).rename_columns(list(side.keys))
         if len(names) < touched.num_columns:
             keys = keys.group_by(list(side.keys), use_threads=False).aggregate([])
-        before, after = reader.rows_around(side, keys)
-        tables.put(keyed_sql.moment_name(side, "start"), before)
-        tables.put(keyed_sql.moment_name(side, "stop"), after)
+        return side, keys
+
+    def put(self, tables: Registry, found: tuple[pa.Table, pa.Table]) -> None:
+        for moment, rows in zip(keyed_sql.MOMENTS, found, strict=True):
+            tables.put(keyed_sql.moment_name(self._side, moment), rows)
 
 
 class _Kept:

@@ -4,6 +4,7 @@ the outcome they add to.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,8 +30,8 @@ class Reader(Protocol):
         """The last partition by name that has rows now, "" when none has."""
         ...
 
-    def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input."""
+    def rows_around(self, asked: Sequence[tuple[StoredSide, pa.Table]]) -> list[tuple[pa.Table, pa.Table]]:
+        """Rows of each side's table under its keys, in the side's columns, as they stood before and after the micro-batch's input."""
         ...
 
     def all_rows(self, table: str) -> pa.Table:

@@ -8,6 +8,7 @@ was none). So a join sees exactly the input of its job, and recomputing it from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream.beside import Beside
 from storage_engine.stream.inputs import InputRange, with_weight
 from storage_engine.stream.plan import StoredSide
 
@@ -27,7 +29,9 @@ _NUMBER: Final = "__number"
 class StoreReader:
     """Point reads for one micro-batch over the input `work`; `inputs` are its rows, by scan. What they tell is not read again."""
 
-    def __init__(self, store: Store, work: InputRange, inputs: Mapping[int, pa.Table]) -> None:
+    def __init__(self, store: Store, work: InputRange, inputs: Mapping[int, pa.Table], beside: Beside | None = None) -> None:
+        """`beside`: where several questions are asked at once."""
+        self._beside = beside or Beside()
         self._store = store
         self._backend = store.backend
         self._work = work
@@ -66,11 +70,15 @@ class StoreReader:
         """The last partition by name that has rows now, "" when none has."""
         return newest_partition(self._backend.offsets(table, "latest"))
 
-    def rows_around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Rows of a side's table under `keys`, in the side's columns, as they stood before and after the micro-batch's input.
+    def rows_around(self, asked: Sequence[tuple[StoredSide, pa.Table]]) -> list[tuple[pa.Table, pa.Table]]:
+        """Rows of each side's table under its keys, in the side's columns, as they stood before and after the micro-batch's input.
 
+        The sides are asked at once: what each held at the input's offsets does not depend on when it is asked.
         Errors: OffsetOutOfRange when the changelog no longer reaches back to the start.
         """
+        return self._beside.all([partial(self._around, side, keys) for side, keys in asked])
+
+    def _around(self, side: StoredSide, keys: pa.Table) -> tuple[pa.Table, pa.Table]:
         table = Table(self._backend, side.scan.table)
         columns = list(side.scan.columns)
         names = list(dict.fromkeys([*columns, *table.descriptor.primary_key]))

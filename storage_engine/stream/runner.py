@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import duckdb
@@ -19,6 +20,7 @@ from storage_engine.api import Progress, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.stream.beside import Beside
 from storage_engine.stream.compile import CLOCK, source_name
 from storage_engine.stream.compile_time import WATERMARK
 from storage_engine.stream.event_time import EventTime
@@ -55,6 +57,7 @@ class JobRunner:
         register(self._con, self.plan.functions, f"job {job.name}")
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
+        self._beside = Beside()
         self._schema_ids = self._current_schemas()
         self._is_partitioned = any(store.describe(name).partition_keys for name in self.plan.source_tables)
         self._checked_version = -1
@@ -97,10 +100,12 @@ class JobRunner:
         began = time.perf_counter()
         ended = {name: found for name in self.plan.source_tables if (found := self._ended(name, work)) is not None}
         event_time = EventTime(self.plan.emissions, self._detail)
-        read = {scan.id: self._read(scan, work, ended, event_time) for scan in self._scans}
+        positioned = self.plan.positioned_scans
+        scanned = self._beside.all([partial(read_scan, self._store, scan, work, positioned=scan.id in positioned) for scan in self._scans])
+        read = {scan.id: self._timed(scan, rows, ended, event_time) for scan, rows in zip(self._scans, scanned, strict=True)}
         inputs = {source_name(scan): read[scan.id] for scan in self._scans}
         try:
-            outcome = self._executor.run(inputs, StoreReader(self._store, work, read), event_time)
+            outcome = self._executor.run(inputs, StoreReader(self._store, work, read, self._beside), event_time)
         except duckdb.Error as error:
             raise function_failure(error, f"job {self.job.name}") or error from error
         n_read = {scan.table.name: read[scan.id].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
@@ -141,8 +146,8 @@ class JobRunner:
     def _ended(self, source: str, work: InputRange) -> tuple[pa.BooleanArray, pa.Table] | None:
         return None if self._open_keys is None else self._open_keys.ended(source, work)
 
-    def _read(self, scan: Scan, work: InputRange, ended: Mapping[str, tuple[pa.BooleanArray, pa.Table]], event_time: EventTime) -> pa.Table:
-        rows = read_scan(self._store, scan, work, positioned=scan.id in self.plan.positioned_scans)
+    def _timed(self, scan: Scan, rows: pa.Table, ended: Mapping[str, tuple[pa.BooleanArray, pa.Table]], event_time: EventTime) -> pa.Table:
+        """The rows of a scan, without those that follow a row in quarantine, with their watermarks where the plan waits for them."""
         if scan.table.name in ended:
             return rows.filter(ended[scan.table.name][0])
         if not event_time.is_timed(scan.id) or scan.table.watermark is None:
@@ -155,6 +160,7 @@ class JobRunner:
         return self._current_schemas(tables) != self._schema_ids
 
     def close(self) -> None:
+        self._beside.close()
         self._con.close()
 
     def _current_schemas(self, tables: Sequence[TableDescriptor] | None = None) -> dict[str, tuple[int, int]]:

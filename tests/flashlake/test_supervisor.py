@@ -20,6 +20,7 @@ from flashlake.supervisor.records import RunDir
 from flashlake.supervisor.services import Service
 from flashlake.supervisor.supervise import Observed, Supervisor, backoff_seconds, decide
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
+from storage_engine.stream.worker_group import OWNER
 
 SLEEPER = "import time; time.sleep(600)"
 PARENT = f"""
@@ -279,3 +280,34 @@ def replace_store(config, **changes):
 def healthy(run_dir, name):
     record = run_dir.service(name)
     return replace(record) if record.state == "healthy" else None
+
+
+def test_the_configured_number_of_stream_workers_is_started_watched_and_stopped(config):
+    def with_workers(number):
+        return config.model_copy(update={"stream": config.stream.model_copy(update={"workers": number})})
+
+    run_dir = RunDir(config.services.run_dir)
+    try:
+        records = start_services(with_workers(2), ["store", "stream"])
+        assert [record.name for record in records] == ["store", "stream", "stream-2"]
+        with storage_engine.connect(records[0].address) as store:
+            await_true(lambda: len(store.progress(OWNER)[OWNER].detail["members"]) == 2, what="a group of two")
+        table, is_well = status_table(with_workers(2))
+        os.kill(run_dir.service("stream-2").pid, signal.SIGKILL)
+        first = run_dir.service("stream").pid
+        await_true(lambda: run_dir.service("stream-2").n_restarts and healthy(run_dir, "stream-2"), what="another second worker")
+
+        start_services(with_workers(3), ["stream"])  # of the third this supervisor has not heard before
+        third = run_dir.service("stream-3")
+        start_services(with_workers(1), ["stream"])
+        await_true(lambda: {run_dir.service(name).state for name in ("stream-2", "stream-3")} == {"stopped"}, what="one worker")
+        assert run_dir.service("stream").pid == first, "a running service is left alone"
+        start_services(with_workers(2), ["stream"])
+    finally:
+        stopped = stop_services(with_workers(1))  # whatever the configuration says by then
+
+    lines = {row["name"]: row["health"] for row in table.to_pylist() if row["kind"] == "service"}
+    assert is_well
+    assert (lines["stream"], lines["stream-2"]) == ("healthy", "healthy")
+    assert not third.is_running
+    assert sorted(stopped) == ["store", "stream", "stream-2"]

@@ -1,0 +1,40 @@
+"""Beside: several questions to the store at once, so that a micro-batch waits for the longest answer instead of for their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+N_BESIDE: Final = 3
+"""Threads of one job beside its own, begun when they are first needed."""
+
+T = TypeVar("T")
+
+
+class Beside:
+    """The threads of one job. Never: two calls that share a DuckDB connection."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+
+    def all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
+        """What each call returns, in their order; the last one runs in this thread.
+
+        Errors: that of the first call that failed, when all have ended.
+        """
+        if len(calls) < 2:
+            return [call() for call in calls]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(N_BESIDE, "stream-beside")
+        begun = [self._pool.submit(call) for call in calls[:-1]]
+        try:
+            last = calls[-1]()
+        finally:
+            for future in begun:
+                future.exception()  # waits
+        return [*(future.result() for future in begun), last]
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
