@@ -71,9 +71,10 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Step:
-    """How a micro-batch ended: the rows it took, or why it failed."""
+    """How a micro-batch ended: the rows it took, or why it failed. Of its seconds it computed in `cpu_seconds`."""
 
     seconds: float
+    cpu_seconds: float
     n_rows: int = 0
     error: Exception | None = None
 
@@ -260,12 +261,13 @@ class Worker:
 
     def _attempt(self, slot: _Slot) -> _Step:
         """One micro-batch, in any thread. Errors: those that are bugs; all others are in what it returns."""
-        began = time.monotonic()
+        began, began_cpu = time.monotonic(), time.thread_time()
+        n_rows, failed = 0, None
         try:
             n_rows = slot.runner.step()
         except (FlashlakeError, duckdb.Error, pa.ArrowException) as error:
-            return _Step(time.monotonic() - began, error=error)
-        return _Step(time.monotonic() - began, n_rows)
+            failed = error
+        return _Step(time.monotonic() - began, time.thread_time() - began_cpu, n_rows, failed)
 
     def _settle(self, name: str, slot: _Slot, step: _Step) -> int:
         """What follows from how a micro-batch ended; the rows it took."""
@@ -273,7 +275,7 @@ class Worker:
         if step.error is None:
             slot.retry_s = 0.0
             slot.is_awake = step.n_rows > 0 or slot.has_news
-            rest_s = pause_s(step.n_rows, step.seconds, slot.runner.n_rows_max, slot.runner.options)
+            rest_s = pause_s(step.n_rows, step.seconds, step.cpu_seconds, slot.runner.n_rows_max, slot.runner.options)
             slot.due_s = time.monotonic() + (slot.runner.job.refresh_s or rest_s)
         else:
             self._settle_failed(name, slot, step.error)

@@ -35,7 +35,7 @@ def running(store: Store, **options: Any) -> Iterator[Worker]:
     def run() -> None:
         try:
             worker.run_forever(stop)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised below, in the test's thread
             errors.append(error)
 
     thread = threading.Thread(target=run)
@@ -120,7 +120,7 @@ class InTurn(Lanes):
         self._has_looked = self._has_looked or name == JOURNAL
         self._after(name, outcome)
 
-    def report(self, timeout_s: float) -> Report | None:  # noqa: ARG002 - nothing is waited for
+    def report(self, timeout_s: float) -> Report | None:
         return self._ended.pop(0) if self._ended else None
 
 
@@ -137,7 +137,7 @@ def test_a_job_that_found_nothing_does_not_sleep_through_what_came_before_it_sai
 
     worker, lanes = Worker(store), InTurn(write_behind_its_back)
     try:
-        await_true(lambda: worker._turn(lanes) is None and store.table("db.late").count() == 1, "the row is read", 20)  # noqa: SLF001
+        await_true(lambda: worker._turn(lanes) is None and store.table("db.late").count() == 1, "the row is read", 20)
         assert written
     finally:
         lanes.close()
