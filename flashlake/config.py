@@ -110,7 +110,7 @@ class StreamSection(Section):
     """The workers that run stream jobs; docs/streaming.md explains."""
 
     workers: int = Field(default=1, ge=1, le=64, description="processes that share the jobs; each more takes about 300 MB")
-    lanes: int = Field(default=4, ge=1, le=64, description="jobs of one worker that run a micro-batch at the same time")
+    lanes: int = Field(default=2, ge=1, le=64, description="jobs of one worker that run a micro-batch at the same time")
 
 
 class ServicesSection(Section):

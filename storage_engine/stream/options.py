@@ -83,21 +83,18 @@ def _size(settings: Mapping[str, str], where: str) -> int | None:
     return int(text)
 
 
-def pause_s(n_rows: int, seconds: float, cpu_seconds: float, n_rows_max: int, options: JobOptions) -> float:
-    """How long a job waits after a micro-batch of `n_rows`, before it looks for more rows.
+def pause_s(n_rows: int, seconds: float, n_rows_max: int, options: JobOptions) -> float:
+    """How long a job waits after a micro-batch of `n_rows` that took `seconds`, before it looks for more rows.
 
-    seconds, cpu_seconds  from its beginning to its end, and those of them in which it computed
-    A full micro-batch leaves rows behind: the next follows at once, as large as may be. Else the job rests twice as long as it computed
-    (the store computes about as much for it), but not longer than it took, within its bounds: what the job costs is bounded and its
-    micro-batches grow with the traffic, while time in which it waited for answers and for the disk costs no second wait.
+    A full micro-batch leaves rows behind: the next follows at once, as large as may be. Else the job rests as long as it worked, within
+    its bounds: under traffic it is busy half of the time at most and its micro-batches grow with the traffic, while what arrives after a
+    lull finds it at rest and is taken at once.
 
     >>> options = JobOptions(0.0, 0.1)
-    >>> pause_s(10, 0.02, 0.02, 1000, options), pause_s(10, 0.05, 0.01, 1000, options)
-    (0.02, 0.02)
-    >>> pause_s(900, 5.0, 4.0, 1000, options), pause_s(1000, 5.0, 4.0, 1000, options)
-    (0.1, 0.0)
+    >>> pause_s(10, 0.02, 1000, options), pause_s(900, 5.0, 1000, options), pause_s(1000, 5.0, 1000, options)
+    (0.02, 0.1, 0.0)
     """
     if n_rows >= n_rows_max:
         return max(options.interval_s_min - seconds, 0.0)
-    rest = min(seconds, 2 * cpu_seconds, options.interval_s_max)
+    rest = min(seconds, options.interval_s_max)
     return max(rest, options.interval_s_min - seconds)

@@ -40,7 +40,7 @@ LOOK_MAX = 100
 """Commits of one look at the journal; beyond that every job looks for itself."""
 NAP_S_MAX = 0.05
 """Longest pause between two looks while commits come that wake no job."""
-N_LANES = 4
+N_LANES = 2
 """Micro-batches at a time: while one waits for the server or the disk another computes. Each may hold n_rows_max rows in memory."""
 
 _log = logging.getLogger(__name__)
@@ -71,10 +71,9 @@ class _Slot:
 
 @dataclass(frozen=True)
 class _Step:
-    """How a micro-batch ended: the rows it took, or why it failed. Of its seconds it computed in `cpu_seconds`."""
+    """How a micro-batch ended: the rows it took, or why it failed."""
 
     seconds: float
-    cpu_seconds: float
     n_rows: int = 0
     error: Exception | None = None
 
@@ -261,13 +260,12 @@ class Worker:
 
     def _attempt(self, slot: _Slot) -> _Step:
         """One micro-batch, in any thread. Errors: those that are bugs; all others are in what it returns."""
-        began, began_cpu = time.monotonic(), time.thread_time()
-        n_rows, failed = 0, None
+        began = time.monotonic()
         try:
             n_rows = slot.runner.step()
         except (FlashlakeError, duckdb.Error, pa.ArrowException) as error:
-            failed = error
-        return _Step(time.monotonic() - began, time.thread_time() - began_cpu, n_rows, failed)
+            return _Step(time.monotonic() - began, error=error)
+        return _Step(time.monotonic() - began, n_rows)
 
     def _settle(self, name: str, slot: _Slot, step: _Step) -> int:
         """What follows from how a micro-batch ended; the rows it took."""
@@ -275,7 +273,7 @@ class Worker:
         if step.error is None:
             slot.retry_s = 0.0
             slot.is_awake = step.n_rows > 0 or slot.has_news
-            rest_s = pause_s(step.n_rows, step.seconds, step.cpu_seconds, slot.runner.n_rows_max, slot.runner.options)
+            rest_s = pause_s(step.n_rows, step.seconds, slot.runner.n_rows_max, slot.runner.options)
             slot.due_s = time.monotonic() + (slot.runner.job.refresh_s or rest_s)
         else:
             self._settle_failed(name, slot, step.error)
