@@ -66,6 +66,7 @@ def test_each_write_is_applied_once_over_cut_connections_and_a_killed_server(tmp
 
     def write(writer: int, turn: int, *, is_large: bool) -> None:
         stores[writer].table("a.total").upsert({"k": [f"w{writer}"], "n": [1]})
+        assert stores[writer].table("a.total").count() <= N_WRITERS  # a question over Flight
         pad = "p" * 1_500_000 if is_large else "p"  # beyond a megabyte it goes over Flight
         stores[writer].table("a.log").append({"x": [writer * 1_000_000 + turn], "pad": [pad]})
 
