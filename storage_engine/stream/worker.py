@@ -38,6 +38,8 @@ CONFLICT_RETRY_S = 0.05
 CATALOG_CHECK_S = 1.0
 LOOK_MAX = 100
 """Commits of one look at the journal; beyond that every job looks for itself."""
+LOOK_S_MIN = 0.01
+"""Least time between two looks: one look takes what many commits did."""
 NAP_S_MAX = 0.05
 """Longest pause between two looks while commits come that wake no job."""
 N_LANES = 2
@@ -163,7 +165,7 @@ class Worker:
     def _next_look_s(self) -> float:
         """When to look at the journal: jobs that are awake find their rows themselves, and the catalog can wait."""
         is_any_asleep = not all(slot.is_awake for slot in self._slots.values())
-        return self._looked_s + (self._nap_s if is_any_asleep or not self._slots else IDLE_WAIT_S)
+        return self._looked_s + (max(self._nap_s, LOOK_S_MIN) if is_any_asleep or not self._slots else IDLE_WAIT_S)
 
     def run_once(self, *, ignore_schedule: bool = False) -> int:
         """One micro-batch of each job that is due; the rows read."""
