@@ -388,7 +388,7 @@ class KvBucket:
 
         A writer also sees what is staged; its keys are distinct.
         """
-        offsets = self._index.get(hashes)
+        offsets = self._index.get_to_put(hashes) if is_writer else self._index.get(hashes)
         staged: Mapping[bytes, int] = {}
         if is_writer and self._staged:
             offsets = self._staged.find(hashes, offsets)

@@ -63,7 +63,13 @@ class KeyTable(NamedTuple):
 
         Answers which of them found no place before the end of the table, as rows of the input: empty but for crowded hashes.
         """
-        rows = np.arange(len(spread))
+        if len(spread) == 0 or position.max() >= len(self.spread) - 1:
+            return np.arange(len(spread))
+        self.spread[position] = spread
+        won = self.spread[position] == spread
+        self.offsets[position[won]] = offsets[won]
+        rows = np.flatnonzero(~won)
+        position = position[rows] + 1
         while len(rows) and position.max() < len(self.spread) - 1:
             own = spread[rows]
             free = self.spread[position] == _EMPTY
