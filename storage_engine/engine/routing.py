@@ -67,7 +67,8 @@ def split(
     if (codes == first).all():
         yield TableBucket(names[int(first) // stride], int(first) % stride), rows, None
         return
-    order = np.argsort(codes, kind="stable")
+    n_codes = stride * len(names)
+    order = np.argsort(codes.astype(np.uint16) if n_codes <= 1 << 16 else codes, kind="stable")  # few codes are counted, not compared
     ordered = codes[order]
     bounds = np.flatnonzero(np.diff(ordered)) + 1
     taken = rows.take(pa.array(order))

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from storage_engine.kv.key_run import KeyRun, SliceMerge, empty_run, run_of
-from storage_engine.kv.key_table import MISSING, Bools, Hashes, Int64s, KeyTable, build_table
+from storage_engine.kv.key_table import MISSING, Bools, Hashes, Int64s, KeyTable, ascending, build_table
 
 __all__ = ["MISSING", "ArrayCopy", "Bools", "Hashes", "Int64s", "KeyCopy", "KeyIndex", "items_of", "nonzero", "spread_hashes", "unspread"]
 
@@ -296,6 +296,8 @@ class KeyIndex:
             n_max = min(2 * n_keys, n_max)  # a small index: one table
         elif self._merge is not None:
             n_max //= 2  # enough until the merge is over
+        order = ascending(spread)  # what is held lies in order, nearly
+        spread, offsets = spread[order], offsets[order]
         table = build_table(np.concatenate([held, spread]), np.concatenate([held_offsets, offsets]), max(n_keys, n_max))
         self._n_used = n_keys
         self._state = self._state._replace(table=table)
