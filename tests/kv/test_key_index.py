@@ -20,7 +20,11 @@ from storage_engine.kv.key_run import MARK
 LAST = unspread(np.array([MARK, MARK - np.uint64(1)])).tolist()  # hashes that the index orders last: one is where a run's mark is
 HASHES = st.one_of(st.integers(1, 40), st.integers(2**64 - 40, 2**64 - 1), st.integers(1, 2**64 - 1), st.sampled_from(LAST))
 BATCHES = st.lists(
-    st.tuples(st.sampled_from(["put", "search, put", "search, remove", "remove", "reload"]), st.dictionaries(HASHES, st.integers(0, 2**62), max_size=200)), max_size=12
+    st.tuples(
+        st.sampled_from(["put", "search, put", "search, remove", "remove", "reload"]),
+        st.dictionaries(HASHES, st.integers(0, 2**62), max_size=200),
+    ),
+    max_size=12,
 )
 SLICES = {"whole": (1 << 17, 1 << 18, 20), "sliced": (40, 16, 1)}
 
