@@ -8,7 +8,7 @@ import numpy as np
 
 from storage_engine.kv.key_table import Hashes
 
-_SLOTS_PER_HASH: Final = 16
+_SLOTS_BITS: Final = 18  # as many as a cache holds
 _ROUNDS_MAX: Final = 8
 
 
@@ -16,9 +16,9 @@ def all_distinct(hashes: Hashes) -> bool:
     """True when no two of the hashes are equal.
 
     Shapes: hashes (n,). Equal hashes meet in one slot of a table, of which the last one takes it: a loser that equals the winner is a
-    repeat, other losers (n / 32, of random hashes) try again among themselves. Hashes made to crowd are sorted in the end.
+    repeat, other losers (a few percent of random hashes) try again among themselves. Hashes made to crowd are sorted in the end.
     """
-    n_bits = max(6, (len(hashes) * _SLOTS_PER_HASH).bit_length())
+    n_bits = max(min(_SLOTS_BITS, 4 + len(hashes).bit_length()), 1 + len(hashes).bit_length())
     slot = (hashes * _SPREAD >> np.uint64(64 - n_bits)).view(np.int64)
     winner = np.empty(1 << n_bits, np.int32)  # read only where it was written
     for _ in range(_ROUNDS_MAX):
