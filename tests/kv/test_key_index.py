@@ -21,7 +21,7 @@ LAST = unspread(np.array([MARK, MARK - np.uint64(1)])).tolist()  # hashes that t
 HASHES = st.one_of(st.integers(1, 40), st.integers(2**64 - 40, 2**64 - 1), st.integers(1, 2**64 - 1), st.sampled_from(LAST))
 BATCHES = st.lists(
     st.tuples(
-        st.sampled_from(["put", "search, put", "search, remove", "remove", "reload"]),
+        st.sampled_from(["put", "search, put", "search, put half", "search, remove", "remove", "reload"]),
         st.dictionaries(HASHES, st.integers(0, 2**62), max_size=200),
     ),
     max_size=12,
@@ -50,9 +50,12 @@ def equals_a_dict(index: KeyIndex | SpilledIndex, batches) -> None:
     for what, items in batches:
         before, copy = dict(model), index.copy()
         match what:
-            case "put" | "search, put":
+            case "put" | "search, put" | "search, put half":
                 if what != "put":
                     assert index.get_to_put(u64(items)).tolist() == [model.get(key, MISSING) for key in items]
+                if what == "search, put half":
+                    half = dict(list(items.items())[::2])
+                    index.put(u64(half), np.array([offset + 1 for offset in half.values()], np.int64))
                 index.put(u64(items), np.array(list(items.values()), np.int64))
                 model.update(items)
             case "remove" | "search, remove":
