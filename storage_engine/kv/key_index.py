@@ -294,7 +294,7 @@ class KeyIndex:
         n_max = self._table_keys_max
         if len(self._state.run.spread) == 1 and self._merge is None:
             n_max = min(2 * n_keys, n_max)  # a small index: one table
-        elif self._merge is not None:
+        elif self._merge is not None and n_max > _TABLE_KEYS_MIN:
             n_max //= 2  # enough until the merge is over
         order = ascending(spread)  # what is held lies in order, nearly
         spread, offsets = spread[order], offsets[order]
