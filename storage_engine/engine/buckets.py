@@ -149,7 +149,7 @@ class Buckets:
         """Let go of frames that answer for nothing any more: what is cached of them keeps their files on disk."""
         bucket = self._all.get(bucket_id)
         if bucket is not None and bucket.gather is not None:
-            bucket.gather.clear()
+            bucket.gather.keep(np.setdiff1d(bucket.frames.entries["position"], replaced["position"]))
         self._cache.forget(map(FrameLocation, replaced["position"].tolist(), replaced["length"].tolist()))
 
     def log_start(self, bucket: Bucket) -> LogStart | None:

@@ -47,7 +47,7 @@ class CleaningPolicy:
 
     interval_ms: int = 60_000
     settled_ms: int = 600_000
-    chunk_bytes: int = 4 * 1024 * 1024
+    chunk_bytes: int = 1024 * 1024
     bytes_min: int = 16 * 1024 * 1024
     compact_bytes_min: int = 1024 * 1024
     ttl_checks: int = 4

@@ -13,6 +13,7 @@ import ctypes
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import copy
 from threading import Lock
 from typing import Any, Final, NamedTuple
 
@@ -70,9 +71,19 @@ class GatherBudget:
             self._held.pop(gather, None)
 
 
+class _Reach(NamedTuple):
+    """Where the texts of all known frames lie in memory, the bytes of the largest column, whether some are at most _INLINE_BYTES long."""
+
+    low: int
+    high: int
+    column_bytes_max: int
+    has_short: bool
+
+
 class _Known:
     """Frames whose addresses are known, one slot (column of the arrays) each.
 
+    slot_of_frame (f,) by place in the bucket's index, a guess: that moves when frames before it go; slots by position in the log
     positions (s,) of the frames in the log; values[w] (columns of width w, s): where _MEMORY[w] holds the first value;
     text_offsets (t, s): where _MEMORY[4] holds the first offset; text_bytes (t, s): where _MEMORY[1] holds byte 0;
     bitmaps (all columns, s): where _MEMORY[1] holds the validity bitmap, -1 without nulls.
@@ -80,6 +91,7 @@ class _Known:
 
     def __init__(self, by_width: dict[int, Int64s], n_texts: int, n_columns: int) -> None:
         self.slot_of_frame = np.full(64, -1, np.int64)
+        self.slots: dict[int, int] = {}
         self.positions = np.full(16, -1, np.int64)
         self.values = {width: np.zeros((len(columns), 16), np.int64) for width, columns in by_width.items()}
         self.text_offsets = np.zeros((n_texts, 16), np.int64)
@@ -87,16 +99,17 @@ class _Known:
         self.bitmaps = np.full((n_columns, 16), -1, np.int64)
         self.has_nulls = False
         self.has_short_texts = False
-        self.text_low, self.text_high, self.text_bytes_max = 1 << 62, 0, 0  # where all text bytes lie, and the most of one column
+        self.texts: list[tuple[int, int, int]] = []  # where the text bytes of each frame lie, and the most of one column
+        self.reach = _Reach(1 << 62, 0, 0, has_short=False)
         self.batches: list[pa.RecordBatch] = []
         self.sparse: dict[int, Int64s] = {}  # slot of a sparse frame -> offsets of its rows
         self.views: list[list[_View] | None] = []
-        self.heap_bytes = 0
+        self.heap_bytes: list[int] = []
 
     @property
     def n_bytes(self) -> int:
         arrays = (self.slot_of_frame, self.positions, *self.values.values(), self.text_offsets, self.text_bytes, self.bitmaps)
-        return sum(array.nbytes for array in arrays) + self.heap_bytes + (1024 + 512 * self.bitmaps.shape[0]) * len(self.batches)
+        return sum(array.nbytes for array in arrays) + sum(self.heap_bytes) + (1024 + 512 * self.bitmaps.shape[0]) * len(self.batches)
 
     def new_slot(self) -> int:
         slot = len(self.batches)
@@ -106,6 +119,31 @@ class _Known:
             self.text_offsets, self.text_bytes = _doubled(self.text_offsets), _doubled(self.text_bytes)
             self.bitmaps = _doubled(self.bitmaps)
         return slot
+
+    def extend_reach(self, low: int, high: int, column_bytes: int) -> None:
+        """The text bytes of one more frame."""
+        reach = self.reach
+        self.reach = _Reach(min(reach.low, low), max(reach.high, high), max(reach.column_bytes_max, column_bytes), self.has_short_texts)
+
+    def only(self, positions: Int64s) -> _Known:
+        """What is known of the frames at these positions; this one stays as it is, for those who read by it now, or learn."""
+        kept = np.flatnonzero(np.isin(self.positions[: len(self.batches)], positions))
+        at = np.zeros(max(len(kept), 16), np.int64)
+        at[: len(kept)] = kept
+        other = copy(self)
+        other.slot_of_frame = np.full(64, -1, np.int64)
+        other.positions = self.positions[at]
+        other.values = {width: starts[:, at] for width, starts in self.values.items()}
+        other.text_offsets, other.text_bytes, other.bitmaps = self.text_offsets[:, at], self.text_bytes[:, at], self.bitmaps[:, at]
+        chosen = kept.tolist()
+        other.slots = {int(position): slot for slot, position in enumerate(self.positions[kept])}
+        other.sparse = {slot: self.sparse[old] for slot, old in enumerate(chosen) if old in self.sparse}
+        for name in ("batches", "views", "heap_bytes", "texts"):
+            setattr(other, name, [getattr(self, name)[slot] for slot in chosen])
+        other.reach = _Reach(1 << 62, 0, 0, self.has_short_texts)
+        for texts in other.texts:
+            other.extend_reach(*texts)
+        return other
 
 
 class RowGather:
@@ -130,6 +168,10 @@ class RowGather:
     def clear(self) -> None:
         self._known = self._nothing_known()
 
+    def keep(self, positions: Int64s) -> None:
+        """Let go of all frames but those at these positions of the log."""
+        self._known = self._known.only(positions)
+
     def columns(self, entries: npt.NDArray[np.void], frames: Int64s, offsets: Int64s, load: LoadFrame) -> list[ColumnBuffers] | None:
         """Rows at `offsets` (n,), in that order, as the buffers of their columns. None: read them another way.
 
@@ -143,7 +185,7 @@ class RowGather:
             value_starts = [(columns, width, known.values[width].take(slots, axis=1)) for width, columns in self._by_width.items()]
             text_starts, text_bytes = known.text_offsets.take(slots, axis=1), known.text_bytes.take(slots, axis=1)
             bitmaps = known.bitmaps.take(slots, axis=1) if known.has_nulls else None
-            reach = _Reach(known.text_low, known.text_high, known.text_bytes_max, known.has_short_texts)
+            reach = known.reach
             sparse = known.sparse
             batches = known.batches  # hold the memory until the rows are copied; clear() replaces the list, it does not empty it
         local = offsets - entries["base_offset"][frames]
@@ -221,46 +263,52 @@ class RowGather:
         stale = (slots < 0) | (known.positions.take(slots, mode="clip") != entries["position"][frames])
         if stale.any():
             for frame in np.unique(frames[stale]).tolist():
-                if not self._learn(known, frame, entries[frame], load):
+                entry = entries[frame]
+                slot = known.slots.get(int(entry["position"]))
+                if slot is None and (slot := self._learn(known, entry, load)) is None:
                     self.is_possible = False
                     return None
+                known.slot_of_frame[frame] = slot
             slots = known.slot_of_frame.take(frames)
             self._budget.grew(self, known.n_bytes)
         return slots
 
-    def _learn(self, known: _Known, frame: int, entry: Any, load: LoadFrame) -> bool:
+    def _learn(self, known: _Known, entry: Any, load: LoadFrame) -> int | None:
+        """The slot of a frame that is loaded now; None when its rows cannot be gathered."""
         batch, heap_bytes, offsets = load(entry)
         buffers = [column.buffers() for column in batch.columns]
         for kind, column, parts in zip(self._types, batch.columns, buffers, strict=True):
             width = _width(kind)
             assert width is not None, "asked before"
             if column.type != kind or column.offset or parts[1] is None or parts[1].address % (width or 4):
-                return False
+                return None
         slot = known.new_slot()
         for width, columns in self._by_width.items():
             known.values[width][:, slot] = [(buffers[column][1].address - _PAGE) // width for column in columns.tolist()]
         texts = self._texts.tolist()
         known.text_offsets[:, slot] = [(buffers[column][1].address - _PAGE) // 4 for column in texts]
         known.text_bytes[:, slot] = [buffers[column][2].address - _PAGE if buffers[column][2] is not None else 0 for column in texts]
+        low, high, longest = 1 << 62, 0, 0
         for column in texts:
             size = 0 if buffers[column][2] is None else buffers[column][2].size
-            known.text_bytes_max = max(known.text_bytes_max, size)
             lengths = np.diff(np.frombuffer(buffers[column][1], np.int32, batch.num_rows + 1))
             known.has_short_texts |= bool((lengths <= _INLINE_BYTES).any())
             if size:
                 at = buffers[column][2].address - _PAGE
-                known.text_low, known.text_high = min(known.text_low, at), max(known.text_high, at + size)
+                low, high, longest = min(low, at), max(high, at + size), max(longest, size)
+        known.texts.append((low, high, longest))
+        known.extend_reach(low, high, longest)
         has_nulls = [column.null_count > 0 for column in batch.columns]
         known.bitmaps[:, slot] = [parts[0].address - _PAGE if some else -1 for parts, some in zip(buffers, has_nulls, strict=True)]
         known.has_nulls |= any(has_nulls)
         if offsets is not None:
             known.sparse[slot] = offsets
-        known.batches.append(batch)
         known.views.append(None)
         known.positions[slot] = entry["position"]
-        known.slot_of_frame[frame] = slot
-        known.heap_bytes += heap_bytes
-        return True
+        known.slots[int(entry["position"])] = slot
+        known.heap_bytes.append(heap_bytes)
+        known.batches.append(batch)  # last: only() takes the slots that are whole
+        return slot
 
 
 def _place_sparse(local: Int64s, slots: Int64s, offsets: Int64s, sparse: dict[int, Int64s]) -> None:
@@ -299,15 +347,6 @@ def _validity(bitmaps: Int64s | None, column: int, local: Int64s) -> tuple[int, 
     is_valid[some] = _MEMORY[1].take(bitmaps[column][some] + (local[some] >> 3)) >> (local[some] & 7).astype(np.uint8) & 1
     n_nulls = len(is_valid) - int(np.count_nonzero(is_valid))
     return n_nulls, np.packbits(is_valid, bitorder="little") if n_nulls else None
-
-
-class _Reach(NamedTuple):
-    """Where the texts of all known frames lie in memory, the bytes of the largest column, whether some are at most _INLINE_BYTES long."""
-
-    low: int
-    high: int
-    column_bytes_max: int
-    has_short: bool
 
 
 def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _Reach) -> list[tuple[Int32s, memoryview]] | None:

@@ -33,22 +33,29 @@ def key_arrays(rows: pa.Table, names: tuple[str, ...]) -> list[pa.Array]:
     return [column_array(rows, name) for name in names]
 
 
-def bucket_of_rows(descriptor: TableDescriptor, rows: pa.Table, n_buckets: int | np.ndarray, turn: int = 0) -> np.ndarray:
+def bucket_of_rows(
+    descriptor: TableDescriptor, rows: pa.Table, n_buckets: int | np.ndarray, turn: int = 0, keys: pa.Array | None = None
+) -> np.ndarray:
     """Bucket of each row, int32 (n,). A table without a bucket key puts the whole batch into one bucket, the next one each `turn`.
 
-    Shapes: rows (n,); n_buckets is one number, or one per row (n,).
+    Shapes: rows (n,); n_buckets is one number, or one per row (n,); `keys` (n,) are the encoded bucket keys, where the caller has them.
     """
     if descriptor.bucket_keys and not (isinstance(n_buckets, int) and n_buckets == 1):
-        return bucket_ids(encode_keys(key_arrays(rows, descriptor.bucket_keys)), n_buckets)
+        return bucket_ids(encode_keys(key_arrays(rows, descriptor.bucket_keys)) if keys is None else keys, n_buckets)
     return np.broadcast_to(np.asarray(turn % n_buckets, np.int32), rows.num_rows)
 
 
 def split(
-    descriptor: TableDescriptor, rows: pa.Table, turn: int = 0, bucket_counts: Mapping[str, int] = NO_COUNTS
+    descriptor: TableDescriptor,
+    rows: pa.Table,
+    turn: int = 0,
+    bucket_counts: Mapping[str, int] = NO_COUNTS,
+    keys: pa.Array | None = None,
 ) -> Iterator[tuple[TableBucket, pa.Table, np.ndarray | None]]:
     """Cut rows by (partition, bucket): the bucket, its rows in batch order, and their positions in `rows` (None: all of them).
 
     bucket_counts  buckets of the partitions that have another number than the descriptor says
+    keys           (n,) encoded bucket keys, where the caller has them
     Shapes: rows (n,); the parts' lengths add up to n. Cost: one hash pass, one stable argsort, one take.
     """
     if rows.num_rows == 0:
@@ -62,12 +69,13 @@ def split(
         counts = [bucket_counts.get(name, descriptor.n_buckets) for name in names]
         stride = max(counts)
         n_buckets = stride if min(counts) == stride else np.array(counts, np.int64)[partition]
-    codes = partition * stride + bucket_of_rows(descriptor, rows, n_buckets, turn)
+    codes = partition * stride + bucket_of_rows(descriptor, rows, n_buckets, turn, keys)
     first = codes[0]
     if (codes == first).all():
         yield TableBucket(names[int(first) // stride], int(first) % stride), rows, None
         return
-    order = np.argsort(codes, kind="stable")
+    n_codes = stride * len(names)
+    order = np.argsort(codes.astype(np.uint16) if n_codes <= 1 << 16 else codes, kind="stable")  # few codes are counted, not compared
     ordered = codes[order]
     bounds = np.flatnonzero(np.diff(ordered)) + 1
     taken = rows.take(pa.array(order))

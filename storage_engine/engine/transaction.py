@@ -16,7 +16,7 @@ from storage_engine.api import EncodedAppend, OpKind, Progress, WriteOp
 from storage_engine.engine import partitions, progress
 from storage_engine.engine.buckets import Bucket, Buckets, Staged
 from storage_engine.engine.encoded_rows import checked_batch
-from storage_engine.engine.routing import split
+from storage_engine.engine.routing import key_arrays, split
 from storage_engine.engine.rows import adapt
 from storage_engine.engine.state import CommitRecord, StoreState, TableState
 from storage_engine.errors import InvalidOption, SchemaMismatch, UserError, unknown_table
@@ -26,6 +26,7 @@ from storage_engine.log.frame_index import BucketId
 from storage_engine.log.statistics import encode_statistics
 from storage_engine.schema.auto_partition import AutoPartition, rule_of
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.keys import encode_keys
 from storage_engine.schema.rows import conform, conform_keys
 
 FRAME_ROWS_MAX = 65_536
@@ -70,7 +71,8 @@ class Transaction:
                 raise gone
         rows = conform_keys(descriptor, op.rows) if op.kind == "delete" else conform(descriptor, op.rows, columns)
         rule = rule_of(descriptor)
-        for name, part, _ in split(descriptor, rows, self.record.version, table.bucket_counts):
+        keys = encoded_once(table, rows) if op.kind == "upsert" else None
+        for name, part, at in split(descriptor, rows, self.record.version, table.bucket_counts, keys):
             if self._is_left_out(table, rule, op.kind, name.partition, part.num_rows):
                 continue
             bucket_id = BucketId(descriptor.table_id, self._partition_id(table, name.partition), name.bucket)
@@ -79,7 +81,7 @@ class Transaction:
                 for begin in range(0, part.num_rows, FRAME_ROWS_MAX):
                     self._stage(table, bucket, part.slice(begin, FRAME_ROWS_MAX), None)
             else:
-                self._change(table, bucket, op, part, columns)
+                self._change(table, bucket, op, part, columns, keys if keys is None or at is None else keys.take(pa.array(at)))
 
     def _append_encoded(self, table: TableState, op: EncodedAppend) -> None:
         """Rows that a client has encoded: in the columns that the table had when the client last looked."""
@@ -111,11 +113,13 @@ class Transaction:
             bucket = self.buckets.get_or_create(bucket_id, frame.partition)
             self._stage_message(table, bucket, batch, frame.message, None, op.schema_id)
 
-    def _change(self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None) -> None:
+    def _change(
+        self, table: TableState, bucket: Bucket, op: WriteOp, part: pa.Table, columns: tuple[str, ...] | None, keys: pa.Array | None
+    ) -> None:
         kv = self.buckets.kv_of(bucket)
         match op.kind:
             case "upsert":
-                change = kv.upsert(part, columns)
+                change = kv.upsert(part, columns, keys=keys)
             case "retract":
                 change = kv.retract(part, columns)
             case _:
@@ -235,6 +239,16 @@ class Transaction:
         table = self.state.by_id(table_id)
         assert table is not None, f"table {table_id} is not in the catalog"
         return table
+
+
+def encoded_once(table: TableState, rows: pa.Table) -> pa.Array | None:
+    """The encoded keys of rows where they serve twice: to choose the bucket and, in it, as the primary key.
+
+    None: a bucket hashes its keys faster by itself (those of one column), or there is one.
+    """
+    names = table.descriptor.physical_primary_key
+    is_routed = table.n_buckets_max > 1 and table.descriptor.bucket_keys == names
+    return encode_keys(key_arrays(rows, names)) if is_routed and len(names) > 1 else None
 
 
 def one_batch(rows: pa.Table) -> pa.RecordBatch:

@@ -23,6 +23,7 @@ from storage_engine.kv.auto_increment import Ids
 from storage_engine.kv.batch import group_keys
 from storage_engine.kv.change import KvChange
 from storage_engine.kv.columns import columns_differ, contiguous, key_columns, take
+from storage_engine.kv.distinct import all_distinct
 from storage_engine.kv.incoming import HashKeys, Keys, distinct_rows
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
@@ -227,10 +228,10 @@ class KvBucket:
         Errors: StatementRefused where the table disables deletes; SchemaMismatch when a target column is NOT NULL.
         """
         encoded = encode_keys(key_columns(keys, self.descriptor.physical_primary_key))
-        groups = group_keys(encoded)
-        if groups is not None:
-            keys, encoded = keys.take(pa.array(groups.first)), take(encoded, groups.first)
         hashes = self._hash(encoded)
+        groups = group_keys(encoded, hashes)
+        if groups is not None:
+            keys, encoded, hashes = keys.take(pa.array(groups.first)), take(encoded, groups.first), hashes[groups.first]
         located = self._locate(keys, encoded, hashes, is_writer=True)
         return self._change(plan_delete(self.descriptor, located.current, located.found, columns), encoded, hashes, located)
 
@@ -387,7 +388,7 @@ class KvBucket:
 
         A writer also sees what is staged; its keys are distinct.
         """
-        offsets = self._index.get(hashes)
+        offsets = self._index.get_to_put(hashes) if is_writer else self._index.get(hashes)
         staged: Mapping[bytes, int] = {}
         if is_writer and self._staged:
             offsets = self._staged.find(hashes, offsets)
@@ -495,9 +496,9 @@ def _keys_differ(left: pa.Table, right: pa.Table, names: Sequence[str]) -> Bools
 
 def _mark_twins(hashes: Hashes, found: Bools, homeless: Bools) -> None:
     """Of new keys that share a hash, all but the first are homeless."""
-    new = np.flatnonzero(~found & ~homeless)
-    if len(new) < 2:
+    if all_distinct(hashes):
         return
+    new = np.flatnonzero(~found & ~homeless)
     order = np.argsort(hashes[new], kind="stable")
     ordered = hashes[new][order]
     repeats = ordered[1:] == ordered[:-1]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 
-from storage_engine.kv.batch import combine
+from storage_engine.kv.batch import combine, group_keys
 from storage_engine.kv.columns import contiguous, key_columns, take
 from storage_engine.kv.key_index import Hashes, nonzero
 from storage_engine.schema.descriptor import TableDescriptor
@@ -41,13 +41,15 @@ def distinct_rows(
         column = contiguous(rows, names[0])
         hashes = integer_hashes(column)
         if hashes is not None:
-            incoming, chosen = combine(descriptor, rows, targets, keys=column)
+            hashes = nonzero(hashes)
+            incoming, chosen = combine(descriptor, rows, targets, groups=group_keys(column, hashes))
             if chosen is not None:
                 column, hashes = take(column, chosen), hashes[chosen]
-            return incoming, IntegerKeys(column), nonzero(hashes)
+            return incoming, IntegerKeys(column), hashes
     if keys is None:
         keys = encode_keys(key_columns(rows, names))
-    incoming, chosen = combine(descriptor, rows, targets, keys=keys)
+    hashes = nonzero(hash_keys(keys))
+    incoming, chosen = combine(descriptor, rows, targets, groups=group_keys(keys, hashes))
     if chosen is not None:
-        keys = take(keys, chosen)
-    return incoming, keys, nonzero(hash_keys(keys))
+        keys, hashes = take(keys, chosen), hashes[chosen]
+    return incoming, keys, hashes

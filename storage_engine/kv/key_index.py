@@ -16,7 +16,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from storage_engine.kv.key_run import KeyRun, SliceMerge, empty_run, run_of
-from storage_engine.kv.key_table import MISSING, Bools, Hashes, Int64s, KeyTable, build_table
+from storage_engine.kv.key_table import MISSING, Bools, Hashes, Int64s, KeyTable, ascending, build_table
 
 __all__ = ["MISSING", "ArrayCopy", "Bools", "Hashes", "Int64s", "KeyCopy", "KeyIndex", "items_of", "nonzero", "spread_hashes", "unspread"]
 
@@ -109,6 +109,18 @@ class _State(NamedTuple):
     bound: int = 0
 
 
+Found = tuple[KeyRun | KeyTable, Int64s | None, Int64s]
+
+
+class _Searched(NamedTuple):
+    """Where hashes had their places, or had none: true as long as nothing has been put or merged since."""
+
+    hashes: Hashes
+    found: list[Found]
+    absent: Int64s
+    ends: Int64s
+
+
 class KeyIndex:
     """Maps hashes to offsets, a batch at a time.
 
@@ -123,6 +135,7 @@ class KeyIndex:
         self._n_used = 0  # slots of the table that hold a hash
         self._n_removed = 0  # removed keys in the run, roughly
         self._n_keys = 0
+        self._searched: _Searched | None = None
 
     @classmethod
     def from_items(cls, hashes: Hashes, offsets: Int64s) -> KeyIndex:
@@ -187,16 +200,26 @@ class KeyIndex:
             if self._state is state:
                 return offset
 
+    def get_to_put(self, hashes: Hashes) -> Int64s:
+        """As get(), for the writer alone: if it puts the same hashes next, their places are not searched again."""
+        found, absent, ends = _locate(self._state, hashes * _SPREAD)
+        self._searched = _Searched(hashes, found, absent, ends)
+        offsets = np.full(len(hashes), MISSING, np.int64)
+        for place, rows, position in found:
+            offsets[slice(None) if rows is None else rows] = place.offsets[position]
+        return offsets
+
     def put(self, hashes: Hashes, offsets: Int64s) -> None:
         """Point each hash to its offset, whether it is there or not."""
         if len(hashes):
-            self._put(hashes * _SPREAD, offsets)
+            self._put(hashes * _SPREAD, offsets, self._places_of(hashes))
             self._maintain(len(hashes))
 
     def remove(self, hashes: Hashes) -> None:
         """Forget these hashes; one that is not there is no error. Their places are reclaimed by the next merge."""
         if len(hashes) == 0:
             return
+        self._searched = None
         found, _, _ = _locate(self._state, hashes * _SPREAD)
         for place, _, position in found:
             live = position[place.offsets[position] >= 0]
@@ -233,8 +256,13 @@ class KeyIndex:
             (np.concatenate([recent, other]), np.concatenate([recent_offsets, other_offsets])),
         )
 
-    def _put(self, spread: Hashes, offsets: Int64s) -> None:
-        found, absent, position = _locate(self._state, spread)
+    def _places_of(self, hashes: Hashes) -> _Searched | None:
+        """What the last search found, if it was for these hashes and nothing has changed since."""
+        searched, self._searched = self._searched, None
+        return searched if searched is not None and np.array_equal(searched.hashes, hashes) else None
+
+    def _put(self, spread: Hashes, offsets: Int64s, searched: _Searched | None = None) -> None:
+        found, absent, position = searched[1:] if searched else _locate(self._state, spread)
         for place, rows, at in found:
             n_revived = int(np.count_nonzero(place.offsets[at] < 0))
             if n_revived:
@@ -264,10 +292,12 @@ class KeyIndex:
         held, held_offsets = self._state.table.items()
         n_keys = len(held) + len(spread)
         n_max = self._table_keys_max
-        if n_max == _TABLE_KEYS_MIN:
-            n_max = min(2 * n_keys, n_max)
-        elif self._merge is not None:
+        if len(self._state.run.spread) == 1 and self._merge is None:
+            n_max = min(2 * n_keys, n_max)  # a small index: one table
+        elif self._merge is not None and n_max > _TABLE_KEYS_MIN:
             n_max //= 2  # enough until the merge is over
+        order = ascending(spread)  # what is held lies in order, nearly
+        spread, offsets = spread[order], offsets[order]
         table = build_table(np.concatenate([held, spread]), np.concatenate([held_offsets, offsets]), max(n_keys, n_max))
         self._n_used = n_keys
         self._state = self._state._replace(table=table)
@@ -306,9 +336,6 @@ class KeyIndex:
 
 def _no_keys() -> KeyTable:
     return build_table(np.empty(0, np.uint64), np.empty(0, np.int64), 0)
-
-
-Found = tuple[KeyRun | KeyTable, Int64s | None, Int64s]
 
 
 def _get(state: _State, spread: Hashes) -> Int64s:

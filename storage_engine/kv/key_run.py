@@ -138,15 +138,19 @@ class SliceMerge:
         if not live.all():
             old, old_offsets = old[live], old_offsets[live]
         new, new_offsets = table.items(self._slot, slot)
-        by_hash = np.argsort(new, kind="stable")
-        both = np.concatenate([old, new[by_hash]])
-        order = np.argsort(both, kind="stable")  # two ascending parts: a stable sort merges them
+        by_hash = np.argsort(new, kind="stable")  # nearly sorted: by home slot
+        new, new_offsets = new[by_hash], new_offsets[by_hash]
+        n = len(old) + len(new)
+        new_at = old.searchsorted(new) + np.arange(len(new))
+        is_old = np.ones(n, np.bool_)
+        is_old[new_at] = False
+        old_at = np.flatnonzero(is_old)
         start = len(self.run.spread) - 1
-        stop = start + len(order)
-        spread = self._spread[start:stop]
-        np.take(np.concatenate([old_offsets, new_offsets[by_hash]]), order, out=self._offsets[start:stop], mode="clip")
+        stop = start + n
+        spread, offsets = self._spread[start:stop], self._offsets[start:stop]
+        offsets[old_at], offsets[new_at] = old_offsets, new_offsets
         self._spread[stop], self._offsets[stop] = MARK, MISSING
-        np.take(both, order, out=spread, mode="clip")  # overwrites the last mark: readers below the bound stop there as before
+        spread[old_at], spread[new_at] = old, new  # overwrites the last mark: readers below the bound stop there as before
         crowd = max(self.run.crowd, self._fill_directory(spread, start, bound))
         self.run = self.run._replace(spread=self._spread[: stop + 1], offsets=self._offsets[: stop + 1], crowd=crowd)
         self._read, self._slot, self.bound = read, slot, bound

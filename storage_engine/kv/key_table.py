@@ -20,6 +20,8 @@ MISSING: Final = -1
 LOAD_MAX: Final = 0.6
 
 _EMPTY = np.uint64(0)
+_ROUGH = np.uint64(48)
+_ROUGH_MIN = 1024
 _HALF = np.uint64(32)
 _SLACK = 64
 _KEYS_MIN = 32
@@ -63,7 +65,13 @@ class KeyTable(NamedTuple):
 
         Answers which of them found no place before the end of the table, as rows of the input: empty but for crowded hashes.
         """
-        rows = np.arange(len(spread))
+        if len(spread) == 0 or position.max() >= len(self.spread) - 1:
+            return np.arange(len(spread))
+        self.spread[position] = spread
+        won = self.spread[position] == spread
+        self.offsets[position[won]] = offsets[won]
+        rows = np.flatnonzero(~won)
+        position = position[rows] + 1
         while len(rows) and position.max() < len(self.spread) - 1:
             own = spread[rows]
             free = self.spread[position] == _EMPTY
@@ -97,6 +105,18 @@ class KeyTable(NamedTuple):
 
     def _home(self, spread: Hashes) -> Int64s:
         return (((spread >> _HALF) * self.n_homes) >> _HALF).view(np.int64)
+
+
+def ascending(hashes: Hashes) -> Int64s:
+    """Positions (n,) of hashes (n,) in ascending order; equal ones stay in their order.
+
+    Cost: hashes in random order are counted into place by their first 16 bits, and the sort that follows finds them nearly in order: a
+    fifth of the time of one sort.
+    """
+    if len(hashes) < _ROUGH_MIN:
+        return np.argsort(hashes, kind="stable")
+    rough = np.argsort((hashes >> _ROUGH).astype(np.uint16), kind="stable")
+    return rough[np.argsort(hashes[rough], kind="stable")]
 
 
 def build_table(spread: Hashes, offsets: Int64s, n_keys_max: int) -> KeyTable:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
+from storage_engine.kv.key_table import ascending
 
 _PIECE_ENTRIES: Final = 1 << 20
 
@@ -43,10 +44,11 @@ class PrefixIndex:
         """Enter keys (n,) under their prefixes (n,)."""
         if len(prefixes) == 0:
             return
-        runs = [*self._runs, _sorted_run(prefixes, keys)]
+        order = ascending(prefixes)
+        runs = [*self._runs, _Run(prefixes[order], keys[order])]
         while len(runs) > 1 and len(runs[-2].prefixes) < 2 * len(runs[-1].prefixes):
             last, before = runs.pop(), runs.pop()
-            runs.append(_sorted_run(np.concatenate([before.prefixes, last.prefixes]), np.concatenate([before.keys, last.keys])))
+            runs.append(_merged(before, last))
         self._runs = tuple(runs)
 
     def find(self, prefixes: Hashes) -> tuple[Int64s, Hashes]:
@@ -107,6 +109,7 @@ def _pairs_of(runs: tuple[_Run, ...]) -> Iterator[Hashes]:
             yield np.stack([run.prefixes[part], run.keys[part]], axis=1)
 
 
-def _sorted_run(prefixes: Hashes, keys: Hashes) -> _Run:
-    order = np.argsort(prefixes, kind="stable")
+def _merged(left: _Run, right: _Run) -> _Run:
+    prefixes, keys = np.concatenate([left.prefixes, right.prefixes]), np.concatenate([left.keys, right.keys])
+    order = np.argsort(prefixes, kind="stable")  # two ascending parts: a stable sort merges them
     return _Run(prefixes[order], keys[order])

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from storage_engine.kv.columns import key_columns
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
+from storage_engine.kv.key_table import ascending
 from storage_engine.log.frame import DELETE, INSERT, UPDATE_AFTER, UPDATE_BEFORE
 from storage_engine.schema.keys import encode_keys
 
@@ -70,7 +71,7 @@ def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_has
     if len(homeless_hashes) and np.isin(hashes, homeless_hashes).any():
         return None
     rows = np.flatnonzero(types != UPDATE_BEFORE)
-    rows = rows[np.argsort(hashes[rows], kind="stable")]
+    rows = rows[ascending(hashes[rows])]
     kinds, own = types[rows], hashes[rows]
     if len(rows) == 0:
         return Net(rows, rows, rows)

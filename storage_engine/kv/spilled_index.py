@@ -130,6 +130,7 @@ class SpilledIndex:
     def __init__(self, path: Path, on_failure: Callable[[], None] = lambda: None) -> None:
         self._database = _Database(path, on_failure)
         self._n_keys = 0
+        self._searched: tuple[Hashes, int] | None = None  # hashes and how many of them are not here, until something is written
 
     @property
     def n_keys(self) -> int:
@@ -165,15 +166,24 @@ class SpilledIndex:
     def get_one(self, key_hash: int) -> int:
         return int(self.get(np.array([key_hash], np.uint64))[0])
 
+    def get_to_put(self, hashes: Hashes) -> Int64s:
+        """See KeyIndex: a put of the same hashes that comes next does not read them again."""
+        offsets = self.get(hashes)
+        self._searched = (hashes, int(np.count_nonzero(offsets < 0)))
+        return offsets
+
     def put(self, hashes: Hashes, offsets: Int64s) -> None:
+        searched, self._searched = self._searched, None
         if len(hashes):
-            n_new = int(np.count_nonzero(self.get(hashes) < 0))
+            is_known = searched is not None and np.array_equal(searched[0], hashes)
+            n_new = searched[1] if searched and is_known else int(np.count_nonzero(self.get(hashes) < 0))
             spread = spread_hashes(hashes)
             order = np.argsort(spread)
             self._write(spread[order], np.asarray(offsets, np.int64)[order])
             self._n_keys += n_new
 
     def remove(self, hashes: Hashes) -> None:
+        self._searched = None
         held = hashes[self.get(hashes) >= 0] if len(hashes) else hashes
         if len(held):
             self._database.write((), _split(np.sort(spread_hashes(held))))

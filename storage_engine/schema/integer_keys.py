@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from storage_engine.schema.keys import mix64
+from storage_engine.schema.words import spread_septets
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _VARINT_BYTES = 8
@@ -19,13 +20,16 @@ _SEVEN_BITS = np.uint64(0x7F)
 _GROWS_AT = np.array([1 << (7 * n) for n in range(1, _VARINT_BYTES)], np.uint64)  # smallest value of n + 1 bytes
 _LENGTHS = np.arange(1, _VARINT_BYTES + 1, dtype=np.uint64)
 _MORE = np.array([sum(0x80 << (8 * byte) for byte in range(n)) for n in range(_VARINT_BYTES)], np.uint64)  # "another byte follows"
+_MANY = 1000
+_BYTE = np.uint64(8)
+_CARRIES, _FIRST_BITS = np.uint64(0x7F7F7F7F7F7F7F7F), np.uint64(0x8080808080808080)
 _STARTS = mix64(_LENGTHS * _GOLDEN)
 
 
 def integer_hashes(array: pa.Array) -> npt.NDArray[np.uint64] | None:
     """hash64 of the keys that n integers are; None for another type, a null, a negative or a very large value.
 
-    Shapes: (n,) int32 or int64 -> (n,). Cost: a dozen passes, a fifth of encoding and hashing.
+    Shapes: (n,) int32 or int64 -> (n,). Cost: a dozen passes, a tenth of encoding and hashing many.
     """
     n = len(array)
     if n == 0 or array.null_count or not (pa.types.is_int64(array.type) or pa.types.is_int32(array.type)):
@@ -38,10 +42,20 @@ def integer_hashes(array: pa.Array) -> npt.NDArray[np.uint64] | None:
         values = values.astype(np.uint64)
     elif int(values.max()) >= _TOO_LARGE:  # a negative value is one, too
         return None
-    n_more = _GROWS_AT.searchsorted(values, side="right")
-    septets = (values[:, None] >> _SHIFTS & _SEVEN_BITS).astype(np.uint8)
-    word = septets.view(np.uint64).reshape(n)
-    word |= _MORE.take(n_more)
+    if n < _MANY:  # fewer calls
+        n_more = _GROWS_AT.searchsorted(values, side="right")
+        septets = (values[:, None] >> _SHIFTS & _SEVEN_BITS).astype(np.uint8)
+        word = septets.view(np.uint64).reshape(n)
+        word |= _MORE.take(n_more)
+    else:  # fewer bytes: a third of the time
+        word = spread_septets(values)
+        more = word >> _BYTE
+        for shift in (_BYTE, 2 * _BYTE, 4 * _BYTE):
+            more |= more >> shift  # a byte is not zero where one above it is not
+        more += _CARRIES  # sets the first bit of those: no byte is more than 127
+        more &= _FIRST_BITS
+        word |= more
+        n_more = np.bitwise_count(more)
     word ^= _STARTS.take(n_more)
     word *= _GOLDEN
     return mix64(word)

@@ -69,7 +69,7 @@ def varint_field(values: npt.NDArray[Any]) -> Field:
     for n_bytes in range(1, n_bytes_max):
         lengths += values >= values.dtype.type(1 << (7 * n_bytes))
     wide = values.astype(np.uint64)
-    low = _spread(wide) | _MORE[lengths]
+    low = spread_septets(wide) | _MORE[lengths]
     if n_bytes_max <= WORD:
         return Field([low], lengths)
     rest = ((wide >> np.uint64(56)) & np.uint64(0x7F)) | ((wide >> np.uint64(63)) << np.uint64(8))
@@ -112,7 +112,7 @@ def window(data: Bytes, word: type[np.uint32] | type[np.uint64]) -> npt.NDArray[
 _MORE = np.array([sum(0x80 << (8 * byte) for byte in range(min(max(n - 1, 0), WORD))) for n in range(11)], np.uint64)
 
 
-def _spread(values: Words) -> Words:
+def spread_septets(values: Words) -> Words:
     """The low 56 bits, seven to a byte."""
     low, high, by = (np.uint64(number) for number in (0x000000000FFFFFFF, 0x00FFFFFFF0000000, 4))
     values = (values & low) | ((values & high) << by)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 import storage_engine
 from storage_engine.engine import gather
+from storage_engine.engine.gather import GatherBudget, RowGather
 from storage_engine.kv.key_index import nonzero
 from storage_engine.kv.single import encode_key, hash_key
+from storage_engine.log.frame_index import entries_of
 from storage_engine.schema.keys import encode_keys, hash64
 
 DDL = """CREATE TABLE g.t (k BIGINT NOT NULL, s STRING, i INT, d DOUBLE, b BYTES, small TINYINT, at TIMESTAMP(3),
@@ -97,3 +99,42 @@ def test_texts_are_copied_from_wherever_they_lie(texts: list[str], draws: list[i
     ((offsets, held),) = columns
     found = pa.Array.from_buffers(pa.string(), len(local), [None, pa.py_buffer(offsets), pa.py_buffer(held)])
     assert found.to_pylist() == [frames[f][int(i)].as_py() for f, i in zip(frame_of, local, strict=True)]
+
+
+def test_frames_that_stay_are_not_loaded_again_when_others_go() -> None:
+    """Cleaning replaces frames of a bucket: the places of the others in its index move, what is known of them stays."""
+    n = 40
+    batches = {
+        64 * i: pa.record_batch([pa.array([10 * i, 10 * i + 1]), pa.array([f"a text of frame {i}", None])], ["k", "s"]) for i in range(n)
+    }
+    loaded: list[int] = []
+
+    def load(entry: np.void) -> tuple[pa.RecordBatch, int, None]:
+        loaded.append(int(entry["position"]))
+        return batches[int(entry["position"])], 0, None
+
+    def entries(frames: list[int]) -> np.ndarray:
+        return entries_of([(2 * i, 2 * i + 2, 64 * i, 1, 0, 64, 1, 2, 0) for i in frames])
+
+    reader = RowGather(batches[0].schema, GatherBudget(1 << 30))
+
+    def check(frames: list[int]) -> None:
+        held = entries(frames)
+        places = np.repeat(np.arange(len(frames)), 2)
+        offsets = (held["base_offset"][places] + np.tile([1, 0], len(frames))).astype(np.int64)
+        rows = reader.rows(held, places, offsets, load)
+        assert rows is not None
+        assert rows.to_pylist() == [row for i in frames for row in reversed(batches[64 * i].to_pylist())]
+        for place, i in enumerate(frames):
+            assert reader.values(held, 2 * i, load) == [10 * i, f"a text of frame {i}".encode()], place
+
+    check(list(range(n)))
+    assert sorted(loaded) == sorted(batches)
+    loaded.clear()
+    rest = [i for i in range(n) if i % 3]
+    reader.keep(entries(rest)["position"].astype(np.int64))
+    check(rest)
+    assert not loaded
+    reader.keep(entries(rest[:2])["position"].astype(np.int64))
+    check(list(range(n)))
+    assert sorted(loaded) == sorted(64 * i for i in range(n) if i not in rest[:2])

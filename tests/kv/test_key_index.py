@@ -20,7 +20,11 @@ from storage_engine.kv.key_run import MARK
 LAST = unspread(np.array([MARK, MARK - np.uint64(1)])).tolist()  # hashes that the index orders last: one is where a run's mark is
 HASHES = st.one_of(st.integers(1, 40), st.integers(2**64 - 40, 2**64 - 1), st.integers(1, 2**64 - 1), st.sampled_from(LAST))
 BATCHES = st.lists(
-    st.tuples(st.sampled_from(["put", "remove", "reload"]), st.dictionaries(HASHES, st.integers(0, 2**62), max_size=200)), max_size=12
+    st.tuples(
+        st.sampled_from(["put", "search, put", "search, put half", "search, remove", "remove", "reload"]),
+        st.dictionaries(HASHES, st.integers(0, 2**62), max_size=200),
+    ),
+    max_size=12,
 )
 SLICES = {"whole": (1 << 17, 1 << 18, 20), "sliced": (40, 16, 1)}
 
@@ -46,10 +50,17 @@ def equals_a_dict(index: KeyIndex | SpilledIndex, batches) -> None:
     for what, items in batches:
         before, copy = dict(model), index.copy()
         match what:
-            case "put":
+            case "put" | "search, put" | "search, put half":
+                if what != "put":
+                    assert index.get_to_put(u64(items)).tolist() == [model.get(key, MISSING) for key in items]
+                if what == "search, put half":
+                    half = dict(list(items.items())[::2])
+                    index.put(u64(half), np.array([offset + 1 for offset in half.values()], np.int64))
                 index.put(u64(items), np.array(list(items.values()), np.int64))
                 model.update(items)
-            case "remove":
+            case "remove" | "search, remove":
+                if what != "remove":
+                    index.get_to_put(u64(items))
                 index.remove(u64(items))
                 for key in items:
                     model.pop(key, None)

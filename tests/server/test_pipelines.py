@@ -88,8 +88,9 @@ def test_a_frame_beyond_the_bound_is_not_read() -> None:
     theirs.close()
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**20) | EDGES, min_size=1))
-def test_integers_are_hashed_as_their_key_bytes(values: list[int]) -> None:
+@given(st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 2**20) | EDGES, min_size=1), st.sampled_from([1, 1000]))
+def test_integers_few_or_many_are_hashed_as_their_key_bytes(values: list[int], times: int) -> None:
+    values = values * times
     for kind, part in ((pa.int64(), values), (pa.int32(), [value % 2**32 - 2**31 for value in values])):
         array = pa.array(part, kind)
         hashes = integer_hashes(array)
@@ -97,6 +98,14 @@ def test_integers_are_hashed_as_their_key_bytes(values: list[int]) -> None:
             assert min(part) < 0 or max(part) >= 2**56
         else:
             assert hashes.tolist() == hash64(encode_keys([array])).tolist()
+
+
+@pytest.mark.parametrize("times", [1, 20])
+def test_integers_of_every_length_are_hashed_as_their_key_bytes(times: int) -> None:
+    array = pa.array([2**bits + around for bits in range(56) for around in (-1, 0, 1)] * times)
+    hashes = integer_hashes(array)
+    assert hashes is not None
+    assert hashes.tolist() == hash64(encode_keys([array])).tolist()
 
 
 @given(st.lists(st.binary(max_size=20), min_size=1), st.integers(1, 500))
