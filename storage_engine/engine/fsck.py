@@ -174,7 +174,11 @@ class _Check:
         return position
 
     def _commits(self, stop: int | None) -> Iterator[int]:
-        """Follow the log up to `stop`, or to its end; the position after each commit or seal, state and index being there."""
+        """Follow the log up to `stop`, or to its end; the position after each commit or seal, state and index being there.
+
+        Where the log begins with a state, because what came before was given up, that state is the one of the position it begins at.
+        """
+        begins_with = self.files[0] if self.files and begins_with_state(self.files[0]) else None
         for file in self.files:
             data = file.map()
             at = file.start + FILE_HEADER_BYTES
@@ -198,6 +202,9 @@ class _Check:
                     record = data.slice(offset + HEADER_BYTES, header.payload_stop - HEADER_BYTES).to_pybytes()
                     if not self._follow(record, pending, file, offset):
                         return
+                    if file is begins_with:
+                        begins_with = None
+                        yield file.start
                 pending = []
                 self.report.end = at
                 yield at
