@@ -178,7 +178,6 @@ class _Check:
 
         Where the log begins with a state, because what came before was given up, that state is the one of the position it begins at.
         """
-        begins_with = self.files[0] if self.files and begins_with_state(self.files[0]) else None
         for file in self.files:
             data = file.map()
             at = file.start + FILE_HEADER_BYTES
@@ -202,8 +201,7 @@ class _Check:
                     record = data.slice(offset + HEADER_BYTES, header.payload_stop - HEADER_BYTES).to_pybytes()
                     if not self._follow(record, pending, file, offset):
                         return
-                    if file is begins_with:
-                        begins_with = None
+                    if file is self.files[0] and offset == FILE_HEADER_BYTES and begins_with_state(file):
                         yield file.start
                 pending = []
                 self.report.end = at
