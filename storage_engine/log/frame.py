@@ -324,13 +324,17 @@ def decode_batch(message: pa.Buffer, schema: pa.Schema, *, untrusted: bool = Fal
 def read_message(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     """As pa.ipc.read_record_batch(), which hands each compressed column to another thread: small ones are decompressed in this one.
 
+    A small message is copied once for it, also where nothing is compressed; a large one that is not compressed is not copied.
     Cost: 80 rows of 4 columns 12 us instead of 70, 1,000 rows of 2 columns 21 instead of 35.
     Errors: Arrow's.
     """
     if message.size >= _THREADED_BYTES_MIN:
         return pa.ipc.read_record_batch(message, schema)
     with pa.ipc.open_stream(pa.py_buffer(b"".join((schema.serialize(), message))), options=_ALONE) as reader:
-        return reader.read_next_batch()
+        batch = next(iter(reader), None)
+    if batch is None:
+        raise pa.ArrowInvalid("the message is empty")
+    return batch
 
 
 _RESTORE = "Restore the file from a copy; run a check of the whole store to learn what else is damaged."
