@@ -79,9 +79,9 @@ def repair(store: Store, engine: QueryEngine | None, table: str, partitions: Seq
 
 
 def jobs_of(store: Store, table: str) -> list[JobDescriptor]:
-    """The jobs that write a table. Errors: UnknownTable; UserError when there are none."""
+    """The jobs that write a table; one that is being dropped proves nothing. Errors: UnknownTable; UserError when there are none."""
     store.describe(table)
-    jobs = [job for job in load_jobs(store).values() if job.sink == table]
+    jobs = [job for job in load_jobs(store).values() if job.sink == table and job.state != "DROPPING"]
     if not jobs:
         hint = "Only tables that SQL fills can be recomputed; SHOW JOBS lists the jobs."
         raise UserError(f"no job writes {table}", where="verify", next_step=hint)

@@ -59,6 +59,9 @@ CAPABILITIES = frozenset(
 CONSUMER_PREFIX = "consumer:"
 """Owners of progress that begin so are consumer groups: consumer:NAME:TABLE."""
 
+JOB_PREFIX = "job:"
+"""Owners that begin so are stream jobs: job:NAME."""
+
 WORKERS_PREFIX = "workers:"
 """Owners that begin so are groups of worker processes: members and generations like those of consumers, without offsets."""
 

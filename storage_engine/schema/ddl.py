@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from storage_engine.schema import consumer_ddl, row_statements
+from storage_engine.schema import consumer_ddl, job_ddl, row_statements
 from storage_engine.schema import statements as st
 from storage_engine.schema.create_table import parse_column, parse_create_table, render_create_table
 from storage_engine.schema.descriptor import Column
@@ -337,6 +337,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
     (("DROP", "TEMPORARY", "FUNCTION"), _drop_function),
     (("DROP", "FUNCTION"), _drop_function),
     (("DROP", "CONSUMER"), consumer_ddl.drop_consumer),
+    (("DROP", "JOB"), job_ddl.drop_job),
+    (("ALTER", "JOB"), job_ddl.alter_job),
     (("ALTER", "TABLE"), _alter_table),
     (("INSERT", "INTO"), _insert_into),
     (("INSERT", "OVERWRITE"), _refused("INSERT OVERWRITE is not supported", "Use INSERT INTO; a backfill rewrites partitions.")),

@@ -309,3 +309,27 @@ class PauseJob(Statement):
 @dataclass(frozen=True)
 class ResumeJob(Statement):
     name: str
+
+
+@dataclass(frozen=True)
+class DropJob(Statement):
+    """DROP JOB [IF EXISTS] name."""
+
+    name: str
+    if_exists: bool = False
+
+
+@dataclass(frozen=True)
+class AlterJobSet(Statement):
+    """ALTER JOB name SET ('key' = 'value', ...)."""
+
+    name: str
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class AlterJobReset(Statement):
+    """ALTER JOB name RESET ('key', ...): back to the defaults."""
+
+    name: str
+    keys: tuple[str, ...]

@@ -2,7 +2,8 @@
 
 Holds: a table that the caller may not see is refused as one that does not exist, whether it does or not, and no hint of an error
        names another; one that may be seen is refused as AccessDenied, naming the right.
-       A job runs with the worker's rights: who submits one needs READ on all that it reads and WRITE on all that it writes.
+       A job runs with the worker's rights: who submits or drops one needs READ on all that it reads and WRITE on
+       all that it writes.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 from storage_engine.access import CLUSTER, KINDS, USER, Scope, table
 from storage_engine.access.records import UserRecord
 from storage_engine.access.rights import Right
-from storage_engine.api import Backend, CommitRequest, CommitResult, FetchedFrame
+from storage_engine.api import JOB_PREFIX, Backend, CommitRequest, CommitResult, FetchedFrame
 from storage_engine.client.wire import Call, Reply, decode_commit
 from storage_engine.errors import AccessDenied, FlashlakeError, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
@@ -93,6 +94,9 @@ class Guard:
             if arguments["kind"] == JOB_KIND:
                 self._check_job(principal, str(arguments["name"]), arguments["value"])
                 return
+        if method == "drop_progress" and (dropped := self._job_being_dropped(str(arguments["owner"]))):
+            self._check_job(principal, dropped, None)
+            return
         for right, scope in needs_of(method, arguments):
             self._require(principal, right, scope, method)
 
@@ -137,6 +141,12 @@ class Guard:
                 self._check_functions(principal, name, definition)
                 for right, touched in self._touched(principal, definition):
                     self._require(principal, right, table(touched), f"job {name}")
+
+    def _job_being_dropped(self, owner: str) -> str:
+        """The job whose progress this is, while it is being dropped; else ""."""
+        name = owner.removeprefix(JOB_PREFIX) if owner.startswith(JOB_PREFIX) else ""
+        held = self.backend.objects(JOB_KIND).get(name) if name else None
+        return name if held is not None and held.get("state") == "DROPPING" else ""
 
     def _check_functions(self, principal: Principal, name: str, definition: Mapping[str, Any]) -> None:
         """Python runs in the worker with the worker's rights: a job takes functions that are stored, and those who may store any bring

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields
 
 import pyarrow.compute as pc
 
-from storage_engine.api import Progress
+from storage_engine.api import JOB_PREFIX, Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets
@@ -62,7 +62,7 @@ def facts_of(store: Store, jobs: Iterable[JobDescriptor] | None = None) -> list[
     """The facts of these jobs (None: of all), by name."""
     everything = load_jobs(store)
     wanted = sorted(everything.values() if jobs is None else jobs, key=lambda job: job.name)
-    progress = store.progress("job:")
+    progress = store.progress(JOB_PREFIX)
     workers = _workers(store, everything)
     latest: dict[str, Offsets] = {}
     return [_facts(store, job, progress.get(job.owner), workers.get(job.name, ""), latest) for job in wanted]

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from storage_engine.api import JOB_PREFIX
 from storage_engine.client.store import Store
 from storage_engine.errors import UnknownTable
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
@@ -23,9 +24,10 @@ from storage_engine.stream.planner import ENFORCER_OPTION, JobPlan, plan_insert
 from storage_engine.stream.python_functions import FunctionDefinition
 
 KIND = "job"
-State = Literal["RUNNING", "PAUSED", "STOPPED", "FAILED", "FINISHED"]
+State = Literal["RUNNING", "PAUSED", "STOPPED", "FAILED", "FINISHED", "DROPPING"]
 """RUNNING: workers run it. PAUSED, STOPPED: by a user, until RESUME JOB or the same statement again; tables may be altered under a
-stopped job, not under a paused one. FAILED: by an error (last_error); RESUME JOB when its cause is mended."""
+stopped job, not under a paused one. FAILED: by an error (last_error); RESUME JOB when its cause is mended. DROPPING: a DROP
+JOB was begun; said again, it is finished (operate.py)."""
 
 Start = Literal["", "keep-position", "fresh"]
 
@@ -121,7 +123,7 @@ class JobDescriptor:
 
 def owner_of(job: str) -> str:
     """The owner of a job's progress."""
-    return f"job:{job}"
+    return f"{JOB_PREFIX}{job}"
 
 
 def state_name(job: str) -> str:
@@ -165,31 +167,3 @@ def save_job(store: Store, job: JobDescriptor) -> None:
 def set_state(store: Store, name: str, state: State, last_error: str = "") -> None:
     """Change a job's state; its definition stays."""
     save_job(store, replace(load_job(store, name), state=state, last_error=last_error))
-
-
-def stop(store: Store, name: str) -> str:
-    """Stop a job until it is resumed or submitted again; a message. Its tables may be altered meanwhile."""
-    job = load_job(store, name)
-    if job.state not in ("RUNNING", "PAUSED"):
-        return f"job {name} is {job.state}"
-    set_state(store, name, "STOPPED")
-    return f"stopped job {name}"
-
-
-def pause(store: Store, name: str) -> str:
-    """Let a running job rest until it is resumed; a message."""
-    job = load_job(store, name)
-    if job.state != "RUNNING":
-        return f"job {name} is {job.state}"
-    set_state(store, name, "PAUSED")
-    return f"paused job {name}"
-
-
-def resume(store: Store, name: str) -> str:
-    """Let a paused, stopped or failed job go on from where it was; a message. Errors: StatementRefused when it can no longer be planned."""
-    job = load_job(store, name)
-    if job.state == "RUNNING":
-        return f"job {name} runs already"
-    plan_job(store, job)
-    set_state(store, name, "RUNNING")
-    return f"resumed job {name}, which was {job.state}"

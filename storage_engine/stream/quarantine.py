@@ -171,6 +171,16 @@ def quarantined(store: Store, job: JobDescriptor, epochs: tuple[int, ...]) -> Ma
     return {source: rows.filter(pc.equal(rows["source"], source)).select(PLACE) for source in pc.unique(rows["source"]).to_pylist()}
 
 
+def next_epoch(store: Store, job: JobDescriptor) -> int:
+    """The first epoch of a new job: behind those of dropped jobs of its name, whose rows in quarantine are not its own."""
+    name = quarantine_table(job)
+    if name not in store.tables():
+        return 0
+    rows = store.table(name).scan(["job", "epoch"]).read_all()
+    newest = pc.max(rows.filter(pc.equal(rows["job"], job.name))["epoch"]).as_py()
+    return 0 if newest is None else newest + 1
+
+
 def without(rows: pa.Table, places: pa.Table) -> pa.Table:
     """Scanned rows (with metadata _partition, _bucket, _log_offset) without those in quarantine, in their order."""
     return rows.filter(is_kept(rows, places))

@@ -28,9 +28,10 @@ from storage_engine.stream.change_rows import delete_rows, update_rows
 from storage_engine.stream.dependents import check_dependents
 from storage_engine.stream.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.function_statements import Functions
-from storage_engine.stream.job import JobDescriptor, load_job, pause, resume, set_state, state_name, stop
+from storage_engine.stream.job import JobDescriptor, load_job, set_state, state_name
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
+from storage_engine.stream.operate import ANSWERS as JOB_ANSWERS
 from storage_engine.stream.options import JOB_SETTINGS, parse_options
 from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
 from storage_engine.stream.runner import JobRunner
@@ -107,6 +108,8 @@ class SqlSession:
             return Result(*answer(self._store, statement))
         if (function_answer := FUNCTION_ANSWERS.get(type(statement))) is not None:
             return Result(*function_answer(self._store, self._functions, statement))
+        if (job_answer := JOB_ANSWERS.get(type(statement))) is not None:
+            return Result(job_answer(self._store, statement))
         handler = _HANDLERS.get(type(statement))
         if handler is None:
             raise StatementRefused(
@@ -342,15 +345,6 @@ class SqlSession:
             plan = plan_insert(catalog, sink, of.columns, of.select_sql, job=name, default_database=of.database, settings=self._settings)
         return Result("plan", pa.table({"plan": pa.array(plan.explain(), pa.string())}))
 
-    def _stop_job(self, statement: st.StopJob) -> Result:
-        return Result(stop(self._store, statement.name))
-
-    def _pause_job(self, statement: st.PauseJob) -> Result:
-        return Result(pause(self._store, statement.name))
-
-    def _resume_job(self, statement: st.ResumeJob) -> Result:
-        return Result(resume(self._store, statement.name))
-
     # answers
 
     def _select(self, statement: st.Query) -> Result:
@@ -456,9 +450,6 @@ _HANDLERS: dict[type, Callable[..., Result]] = {
     st.Delete: _S._delete,
     StatementSet: _S._statement_set,
     Explain: _S._explain,
-    st.StopJob: _S._stop_job,
-    st.PauseJob: _S._pause_job,
-    st.ResumeJob: _S._resume_job,
     st.Query: _S._select,
     st.ShowTables: _S._show_tables,
     st.ShowDatabases: _S._show_databases,

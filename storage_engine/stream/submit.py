@@ -18,11 +18,12 @@ from storage_engine.client.store import Store
 from storage_engine.errors import AlreadyExists, StatementRefused
 from storage_engine.stream.bind import ViewDefinition
 from storage_engine.stream.catalog import StoreCatalog
-from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, owner_of, plan_job, save_job, state_name
+from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, plan_job, save_job, state_name
+from storage_engine.stream.operate import check_not_dropping
 from storage_engine.stream.options import OPERATING_OPTIONS, UPGRADE_OPTION, parse_options
 from storage_engine.stream.planner import JobPlan, plan_insert
 from storage_engine.stream.python_functions import FunctionDefinition, register
-from storage_engine.stream.quarantine import check_quarantines, create_quarantine
+from storage_engine.stream.quarantine import check_quarantines, create_quarantine, next_epoch
 from storage_engine.stream.startup import starts_of
 from storage_engine.stream.upgrade import CHOICES, upgraded
 
@@ -56,13 +57,14 @@ def submit(
     statement = _Statement(name, sink, columns, select, text, database, kept_settings, functions, kind, refresh_s, first_line)
     known = existing.get(name)
     if known is not None:
+        check_not_dropping(known)
         if _may_be_same(known, statement):
             again, _ = statement.planned(store, views, known)
             if known.is_same_definition(again):
                 return _again(store, known, again) if stores else (again, "")
         return _replaced(store, known, statement, views, settings, existing, stores=stores)
     job, plan = statement.planned(store, views, None)
-    job = replace(job, starts=starts_of(store, plan.startups, f"job {name}"))
+    job = replace(job, starts=starts_of(store, plan.startups, f"job {name}"), epoch=next_epoch(store, job))
     _check_claims(job, existing)
     _check_empty(store, plan, name)
     _check_name(job, existing)
@@ -70,6 +72,8 @@ def submit(
     if not stores:
         return job, ""
     _make_tables(store, job, plan)
+    if store.progress(job.owner).get(job.owner) is not None:  # of a submission that was cut short, or a dropped job's last micro-batch
+        store.backend.drop_progress(job.owner)
     if job.starts:  # before the job, which would begin at the beginning without it
         store.commit((), [Progress(job.owner, job.starts)])
     save_job(store, job)
@@ -239,7 +243,7 @@ def _check_claims(job: JobDescriptor, existing: Mapping[str, JobDescriptor]) -> 
 
 def _check_empty(store: Store, plan: JobPlan, name: str) -> None:
     """A running total starts from nothing: values that are there already would be added to."""
-    if not plan.kept_columns or store.progress(owner_of(name)).get(owner_of(name)) is not None:
+    if not plan.kept_columns:
         return
     rows = store.table(plan.sink.name).read(list(plan.kept_columns))
     for column in plan.kept_columns:

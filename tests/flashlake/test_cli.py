@@ -18,7 +18,7 @@ from flashlake.deploy import deploy
 from flashlake.new_project import make_project
 from storage_engine.errors import AlreadyExists
 
-COMMANDS = ["up", "down", "status", "sql", "ingest", "generate", "verify", "backfill", "demo", "init", "bench"]
+COMMANDS = ["up", "down", "status", "sql", "ingest", "generate", "verify", "backfill", "demo", "init", "bench", "jobs"]
 
 
 def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:

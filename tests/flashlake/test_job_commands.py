@@ -13,7 +13,7 @@ import storage_engine
 from flashlake.cli import main
 from flashlake.supervisor.status import job_lines
 from storage_engine.server import ServerProcess
-from storage_engine.stream import Worker
+from storage_engine.stream import Worker, load_jobs
 
 JOBS = """
 CREATE TABLE shop.sales (id BIGINT, dept STRING, n BIGINT, text STRING);
@@ -83,3 +83,61 @@ def test_status_and_the_page_of_numbers_say_how_each_job_is_doing(tmp_path: Path
     assert samples["flashlake_job_quarantined_rows_total", "numbers"] == 1
     assert (samples["flashlake_job_running", "sums"], samples["flashlake_job_running", "numbers"]) == (1, 0)
     assert samples["flashlake_job_rows_per_second", "sums"] > 0
+
+
+def said(capsys: pytest.CaptureFixture[str], url: str, *words: str) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main(["jobs", *words, "--store", url])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_jobs_are_listed_changed_and_dropped_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = (tmp_path / "store").as_uri()
+    with storage_engine.connect(url) as store:
+        fill(store)
+
+    _, out, _ = said(capsys, url, "list", "--format", "json")
+    assert [(row["job"], row["state"], row["n_rows_in"]) for row in json.loads(out)] == [("numbers", "RUNNING", 4), ("sums", "RUNNING", 4)]
+    for action, message in (("pause", "paused job sums"), ("resume", "resumed job sums, which was PAUSED"), ("stop", "stopped job sums")):
+        assert said(capsys, url, action, "sums") == (0, "", f"{message}\n")
+    assert said(capsys, url, "set", "sums", "table.exec.mini-batch.size=7", "pipeline.micro-batch.min=50 ms")[0] == 0
+    assert said(capsys, url, "reset", "sums", "pipeline.micro-batch.min")[0] == 0
+    _, out, _ = said(capsys, url, "describe", "sums", "--format", "json")
+    described = {row["property"]: row["value"] for row in json.loads(out)}
+    assert (described["state"], described["set table.exec.mini-batch.size"]) == ("STOPPED", "7")
+    assert "set pipeline.micro-batch.min" not in described
+
+    assert said(capsys, url, "drop", "sums") == (0, "", "dropped job sums; its rows stay in table shop.totals\n")
+    assert said(capsys, url, "drop", "sums", "--if-exists") == (0, "", "there is no job sums\n")
+    with storage_engine.connect(url) as store:
+        assert list(store.objects("job")) == ["numbers"]
+        assert list(store.progress("job:")) == ["job:numbers"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["drop", "numbers"], "job numbers is RUNNING"),
+        (["drop", "nobody"], "there is no job nobody"),
+        (["stop"], "Write flashlake jobs stop JOB."),
+        (["list", "numbers"], "Write flashlake jobs list."),
+        (["set", "numbers"], "Write flashlake jobs set JOB KEY=VALUE ..."),
+        (["set", "numbers", "pipeline.poison-row"], "is not KEY=VALUE"),
+        (["set", "numbers", "a=1", "a=2"], "a is given twice"),
+        (["set", "numbers", "a=1"], "ALTER JOB knows table.exec.mini-batch.allow-latency"),
+        (["stop", "numbers", "--if-exists"], "--if-exists is of drop"),
+    ],
+)
+def test_a_change_of_a_job_that_cannot_be_is_refused_with_what_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    url = (tmp_path / "store").as_uri()
+    with storage_engine.connect(url) as store:
+        fill(store)
+        before = load_jobs(store)
+    status, out, err = said(capsys, url, *words)
+    assert (status, out) == (1, "")
+    assert says in err
+    with storage_engine.connect(url) as store:
+        assert load_jobs(store) == before

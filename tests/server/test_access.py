@@ -28,6 +28,7 @@ from storage_engine.errors import AccessDenied, AuthenticationFailed, InvalidCon
 from storage_engine.server import ServerProcess
 from storage_engine.server.dispatch import _HANDLERS
 from storage_engine.server.rights import NEEDS
+from storage_engine.stream import Worker
 from tests.contract.conftest import free_port  # noqa: F401 - a fixture
 from tests.server.authority import Authority
 
@@ -323,9 +324,30 @@ def test_a_job_needs_the_rights_of_what_it_reads_and_writes(secured: Secured) ->
     with pytest.raises(AccessDenied, match=r"WRITE ON TABLE hals\.copy"):
         reader.execute("STOP JOB good")
     assert set(secured.admin.objects("job")) == {"good"}
+    with pytest.raises(AccessDenied, match="WRITE ON CLUSTER"):  # of a job that is not being dropped
+        store.backend.drop_progress("job:good")
+    Worker(secured.admin).run_until_idle()
     store.execute("STOP JOB good")
+    secured.admin.put_object("job", "good", {**secured.admin.objects("job")["good"], "state": "DROPPING"})
+    with pytest.raises(AccessDenied, match=r"WRITE ON TABLE hals\.copy"):
+        reader.backend.drop_progress("job:good")
+    store.execute("DROP JOB good")
+    assert (secured.admin.objects("job"), secured.admin.progress("job:good")) == ({}, {})
     store.close()
     reader.close()
+
+
+def test_a_job_whose_state_its_user_may_not_drop_stays_as_it_was(secured: Secured) -> None:
+    store = secured.user("jo", "CREATE, READ, WRITE ON DATABASE jos", "READ ON TABLE shop.orders")
+    store.execute("CREATE TABLE jos.n (v STRING, n BIGINT, PRIMARY KEY (v) NOT ENFORCED); SET 'pipeline.name' = 'counted'")
+    store.execute("INSERT INTO jos.n SELECT v, COUNT(DISTINCT k) FROM shop.orders GROUP BY v; STOP JOB counted")
+    with pytest.raises(AccessDenied, match=r"DROP ON TABLE jos\.n__state_counted"):
+        store.execute("DROP JOB counted")
+    assert secured.admin.execute("SHOW JOBS")[0].rows["state"].to_pylist() == ["STOPPED"]
+    secured.admin.execute("GRANT DROP ON DATABASE jos TO jo")
+    store.execute("DROP JOB counted")
+    assert secured.admin.objects("job") == {}
+    store.close()
 
 
 def test_only_who_may_do_everything_brings_code_into_a_job(secured: Secured) -> None:

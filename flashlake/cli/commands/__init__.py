@@ -1,8 +1,8 @@
 """commands: one module per group of commands; each adds its parsers and runs them."""
 
-from flashlake.cli.commands import assets, data, demo, services, sql, store, users
+from flashlake.cli.commands import assets, data, demo, jobs, services, sql, store, users
 
-ALL = (services, sql, data, assets, store, users, demo)
+ALL = (services, sql, jobs, data, assets, store, users, demo)
 """In the order in which `flashlake --help` lists them."""
 
 __all__ = ["ALL"]
