@@ -70,8 +70,8 @@ def test_a_frame_gives_back_its_header_change_types_and_rows(batch: pa.RecordBat
 
 
 def test_uncompressed_rows_of_a_large_frame_are_not_copied() -> None:
-    batch = pa.record_batch({"a": np.arange(10_000), "s": ["x" * 10] * 10_000})
-    change_types = np.zeros(10_000, np.uint8)
+    batch = pa.record_batch({"a": np.arange(40_000), "s": ["x" * 10] * 40_000})
+    change_types = np.zeros(40_000, np.uint8)
     stored = pa.py_buffer(bytes_of(frame_of(batch, change_types=change_types)))
     header = parse_header(stored, 0, 0)
 
