@@ -118,6 +118,7 @@ def _select(
     *,
     is_bounded: bool = False,
 ) -> pa.Table:
+    plan = plan.recomputed
     own = con is None
     connection = con or open_connection()
     names: list[str] = []

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from storage_engine.stream import compile_time
-from storage_engine.stream.aggregates import WEIGHT
+from storage_engine.stream import compile_panes, compile_time
+from storage_engine.stream.aggregates import WEIGHT, Accumulator
 from storage_engine.stream.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.plan import (
     Aggregate,
@@ -138,14 +138,10 @@ def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[st
     """Window starts and ends as milliseconds; `__first` is the start of the step that the row's time lies in."""
     listed = [quoted(item.name) for item in node.input.fields]
     size, step, offset = node.size_ms, node.step_ms, node.offset_ms
-    time = f"epoch_ms({quoted(node.time)})"
-    checked = (
-        f"CASE WHEN {quoted(node.time)} IS NULL THEN error('a row without a time lies in no window: {node.time} is null') ELSE {time} END"
-    )
-    body = f"SELECT *, CAST({checked} AS BIGINT) AS __ms FROM ({relation(node.input, batch=batch, carried=carried)})"
-    body = f"SELECT *, __ms - (((__ms - {offset}) % {step}) + {step}) % {step} AS __first FROM ({body})"
+    body = compile_panes.with_ms(node, relation(node.input, batch=batch, carried=carried))
+    body = f"SELECT *, {compile_panes.floor('__ms', step, offset)} AS __first FROM ({body})"
     if node.kind == "CUMULATE":
-        start = f"(__ms - (((__ms - {offset}) % {size}) + {size}) % {size})"
+        start = compile_panes.floor("__ms", size, offset)
         body = f"SELECT *, {start} AS __start, unnest(range(__first + {step}, {start} + {size} + 1, {step})) AS __end FROM ({body})"
     else:
         starts = "__first" if size == step else f"unnest(range(__first, __first - {size}, -{step}))"
@@ -292,6 +288,8 @@ def partial(node: Aggregate) -> str:
     """One row per group of a micro-batch: keys, the deltas of all accumulators but the distinct ones."""
     keys, by = _group(node)
     retracting = node.input.is_retracting
+    if node.by_pane:
+        return compile_panes.partial(node, relation(node.input.inputs[0]), retracting=retracting)
     values = [f"{sql(item.delta(retracting=retracting))} AS {quoted(item.name)}" for item in node.accumulators if not item.distinct]
     listed = keys + values or ["1 AS __one"]
     guard = "" if keys else " HAVING count(*) > 0"
@@ -346,12 +344,17 @@ def old_name(accumulator: str) -> str:
     return f"old.{accumulator}"
 
 
+def merged_value(item: Accumulator) -> str:
+    """An accumulator's new value from its delta and the stored value beside it."""
+    return sql(item.merge(column(old_name(item.name)), column(item.name)))
+
+
 def merged(node: Aggregate, relation_name: str) -> str:
     """Keys, new accumulators, old accumulators and `__found`, from deltas and old state side by side."""
     listed = [quoted(item.name) for item, _ in node.keys]
     for item in node.accumulators:
         old = column(old_name(item.name))
-        listed.append(f"{sql(item.merge(old, column(item.name)))} AS {quoted(item.name)}")
+        listed.append(f"{merged_value(item)} AS {quoted(item.name)}")
         listed.append(f"{sql(old)} AS {quoted(old_name(item.name))}")
     return f"SELECT {', '.join([*listed, '__found'])} FROM {relation_name}"
 

@@ -71,7 +71,7 @@ class WindowGroups:
         columns = ", ".join(sql_of.quoted(item) for item in [*(f.name for f, _ in node.keys), *(a.name for a in node.accumulators)])
         self._sent_sql = (
             f"SELECT {', '.join(sql_of.finished(node))} FROM (SELECT {columns} FROM {name}_n UNION ALL "
-            f"SELECT {columns} FROM ({_decoded(node, placement, f'{name}_s')})) ORDER BY ALL"
+            f"SELECT {columns} FROM ({decoded(node, placement, f'{name}_s')})) ORDER BY ALL"
         )
 
     @property
@@ -287,10 +287,10 @@ def looked_up(reader: Reader, table: TableDescriptor, keys: pa.Table, columns: l
     return taken.set_column(taken.num_columns - 1, "_found", pc.fill_null(taken["_found"], fill_value=False))
 
 
-def _decoded(node: Aggregate, placement: Placement, relation: str) -> str:
-    """Rows of the state table as keys and accumulators: placement.key_columns the other way round."""
+def decoded(node: Aggregate, placement: Placement, relation: str) -> str:
+    """Rows of the state table as what they are kept by and accumulators: placement.key_columns the other way round."""
     listed = []
-    for i, (item, _) in enumerate(node.keys):
+    for i, item in enumerate(node.state_fields):
         name = f"g{i}"
         value = f"CASE WHEN ({NULL_MASK} & {1 << i}) = 0 THEN {name} END" if item.nullable else name
         listed.append(f"{value} AS {sql_of.quoted(item.name)}")

@@ -110,6 +110,10 @@ class EventTime:
         """The watermark of the emission's logs after this micro-batch; None as long as one of their buckets had no row."""
         return least_watermark([self._after[scan.table.name].watermark_ms(declared_of(scan.table)) for scan in emission.scans])
 
+    def watermark_before_ms(self, emission: Emission) -> int | None:
+        """The watermark up to which the micro-batches before this one have sent."""
+        return least_watermark([self._before[scan.table.name].watermark_ms(declared_of(scan.table)) for scan in emission.scans])
+
     def recorded(self) -> dict[str, Any]:
         """What to keep in the job's progress, and the job's watermark for people to see: the least over its sources."""
         if not self._tables:

@@ -25,6 +25,7 @@ from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.keyed import Keyed
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.optimize import prune
+from storage_engine.stream.pane_groups import PaneGroups
 from storage_engine.stream.placement import DistinctState, Placement, top_aggregate
 from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, InTime, LookupJoin, Node, Over, Rank, Session, columns_of, walk
 from storage_engine.stream.planner import JobPlan
@@ -41,7 +42,7 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WholePartitions | WindowGroups | _Aggregation] = []
+        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WholePartitions | WindowGroups | PaneGroups | _Aggregation] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
@@ -52,7 +53,11 @@ class Executor:
             elif isinstance(node, Rank) and node.is_whole:
                 self._steps.append(WholePartitions(node))
             elif isinstance(node, Aggregate) and node.emission is not None:
-                self._steps.append(WholeGroups(node) if node.emission.is_whole else WindowGroups(node, plan.placements[node.id]))
+                if node.emission.is_whole:
+                    self._steps.append(WholeGroups(node))
+                else:
+                    kind = PaneGroups if node.by_pane else WindowGroups
+                    self._steps.append(kind(node, plan.placements[node.id]))
             elif isinstance(node, DeltaJoin | Rank | Session | Over) or (isinstance(node, Aggregate) and node.keeps_rows):
                 self._steps.append(Keyed(node, plan.arrangements))
             elif isinstance(node, Aggregate):

@@ -138,6 +138,8 @@ def _is_constant(node: Node, names: tuple[str, ...]) -> bool:
 def _cost_of_aggregate(plan: JobPlan, node: Aggregate) -> str:
     if node.keeps_rows:
         return f"{_by(node)}: every row of a touched group is read, and the group computed anew"
+    if node.emission is not None and node.emission.is_whole:
+        return f"{_by(node)}: nothing is read: a group comes whole"
     placement = plan.placements[node.id]
     more = ", and one per touched value for DISTINCT" if placement.distinct else ""
     if placement.mode == "merge":

@@ -73,6 +73,7 @@ class JobDescriptor:
     start: Start = ""
     state_tables: tuple[str, ...] | None = None
     earlier: tuple[JobDescriptor, ...] = ()
+    layout: int = 0
 
     @property
     def owner(self) -> str:
@@ -143,7 +144,9 @@ def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | Non
     """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
     catalog = StoreCatalog(store, job.views, job.known, altered, job.functions)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
-    plan = plan_insert(catalog, sink, job.targets, job.select, job=job.state_prefix, default_database=job.database, settings=job.settings)
+    plan = plan_insert(
+        catalog, sink, job.targets, job.select, job=job.state_prefix, default_database=job.database, settings=job.settings, layout=job.layout
+    )  # fmt: skip
     return replace(plan, starts=job.starts)
 
 

@@ -1,7 +1,7 @@
 """Optimize: rewrites that change what is read, never what is meant.
 
 filters     conditions on the stream move below lookup joins: fewer keys are looked up; those on one side of a join move to that side:
-            fewer rows are kept and joined
+            fewer rows are kept and joined; those below windows: a row is tested once
 pruning     each operator keeps the fields that are used; a scan reads only those columns
 lookups     an outer lookup by the whole key, none of whose columns is used, goes away (unless it inserts missing keys)
 """
@@ -143,9 +143,23 @@ def _push_filters(node: Node) -> Node:
             staying = [part for part in parts if part not in movable]
             below = Calc(join.input, tuple((item, column(item.name)) for item in join.input.fields), _conjunction(movable))
             return _push_filters(Calc(replace(join, input=below), node.projections, _conjunction(staying)))
+    if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, Windows):
+        return _below_windows(node, node.input, node.condition)
     if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, DeltaJoin):
         return _below_join(node, node.input, node.condition)
     return replace(node, input=_push_filters(node.input))
+
+
+def _below_windows(node: Calc, windows: Windows, condition: exp.Expr) -> Node:
+    """The filter with its parts that do not speak of the window below: a row is tested once, not once per window."""
+    fields = {item.name for item in windows.input.fields}
+    parts = _conjuncts(condition)
+    moving = [part for part in parts if columns_of(part) <= fields]
+    below = windows.input
+    if moving:
+        below = Calc(below, tuple((item, column(item.name)) for item in below.fields), _conjunction(moving))
+    staying = _conjunction([part for part in parts if part not in moving])
+    return replace(node, input=replace(windows, input=_push_filters(below)), condition=staying)
 
 
 def _below_join(node: Calc, join: DeltaJoin, condition: exp.Expr) -> Node:

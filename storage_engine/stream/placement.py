@@ -81,11 +81,9 @@ def place(
     reason = "until the window is sent" if node.emission is not None else reason
     if reason is None and outputs is not None:
         return _in_sink(node, outputs, sink, distinct)
-    keys = key_columns(tuple(item for item, _ in node.keys))
+    keys = key_columns(node.state_fields)
     columns = tuple((item.name, item.name) for item in node.accumulators)
-    table = _state_table(
-        prefix, keys, tuple(item for item, _ in node.keys), [Column(item.name, str(item.type)) for item in node.accumulators], sink
-    )
+    table = _state_table(prefix, keys, node.state_fields, [Column(item.name, str(item.type)) for item in node.accumulators], sink)
     return Placement("table", table, keys, columns, distinct, reason or "")
 
 

@@ -31,7 +31,7 @@ from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
 from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session, Windows
 from storage_engine.stream.render import sql
-from storage_engine.stream.sqltypes import SqlType
+from storage_engine.stream.sqltypes import BIGINT, SqlType
 from storage_engine.stream.startup import Startup
 
 
@@ -45,6 +45,8 @@ class Field:
 
 
 MARK: Final = "$watermark of "
+PANE, OPENS = "$pane", "$opens"
+"""Of an aggregate that counts by pane: the pane's end, and the end of the first window that its rows are in time for (compile_panes.py)."""
 
 
 @dataclass(frozen=True)
@@ -309,6 +311,7 @@ class Aggregate:
     emission    a group's row is sent once, when it is final; None: whenever the group changes
     keeps_rows  the input's rows are kept by group and a touched group is computed anew: for functions that cannot take a row back
                 (MIN of rows that may leave); the keys are fields of the input then
+    by_pane     rows are counted by the step of time that they lie in, and those counts by window: the input is a Windows (panes.py)
     """
 
     input: Node
@@ -318,6 +321,20 @@ class Aggregate:
     id: int = 0
     keeps_rows: bool = False
     emission: Emission | None = None
+    by_pane: bool = False
+
+    @property
+    def pane_keys(self) -> tuple[tuple[Field, exp.Expr], ...]:
+        """The keys that say no window."""
+        window = {item.name for item in self.input.window} if isinstance(self.input, Windows) else set()
+        return tuple((item, tree) for item, tree in self.keys if not (isinstance(tree, exp.Column) and tree.name in window))
+
+    @property
+    def state_fields(self) -> tuple[Field, ...]:
+        """What its accumulators are kept by: the group; of windows that are sent once and counted by pane the group in the pane."""
+        if not self.by_pane or self.emission is None:
+            return tuple(item for item, _ in self.keys)
+        return (*(item for item, _ in self.pane_keys), *(Field(name, BIGINT, nullable=False) for name in (PANE, OPENS)))
 
     @property
     def is_ordered(self) -> bool:
@@ -416,10 +433,17 @@ class Query:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The node and all below it, sources last."""
-    yield node
-    for child in node.inputs:
-        yield from walk(child)
+    """The node and all below it, each once, and before what it reads: an operator with several readers (share.py) behind all of them."""
+    met: dict[int, Node] = {}
+
+    def visit(item: Node) -> None:
+        if id(item) not in met:
+            for child in reversed(item.inputs):
+                visit(child)
+            met[id(item)] = item
+
+    visit(node)
+    return reversed(met.values())
 
 
 def scans(node: Node) -> list[Scan]:
@@ -435,9 +459,10 @@ def columns_of(tree: exp.Expr | None) -> set[str]:
     return {item.name for item in tree.find_all(exp.Column)} if tree is not None else set()
 
 
-def describe(node: Node, depth: int = 0) -> list[str]:
-    """The tree as text, one operator per line, the sink's side first."""
+def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[str]:
+    """The tree as text, one operator per line, the sink's side first; what was told before with its first line only."""
     pad = "  " * depth
+    told = set() if told is None else told
     mode = "retracting" if node.is_retracting else "append-only"
     if isinstance(node, Scan):
         kind = "changelog" if node.is_retracting else "log"
@@ -471,10 +496,14 @@ def describe(node: Node, depth: int = 0) -> list[str]:
         by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
+        line += ", counted by pane, panes put together to windows" if node.by_pane else ""
         line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
+    if id(node) in told:
+        return [f"{pad}{line} [shared: computed once, told above]"]
+    told.add(id(node))
     out = [f"{pad}{line} [{mode}]"]
     for child in node.inputs:
-        out.extend(describe(child, depth + 1))
+        out.extend(describe(child, depth + 1, told))
     return out
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from sqlglot import exp
 
@@ -19,6 +20,7 @@ from storage_engine.stream.bind import Binder, Catalog, ViewDefinition
 from storage_engine.stream.checked_key import is_checked
 from storage_engine.stream.explain import explain
 from storage_engine.stream.optimize import optimize
+from storage_engine.stream.panes import by_pane
 from storage_engine.stream.placement import Placement, place, top_aggregate
 from storage_engine.stream.plan import (
     Aggregate,
@@ -40,17 +42,20 @@ from storage_engine.stream.plan_time import Emission
 from storage_engine.stream.python_functions import FunctionDefinition
 from storage_engine.stream.render import column
 from storage_engine.stream.result_key import with_result_key
+from storage_engine.stream.share import share
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
 from storage_engine.stream.startup import Startup
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
+LAYOUT: Final = 1
+"""How plans lay out their state. A job keeps the layout it was submitted under: 0 shares nothing and keeps every window of its own."""
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """A statement that can run.
 
-    root        tree whose fields are the sink's target columns, by name
+    root        what runs: operators whose fields are the sink's target columns, by name
     targets     the sink's columns that the job writes, in the order of root's fields
     placements    id of an Aggregate -> where it keeps its state
     arrangements  id of a KeptSide -> the table that its rows are kept in
@@ -68,6 +73,13 @@ class JobPlan:
     """The users' functions that the statement calls."""
     starts: Mapping[str, Offsets] = field(default_factory=dict)
     """Where sources begin that are not read from their beginning (startup.py)."""
+    meant: Node | None = None
+    """The statement as a tree, without what is shared and counted by pane: what a recomputation runs; None: `root` is it."""
+
+    @property
+    def recomputed(self) -> JobPlan:
+        """The plan of the statement as it is meant."""
+        return self if self.meant is None else replace(self, root=self.meant, meant=None)
 
     @property
     def source_tables(self) -> tuple[str, ...]:
@@ -160,10 +172,12 @@ def plan_insert(
     settings: Mapping[str, str] | None = None,
     first_line: int = 1,
     runs_once: bool = False,
+    layout: int = LAYOUT,
 ) -> JobPlan:
     """Plan INSERT INTO sink (columns) SELECT. `job` names the state tables, `first_line` is where the SELECT begins in the user's text.
 
     runs_once   the statement ends with what is there now, so that it may read the table it writes
+    layout      how its state is laid out
 
     Errors: StatementRefused, UnknownTable.
     """
@@ -171,7 +185,8 @@ def plan_insert(
     binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
-    root = optimize(with_result_key(_to_sink(query, sink, targets, where), sink))
+    meant = optimize(with_result_key(_to_sink(query, sink, targets, where), sink))
+    root = _as_run(meant) if layout else meant
     if not runs_once and any(scan.table.name == sink.name for scan in scans(root)):
         raise StatementRefused(
             f"{sink.name} is read and written: the job would feed itself", where=where, next_step="Write to another table."
@@ -181,7 +196,9 @@ def plan_insert(
     _check_sink(root, sink, placements, where)
     notices = (*query.notices, *_order_notices(root, sink))
     arrangements = _arrangements(root, sink, job)
-    return JobPlan(root, sink, targets, placements, drops, notices, binder.used_views, arrangements, binder.used_functions)
+    return JobPlan(
+        root, sink, targets, placements, drops, notices, binder.used_views, arrangements, binder.used_functions, meant=meant
+    )  # fmt: skip
 
 
 def plan_select(catalog: Catalog, select_sql: str, *, default_database: str = "", settings: Mapping[str, str] | None = None) -> JobPlan:
@@ -193,15 +210,21 @@ def plan_select(catalog: Catalog, select_sql: str, *, default_database: str = ""
     key = root.unique_key if root.is_retracting else None
     columns = tuple(Column(item.name, str(item.type) if item.type.is_known else "STRING") for item in root.fields)
     sink = TableDescriptor("result", columns, key or (), (), key or (), 1, {})
-    root = optimize(root)
+    meant = optimize(root)
+    root = _as_run(meant)
     notices = list(query.notices)
     if root.is_retracting and key is None:
         notices.append("the columns that identify a row of the result are not selected: no table could hold it")
     targets = tuple(item.name for item in root.fields)
     return JobPlan(
         root, sink, targets, _placements(root, sink, "query"), notices=tuple(notices), views=binder.used_views,
-        arrangements=_arrangements(root, sink, "query"), functions=binder.used_functions,
+        arrangements=_arrangements(root, sink, "query"), functions=binder.used_functions, meant=meant,
     )  # fmt: skip
+
+
+def _as_run(meant: Node) -> Node:
+    """How a stream computes the relation."""
+    return share(by_pane(meant))
 
 
 def plan_view(

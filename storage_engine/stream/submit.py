@@ -21,7 +21,7 @@ from storage_engine.stream.catalog import StoreCatalog
 from storage_engine.stream.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, plan_job, save_job, state_name
 from storage_engine.stream.operate import check_not_dropping
 from storage_engine.stream.options import OPERATING_OPTIONS, UPGRADE_OPTION, parse_options
-from storage_engine.stream.planner import JobPlan, plan_insert
+from storage_engine.stream.planner import LAYOUT, JobPlan, plan_insert
 from storage_engine.stream.python_functions import FunctionDefinition, register
 from storage_engine.stream.quarantine import check_quarantines, create_quarantine, next_epoch
 from storage_engine.stream.startup import starts_of
@@ -97,13 +97,14 @@ class _Statement:
     first_line: int
 
     def planned(
-        self, store: Store, views: Mapping[str, ViewDefinition], known: JobDescriptor | None, prefix: str | None = None
+        self, store: Store, views: Mapping[str, ViewDefinition], known: JobDescriptor | None, prefix: str | None = None, layout: int = LAYOUT
     ) -> tuple[JobDescriptor, JobPlan]:
         """The job and its plan. `known`: the job of this name, whose table may have grown since: it writes and reads what it did.
 
-        prefix  of the names of its state tables, where it is not that of `known` or of a new job
+        prefix, layout  of its state tables, where they are not those of `known` or of a new job
         """
         catalog = StoreCatalog(store, views, known.known if known else {}, functions=self.functions)
+        layout = known.layout if known else layout
         plan = plan_insert(
             catalog,
             store.describe(self.sink),
@@ -113,6 +114,7 @@ class _Statement:
             default_database=self.database,
             settings=self.settings,
             first_line=self.first_line,
+            layout=layout,
         )
         job = JobDescriptor(
             name=self.name,
@@ -130,6 +132,7 @@ class _Statement:
             refresh_s=self.refresh_s,
             submitted_ms=time.time_ns() // 1_000_000,
             state_tables=tuple(table.name for table in plan.state_tables),
+            layout=layout,
         )
         return job, plan
 
@@ -154,7 +157,7 @@ def _replaced(
     choice = settings.get(UPGRADE_OPTION, "refuse").lower()
     keeps = choice == "keep-position"
     prefix = known.state_prefix if keeps else replace(known, state_epoch=known.epoch + 1).state_prefix
-    job, plan = statement.planned(store, views, None, prefix)
+    job, plan = statement.planned(store, views, None, prefix, known.layout if keeps else LAYOUT)
     if statement.sink != known.sink:
         raise StatementRefused(
             f"job {known.name} writes {known.sink}, the new statement writes {statement.sink}",
