@@ -22,7 +22,7 @@ from storage_engine.stream.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.placement import NULL_MASK, Placement
-from storage_engine.stream.plan import Aggregate, Rank, Session
+from storage_engine.stream.plan import Aggregate, DeltaJoin, Rank, Session
 from storage_engine.stream.plan_time import Emission, InTime
 
 POSITIONS = sql_of.POSITION[1:]
@@ -45,6 +45,17 @@ class WholePartitions:
     def __init__(self, node: Rank) -> None:
         self._name = sql_of.keyed_name(node)
         self._sql = sql_of.ranked(node, sql_of.relation(node.side.node), positioned=False)
+
+    def run(self, _plan: object, tables: Registry, _reader: Reader, _outcome: Outcome) -> None:
+        tables.put(self._name, tables.query(self._sql))
+
+
+class WholeJoin:
+    """A join of windows that come whole on both sides."""
+
+    def __init__(self, node: DeltaJoin) -> None:
+        self._name = sql_of.keyed_name(node)
+        self._sql = sql_of.joined(node, sql_of.relation(node.left.node), sql_of.relation(node.right.node))
 
     def run(self, _plan: object, tables: Registry, _reader: Reader, _outcome: Outcome) -> None:
         tables.put(self._name, tables.query(self._sql))
@@ -178,10 +189,10 @@ class _DistinctValues:
         values = tables.query(self._partial_sql)
         tables.put(f"{self.name}_v", values)
         keys = tables.query(self._keys_sql)
-        old = looked_up(reader, self._state, keys, ["n"], self._groups.may_be_kept(keys, span))["n"]
-        tables.put(f"{self.name}_m", values.append_column("__old", old))
+        stored = looked_up(reader, self._state, keys, ["n"], self._groups.may_be_kept(keys, span))
+        tables.put(f"{self.name}_m", values.append_column("__old", stored["n"]))
         tables.put(self.name, tables.query(self._deltas_sql))
-        state = keys.append_column("n", pc.add(pc.fill_null(old, 0), values["__d"]))
+        state = first_seen(keys, stored["_found"], values["__d"])
         append_op(outcome, WriteOp(self._table, "upsert", state.filter(pc.invert(self._groups.is_passed(state, watermark_ms))), None))
         if is_due:
             kept = reader.all_rows(self._table)
@@ -270,6 +281,11 @@ def write_late(outcome: Outcome, reader: Reader) -> None:
         of_table = places.filter(pc.equal(places[SOURCE], name)).select(list(POSITIONS))
         if side is not None and of_table.num_rows:
             append_op(outcome, WriteOp(side, "append", reader.rows_of_input(name, of_table, side), None))
+
+
+def first_seen(keys: pa.Table, found: pa.ChunkedArray, counts: pa.ChunkedArray) -> pa.Table:
+    """State rows of values that were not seen before: where no row is ever taken back, how often they come later does not matter."""
+    return keys.append_column("n", counts).filter(pc.invert(found))
 
 
 def looked_up(reader: Reader, table: TableDescriptor, keys: pa.Table, columns: list[str], asked: pa.ChunkedArray) -> pa.Table:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Protocol
 
 import duckdb
 import numpy as np
@@ -20,7 +21,16 @@ from storage_engine.errors import SchemaMismatch
 from storage_engine.stream import compile as sql_of
 from storage_engine.stream.aggregates import WEIGHT
 from storage_engine.stream.checked_key import CheckedKey, is_checked, sink_cast
-from storage_engine.stream.emission import LateRows, Sessions, WholeGroups, WholePartitions, WindowGroups, write_late
+from storage_engine.stream.emission import (
+    LateRows,
+    Sessions,
+    WholeGroups,
+    WholeJoin,
+    WholePartitions,
+    WindowGroups,
+    first_seen,
+    write_late,
+)
 from storage_engine.stream.event_time import EventTime
 from storage_engine.stream.keyed import Keyed
 from storage_engine.stream.micro_batch import Outcome, Reader, Registry, append_op
@@ -30,6 +40,12 @@ from storage_engine.stream.placement import DistinctState, Placement, top_aggreg
 from storage_engine.stream.plan import Aggregate, Calc, DeltaJoin, InTime, LookupJoin, Node, Over, Rank, Session, columns_of, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.render import sql
+
+
+class _Step(Protocol):
+    """What runs one operator: it puts the operator's changes into the tables, and what is to be written into the outcome."""
+
+    def run(self, plan: JobPlan, tables: Registry, reader: Reader, outcome: Outcome, /) -> None: ...
 
 
 class Executor:
@@ -42,7 +58,7 @@ class Executor:
         top = top_aggregate(plan.root)
         direct = top is not None and plan.placements[top[0].id].mode != "table"
         self._direct: tuple[Aggregate, Calc] | None = top if direct else None
-        self._steps: list[_Lookup | LateRows | Keyed | Sessions | WholeGroups | WholePartitions | WindowGroups | PaneGroups | _Aggregation] = []
+        self._steps: list[_Step] = []
         for node in reversed(list(walk(plan.root))):
             if isinstance(node, LookupJoin):
                 self._steps.append(_Lookup(node))
@@ -50,6 +66,8 @@ class Executor:
                 self._steps.append(LateRows(node))
             elif isinstance(node, Session) and node.emission is not None:
                 self._steps.append(Sessions(node, plan.arrangements))
+            elif isinstance(node, DeltaJoin) and node.is_whole:
+                self._steps.append(WholeJoin(node))
             elif isinstance(node, Rank) and node.is_whole:
                 self._steps.append(WholePartitions(node))
             elif isinstance(node, Aggregate) and node.emission is not None:
@@ -284,6 +302,7 @@ class _Distinct:
         self.name = name
         self.members = state.accumulators
         self._table = state.table
+        self._only_grows = not node.input.is_retracting
         self._partial_sql = sql_of.distinct_partial(node, state.accumulators)
         self._keys_sql = sql_of.distinct_state_keys(state.keys, f"{name}_v")
         self._deltas_sql = sql_of.distinct_deltas(node, state.accumulators, f"{name}_m")
@@ -295,6 +314,9 @@ class _Distinct:
         stored = reader.lookup(self._table.name, keys, ["n"])
         tables.put(f"{self.name}_m", values.append_column("__old", stored["n"]))
         tables.put(self.name, tables.query(self._deltas_sql))
+        if self._only_grows:
+            append_op(outcome, WriteOp(self._table.name, "upsert", first_seen(keys, stored["_found"], values["__d"]), None))
+            return
         counts = pc.add(pc.fill_null(stored["n"], 0), values["__d"])
         gone = pc.less_equal(counts, 0)
         state = keys.append_column("n", counts)

@@ -75,10 +75,11 @@ def _of_placement(node: Aggregate, placement: Placement) -> list[str]:
     what = f"{_by(node)} in {placement.table.name}"
     reason = f" ({placement.reason})" if placement.reason else ""
     key = f"key ({', '.join(name for name, _ in placement.keys)})"
+    unit = "group and pane" if node.by_pane and node.emission is not None else "group"
     text = {
         "merge": f"no state: {placement.table.name} adds up what the job writes, {key}",
         "sink": f"{what}: the result columns are the state, {key}",
-        "table": f"{what}: one row per group, {key}, {len(placement.columns)} values{reason}",
+        "table": f"{what}: one row per {unit}, {key}, {len(placement.columns)} values{reason}",
     }[placement.mode]
     distinct = [f"State: distinct values in {item.table.name}: one row per group and value" for item in placement.distinct]
     return [f"State: {text}", *distinct]
@@ -112,7 +113,9 @@ def _cost(plan: JobPlan, node: Node) -> list[str]:
 
 
 def _cost_of_join(node: DeltaJoin) -> list[str]:
-    left, right = (_rows_of(side) for side in node.sides)
+    if node.is_whole:
+        return ["nothing is read: a window comes whole, on both sides"]
+    left, right = (_rows_of(side) for side in (node.left, node.right))
     if node.kind == "INNER":
         return [f"a change of the left reads {right} with its key, one of the right reads {left}"]
     if node.kind == "FULL":

@@ -145,7 +145,8 @@ def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | Non
     catalog = StoreCatalog(store, job.views, job.known, altered, job.functions)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     plan = plan_insert(
-        catalog, sink, job.targets, job.select, job=job.state_prefix, default_database=job.database, settings=job.settings, layout=job.layout
+        catalog, sink, job.targets, job.select,
+        job=job.state_prefix, default_database=job.database, settings=job.settings, layout=job.layout,
     )  # fmt: skip
     return replace(plan, starts=job.starts)
 

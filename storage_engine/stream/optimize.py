@@ -165,7 +165,7 @@ def _below_windows(node: Calc, windows: Windows, condition: exp.Expr) -> Node:
 def _below_join(node: Calc, join: DeltaJoin, condition: exp.Expr) -> Node:
     """The filter with those of its parts on the sides that speak of one side's fields only, where that side's rows come out as they are."""
     staying = _conjuncts(condition)
-    sides = list(join.sides)
+    sides = [join.left, join.right]
     for i in {"INNER": (0, 1), "FULL": ()}.get(join.kind, (0,)):
         fields = {item.name for item in sides[i].node.fields}
         moving = [part for part in staying if columns_of(part) and columns_of(part) <= fields]

@@ -203,6 +203,7 @@ class DeltaJoin:
 
     residual  what ON says beside the equalities, over the fields of both
     kind      LEFT, FULL: a row without a match stays, with nulls. SEMI, ANTI: the left rows that have (no) match, each once
+    is_whole  all rows that match each other come at once, of both sides (whole.py): nothing is kept
     """
 
     left: Side
@@ -210,6 +211,7 @@ class DeltaJoin:
     residual: exp.Expr | None
     kind: JoinKind = "INNER"
     id: int = 0
+    is_whole: bool = False
 
     @property
     def is_outer(self) -> bool:
@@ -220,8 +222,8 @@ class DeltaJoin:
         return self.kind in ("SEMI", "ANTI")
 
     @property
-    def sides(self) -> tuple[Side, Side]:
-        return self.left, self.right
+    def sides(self) -> tuple[Side, ...]:
+        return () if self.is_whole else (self.left, self.right)
 
     @property
     def fields(self) -> tuple[Field, ...]:
@@ -479,7 +481,9 @@ def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[s
     elif isinstance(node, DeltaJoin):
         on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
         on += f" and {sql(node.residual)}" if node.residual is not None else ""
-        line = f"DeltaJoin {node.kind.lower()} on {on}: a change looks up " + " and ".join(map(_found, node.sides))
+        line = f"DeltaJoin {node.kind.lower()} on {on}: " + (
+            "a window comes whole" if node.is_whole else "a change looks up " + " and ".join(map(_found, node.sides))
+        )
     elif isinstance(node, Rank):
         order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
         line = f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: " + (

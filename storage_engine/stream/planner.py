@@ -45,6 +45,7 @@ from storage_engine.stream.result_key import with_result_key
 from storage_engine.stream.share import share
 from storage_engine.stream.sqltypes import UNKNOWN, is_storable_as, parse_type
 from storage_engine.stream.startup import Startup
+from storage_engine.stream.whole import whole_joins
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
 LAYOUT: Final = 1
@@ -224,7 +225,7 @@ def plan_select(catalog: Catalog, select_sql: str, *, default_database: str = ""
 
 def _as_run(meant: Node) -> Node:
     """How a stream computes the relation."""
-    return share(by_pane(meant))
+    return share(by_pane(whole_joins(meant)))
 
 
 def plan_view(

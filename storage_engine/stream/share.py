@@ -7,7 +7,7 @@ Holds: the recomputation (batch.py) runs the plan as it was before, so the proof
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -18,9 +18,7 @@ from storage_engine.stream.plan import (
     Calc,
     DeltaJoin,
     Expand,
-    InTime,
     KeptSide,
-    LookupJoin,
     Node,
     Over,
     Rank,
@@ -191,9 +189,10 @@ def _logs(emission: Emission) -> list[str]:
     return [scan.table.name for scan in emission.scans]
 
 
-def _named(pairs: object) -> Names | None:
-    found = dict(pairs)  # type: ignore[call-overload]
-    return None if None in found.values() else found
+def _named(pairs: Iterable[tuple[str, str | None]]) -> Names | None:
+    found = {name: match for name, match in pairs}
+    known = {name: match for name, match in found.items() if match is not None}
+    return known if len(known) == len(found) else None
 
 
 def _renamed(tree: exp.Expr, names: Names) -> exp.Expr:

@@ -97,7 +97,12 @@ class _Statement:
     first_line: int
 
     def planned(
-        self, store: Store, views: Mapping[str, ViewDefinition], known: JobDescriptor | None, prefix: str | None = None, layout: int = LAYOUT
+        self,
+        store: Store,
+        views: Mapping[str, ViewDefinition],
+        known: JobDescriptor | None,
+        prefix: str | None = None,
+        layout: int = LAYOUT,
     ) -> tuple[JobDescriptor, JobPlan]:
         """The job and its plan. `known`: the job of this name, whose table may have grown since: it writes and reads what it did.
 

@@ -228,15 +228,33 @@ def pairs(rng: random.Random) -> Case:
     return Case("pairs", sink, text.format(left.flink, right.flink), text.format(left.duck, right.duck))
 
 
+def shared(rng: random.Random) -> Case:
+    """One aggregate twice, with its keys in another order and under other names: it is kept once."""
+    of = windowed(rng) if rng.random() < 0.5 else rows_of_any(rng)
+    of = of if "kind" in of.columns else base(rng)
+    first = "window_start" if "window_start" in of.columns else "id % 5"
+    kind = of.columns.get("window_start", "BIGINT")
+    inner = (
+        f"(SELECT {first} AS g, COALESCE(kind, '-') AS kind, COUNT(*) AS n, SUM(qty) AS q FROM {{0}} GROUP BY {first}, COALESCE(kind, '-'))"
+    )
+    again = (
+        f"(SELECT MAX(m) AS high, h FROM (SELECT COUNT(*) AS m, {first} AS h, COALESCE(kind, '-') AS t FROM {{0}} "
+        f"GROUP BY COALESCE(kind, '-'), {first}) x GROUP BY h)"
+    )
+    sink = f"CREATE TABLE db.s (g {kind}, kind STRING, n BIGINT, q INT, high BIGINT, PRIMARY KEY (g, kind) NOT ENFORCED)"
+    text = f"SELECT a.g, a.kind, a.n, {{1}}, b.high FROM {inner} a JOIN {again} b ON a.g = b.h{rng.choice(['', ' AND a.n >= b.high'])}"
+    return Case("shared", sink, text.format(of.flink, "a.q"), text.format(of.duck, "CAST(a.q AS INT)"))
+
+
 def make_case(seed: int) -> Case:
     """The statement of a seed."""
     rng = random.Random(seed)
-    shape = rng.choice(["aggregate", "aggregate", "aggregate", "windows", "rows", "rows", "distinct", "two levels", "pairs"])
+    shape = rng.choice(["aggregate", "aggregate", "aggregate", "windows", "rows", "rows", "distinct", "two levels", "pairs", "shared"])
     if shape == "aggregate":
         return aggregate(rng, rows_of_any(rng), shape)
     if shape == "windows":
         return aggregate(rng, windowed(rng), shape)
-    return {"rows": rows_as_they_are, "distinct": distinct, "two levels": two_levels, "pairs": pairs}[shape](rng)
+    return {"rows": rows_as_they_are, "distinct": distinct, "two levels": two_levels, "pairs": pairs, "shared": shared}[shape](rng)
 
 
 # histories
