@@ -432,11 +432,18 @@ OF_WINDOWS = """SELECT l.window_end, l.k, l.n, r.most FROM (SELECT k, window_end
   (SELECT window_start + INTERVAL '9' SECOND AS calculated, window_end, MAX(v) AS most FROM
   TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY window_start, window_end) r
   ON l.window_end = r.window_end AND l.n > 1"""
+OF_TWO_LENGTHS = """SELECT l.window_start, l.k, l.n, r.n FROM (SELECT k, window_start, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND)) GROUP BY k, window_start, window_end) l JOIN
+  (SELECT k, window_start, COUNT(*) AS n FROM
+  TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '6' SECOND)) GROUP BY k, window_start, window_end) r
+  ON l.window_start = r.window_start AND l.k = r.k"""
 
 
 @pytest.mark.parametrize("seed", range(2))
 def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_long(tmp_path: Path, seed: int) -> None:
-    """The best groups of a window, groups of its groups, and a join of windows: into logs, without state of their own."""
+    """The best groups of a window, groups of its groups, and a join of windows: into logs, without state of their own; a join of windows
+    that begin at once and end apart keeps what is ahead.
+    """
 
     def check(store: Store) -> None:
         log = [(bucket, {**row, "v": row["v"] + 2}) for bucket, row in arrived(store)]  # no row is left out: all count as v >= 0
@@ -450,8 +457,8 @@ def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_l
         joined = [(row[0], row[1], row[2]) for row in sink_rows(store, "db.joined")]
         assert joined == sorted([(end, k, n) for end in ends for n, k in by_end[end] if n > 1], key=repr)
         assert differing_jobs(store) == []
-        kept.append(max(store.table(name).count() for name in store.tables() if "joined__rows_" in name) - len(counted))
-        assert [name for name in store.tables() if "__rows_" in name and "joined" not in name] == []
+        kept.append(max(store.table(name).count() for name in store.tables() if "apart__rows_" in name) - len(counted))
+        assert [name for name in store.tables() if "__rows_" in name and "apart" not in name] == []
 
     kept: list[int] = []
     create = [
@@ -459,8 +466,9 @@ def test_what_is_computed_over_sent_windows_is_sent_once_and_keeps_nothing_for_l
         "CREATE TABLE db.best (e TIMESTAMP(3), k STRING, n BIGINT, rn BIGINT)",
         "CREATE TABLE db.twice (e TIMESTAMP(3), most BIGINT, groups BIGINT, n BIGINT)",
         "CREATE TABLE db.joined (e TIMESTAMP(3), k STRING, n BIGINT, most INT)",
+        "CREATE TABLE db.apart (e TIMESTAMP(3), k STRING, n BIGINT, shorter BIGINT)",
         *(f"SET 'pipeline.name' = '{name}'; INSERT INTO db.{sink} {select}" for name, sink, select in
-          (("job", "best", BEST), ("twice", "twice", TWICE), ("joined", "joined", OF_WINDOWS))),
+          (("job", "best", BEST), ("twice", "twice", TWICE), ("joined", "joined", OF_WINDOWS), ("apart", "apart", OF_TWO_LENGTHS))),
     ]  # fmt: skip
     lived(tmp_path / "store", random.Random(seed), drifting(random.Random(seed), 200), create, check)
     assert kept[-1] < 0  # fewer than were sent
