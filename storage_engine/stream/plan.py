@@ -30,7 +30,6 @@ from sqlglot import exp
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.aggregates import Accumulator, Call
 from storage_engine.stream.plan_time import Emission, Expiry, InTime, Over, Session, Windows
-from storage_engine.stream.render import sql
 from storage_engine.stream.sqltypes import BIGINT, SqlType
 from storage_engine.stream.startup import Startup
 
@@ -459,63 +458,6 @@ def lookups(node: Node) -> list[LookupJoin]:
 def columns_of(tree: exp.Expr | None) -> set[str]:
     """The fields an expression reads."""
     return {item.name for item in tree.find_all(exp.Column)} if tree is not None else set()
-
-
-def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[str]:
-    """The tree as text, one operator per line, the sink's side first; what was told before with its first line only."""
-    pad = "  " * depth
-    told = set() if told is None else told
-    mode = "retracting" if node.is_retracting else "append-only"
-    if isinstance(node, Scan):
-        kind = "changelog" if node.is_retracting else "log"
-        line = f"Scan {kind} of {node.table.name} as {node.alias}: {', '.join(node.columns)}"
-    elif isinstance(node, Calc):
-        line = "Calc " + ", ".join(f"{item.name} = {sql(tree)}" for item, tree in node.projections)
-        line += f" where {sql(node.condition)}" if node.condition is not None else ""
-    elif isinstance(node, LookupJoin):
-        keys = " and ".join(f"{name} = {sql(tree)}" for name, tree in node.keys)
-        line = f"LookupJoin {'left' if node.is_outer else 'inner'} {node.table.name} as {node.alias} on {keys}: "
-        line += ", ".join(node.columns) or "no columns"
-        line += " (inserts missing keys)" if node.inserts_missing else ""
-        line += f" (newest partition of {node.newest_of})" if node.newest_of else ""
-    elif isinstance(node, DeltaJoin):
-        on = " and ".join(f"{mine} = {other}" for mine, other in zip(node.left.on, node.right.on, strict=True))
-        on += f" and {sql(node.residual)}" if node.residual is not None else ""
-        line = f"DeltaJoin {node.kind.lower()} on {on}: " + (
-            "a window comes whole" if node.is_whole else "a change looks up " + " and ".join(map(_found, node.sides))
-        )
-    elif isinstance(node, Rank):
-        order = ", ".join(f"{name}{' desc' if descending else ''}" for name, descending, _ in node.order)
-        line = f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: " + (
-            "a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}"
-        )
-    elif isinstance(node, Session | Over | InTime | Windows):
-        line = node.line()
-    elif isinstance(node, Union):
-        line = f"Union of {len(node.branches)}"
-    elif isinstance(node, Expand):
-        sets = ", ".join(f"({', '.join(sql(node.keys[i][1]) for i in grouped)})" for grouped in node.sets)
-        line = f"Expand to grouping sets {sets}"
-    else:
-        by = ", ".join(sql(tree) for _, tree in node.keys) or "nothing"
-        line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
-        line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
-        line += ", counted by pane, panes put together to windows" if node.by_pane else ""
-        line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
-    if id(node) in told:
-        return [f"{pad}{line} [shared: computed once, told above]"]
-    told.add(id(node))
-    out = [f"{pad}{line} [{mode}]"]
-    for child in node.inputs:
-        out.extend(describe(child, depth + 1, told))
-    return out
-
-
-def _found(side: Side) -> str:
-    if isinstance(side, KeptSide):
-        until = f" until the watermark of {side.expiry.emission.of} passes them" if side.expiry is not None else ""
-        return f"rows kept by ({', '.join(side.on)}){until}"
-    return f"{side.scan.table.name} by {'prefix ' if side.is_prefix else ''}({', '.join(side.keys)})"
 
 
 def is_positioned(node: Node) -> bool:

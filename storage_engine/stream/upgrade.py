@@ -25,9 +25,10 @@ from storage_engine.api import Progress, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import RetriableError, StatementRefused
 from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.stream.explain import describe
 from storage_engine.stream.job import JobDescriptor
 from storage_engine.stream.options import UPGRADE_OPTION, UPGRADE_TIMESTAMP_OPTION
-from storage_engine.stream.plan import Calc, Expand, LookupJoin, Scan, Union, Windows, describe, walk
+from storage_engine.stream.plan import Calc, Expand, LookupJoin, Scan, Union, Windows, walk
 from storage_engine.stream.planner import JobPlan
 from storage_engine.stream.startup import MODE, TIMESTAMP, parse_startup, starts_of
 
