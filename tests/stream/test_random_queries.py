@@ -29,7 +29,7 @@ def test_a_generated_job_leaves_what_one_query_over_the_whole_input_says(tmp_pat
 
 def test_the_seeds_draw_every_shape() -> None:
     cases = [make_case(seed) for seed in range(N_SEEDS)]
-    assert {case.shape for case in cases} == {"aggregate", "windows", "rows", "distinct", "two levels", "pairs"}
+    assert {case.shape for case in cases} == {"aggregate", "windows", "rows", "distinct", "two levels", "pairs", "shared"}
     texts = "\n".join(case.flink for case in cases)
     for piece in ("LEFT JOIN", " JOIN ", "UNION ALL", "ROW_NUMBER", "HAVING", "COUNT(DISTINCT", "FILTER", "HOP", "TUMBLE", "CASE WHEN"):
         assert piece in texts, piece
