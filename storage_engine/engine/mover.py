@@ -81,7 +81,7 @@ class Mover:
         self.begin()
 
     def begin(self) -> None:
-        """A round begins: with the present log, mended if it can be. When the store goes back meanwhile, the round ends with CleaningStopped."""
+        """A round begins: with the present log, mended if it can be. A store that goes back meanwhile ends it with CleaningStopped."""
         core = self._core
         if core.log.has_failed:
             core.mend(core.log)

@@ -128,9 +128,7 @@ class CommitLog:
 
     # recovery
 
-    def recover(
-        self, upto: LogPosition | None = None, needed: Callable[[], Iterable[FileEntry]] = tuple
-    ) -> Iterator[RecoveredCommit]:
+    def recover(self, upto: LogPosition | None = None, needed: Callable[[], Iterable[FileEntry]] = tuple) -> Iterator[RecoveredCommit]:
         """Every transaction from `start` on, in order. At the end, what no COMMIT frame covers is cut off and the log takes appends.
 
         Every frame passed is checked. What was committed is made durable before the iterator ends.

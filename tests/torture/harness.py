@@ -70,7 +70,7 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Tally) -> None:
-        for name in (field.name for field in fields(self) if field.type == "int"):
+        for name in (counter.name for counter in fields(self) if counter.type == "int"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.disk.faults.update(other.disk.faults)
         self.disk.calls.update(other.disk.calls)
