@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from storage_engine.api import CommitRequest
 from storage_engine.engine.core import Core, Written
-from storage_engine.errors import UserError
+from storage_engine.errors import UserError, WriteFailed
 
 
 class _Sent(NamedTuple):
@@ -61,6 +61,9 @@ class EmbeddedCommitStream:
                     written = self._core.begin_commit(lost[0].request)[1]
                 except UserError:  # the table has changed since: it is given up
                     lost.popleft()
+                    raise
+                except WriteFailed as error:  # what was taken back is on the disk until the cut succeeds
+                    error.is_absent = error.is_absent and not self._core.log.has_failed
                     raise
                 self._in_flight.append(_Sent(lost.popleft().request, written))
         finally:

@@ -105,6 +105,7 @@ class _Check:
         self.files: list[LogFile] = []
         self.log: CommitLog | None = None
         self.prepared: dict[int, FrameHeader] = {}
+        self.torn: Finding | None = None
 
     def run(self, *, keys: bool) -> Report:
         stored = self._load_checkpoint()
@@ -119,7 +120,7 @@ class _Check:
             self.report.add("damage", self.directory / "CHECKPOINT", 0, what, _COPY)
         self.report.n_tables = len(self.state.tables)
         self.report.n_buckets = sum(1 for table_id in self.state.names for _ in self.index.buckets(table_id))
-        if stop is None:
+        if stop is None or (self.torn is not None and not self.report.damages):
             self._check_files()
         self._check_snapshots(is_whole=stop is None)
         if keys:
@@ -148,10 +149,8 @@ class _Check:
             if self.files and self.files[0].start != 0 and not begins_with_state(self.files[0]):
                 stops.append(self.files[0].start)
                 self.report.add("damage", self.files[0].path, 0, "the log begins here, and what came before is not on disk", _COPY)
-            for file, what in gaps(self.files):
-                stops.append(file.stop or file.start)
-                self.report.add("damage", file.path, self.disk.file_size(file.path), what, _COPY)
-            stops += [self._judged(damage, durable) for damage in self.log.check()]
+            found = {(damage.file, damage.offset): damage for damage in [*gaps(self.files), *self.log.check()]}
+            stops += [self._judged(damage, durable) for damage in found.values()]
         except DamageError as error:  # another version, or no header to tell: nothing after it can be read
             path = next((file.path for file in self.files if str(file.path) in error.where), error.where)
             self.report.add("damage", path, 0, error.what, error.next_step)
@@ -168,7 +167,8 @@ class _Check:
         position = file.start + damage.offset
         is_torn = file.stop is None and not is_acknowledged(file.map(), file, position)
         if is_torn and position >= durable:
-            self.report.add("note", damage.file, damage.offset, f"torn tail: {damage.what}", "The next start cuts it off.")
+            self.torn = Finding("note", damage.file, damage.offset, f"torn tail: {damage.what}", "The next start cuts it off.")
+            self.report.findings.append(self.torn)
         else:
             self.report.add("damage", damage.file, damage.offset, damage.what, _COPY)
         return position
@@ -281,6 +281,9 @@ class _Check:
         what = self._log().missing(self.state.files or [])
         if what:
             self.report.add("damage", folder, -1, what, _COPY)
+        if what and self.torn is not None:  # no torn write: only a record in it can have given the file up
+            self.report.findings.remove(self.torn)
+            self.report.add("damage", self.torn.file, self.torn.offset, self.torn.what.removeprefix("torn tail: "), _COPY)
         if self.state.files is not None:
             known = {entry.start for entry in self.state.files}
             for file in self.files:

@@ -81,8 +81,10 @@ class Mover:
         self.begin()
 
     def begin(self) -> None:
-        """A round begins: with the present log. When the store goes back meanwhile, the round ends with CleaningStopped."""
+        """A round begins: with the present log, mended if it can be. A store that goes back meanwhile ends it with CleaningStopped."""
         core = self._core
+        if core.log.has_failed:
+            core.mend(core.log)
         with core.readers:
             self.log, self.state, self.buckets, self.snapshots = core.log, core.state, core.buckets, core.snapshots
 

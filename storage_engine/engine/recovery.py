@@ -59,7 +59,7 @@ class Recovered:
             self.buckets.get_or_create(bucket_id, self.state.partition_names[bucket_id.partition_id])
 
     def _replay(self, upto: LogPosition | None, *, is_first: bool) -> None:
-        for commit in self.log.recover(upto):
+        for commit in self.log.recover(upto, lambda: self.state.files or ()):
             record = upkeep.decode(commit.record)
             if isinstance(record, CommitRecord):
                 self.publish(record, commit.frames)

@@ -21,13 +21,7 @@ import pyarrow as pa
 
 from storage_engine.errors import DamagedFrame, WriteFailed
 from storage_engine.log.disk import Disk
-from storage_engine.log.file_set import (
-    FileEntry,
-    FileSet,
-    begins_with_state,
-    check_files,
-    usable_files,
-)
+from storage_engine.log.file_set import FileEntry, FileSet, begins_with_state, check_files, usable_files
 from storage_engine.log.format_file import claim_directory
 from storage_engine.log.frame import (
     HEADER_BYTES,
@@ -134,17 +128,20 @@ class CommitLog:
 
     # recovery
 
-    def recover(self, upto: LogPosition | None = None) -> Iterator[RecoveredCommit]:
+    def recover(self, upto: LogPosition | None = None, needed: Callable[[], Iterable[FileEntry]] = tuple) -> Iterator[RecoveredCommit]:
         """Every transaction from `start` on, in order. At the end, what no COMMIT frame covers is cut off and the log takes appends.
 
         Every frame passed is checked. What was committed is made durable before the iterator ends.
         upto    the end of a commit, known to be durable: all behind it is cut off. Where the disk refuses that, the log has failed: it
                 can be read below `upto`, and takes writes once it is mended.
-        Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged.
+        needed  asked before a torn end is cut off: the files that must be there by the commits given so far
+        Errors: DamagedFrame for damage below a position that a later frame calls durable: such bytes were acknowledged; so were those of
+        an end that looks torn where a needed file is gone: nothing but a record in them can have given it up.
         """
         assert not self._is_recovered, "a log is recovered once"
         position = self._start
         durable = position
+        torn: DamagedFrame | None = None
         for file in self._set.files[self._set.before(position) :]:
             is_last = file.stop is None
             data = file.map()
@@ -158,9 +155,10 @@ class CommitLog:
                 try:
                     header = parse_header(data, at - file.start, at, str(file.path))
                     file.check(data, header)
-                except DamagedFrame:
+                except DamagedFrame as damage:
                     if not is_last or upto is not None or is_acknowledged(data, file, at):
                         raise
+                    torn = damage
                     break
                 if header.kind != FrameKind.DATA and header.n_rows != len(pending):
                     damaged(f"a commit of {header.n_rows} frames follows {len(pending)}", file, at - file.start)
@@ -180,6 +178,8 @@ class CommitLog:
             if not is_last and position != stop:
                 damaged("the file ends inside a transaction", file, position - file.start)
         if upto is None:
+            if torn is not None:
+                self._set.require(needed(), self._directory, torn)
             self._begin_appending(position, durable)
             return
         if position != upto:
@@ -457,10 +457,7 @@ class CommitLog:
 
     def require_files(self, expected: Iterable[FileEntry]) -> None:
         """Errors: DamagedFrame when a file that the state says is part of the log is missing or cut."""
-        what = self.missing(expected)
-        if what:
-            next_step = "Restore the file from a copy."
-            raise DamagedFrame(what, where=str(self._directory), next_step=next_step, file=str(self._directory), offset=0)
+        self._set.require(expected, self._directory)
 
     def release(self, starts: set[int]) -> list[LogFile]:
         """Take finished files, whose frames nobody needs, out of the log. Readers that still plan with them get FrameMoved."""

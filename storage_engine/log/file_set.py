@@ -67,6 +67,15 @@ class FileSet:
                 return f"the log file {file_name(start)} holds {file.stop - start} bytes where {stop - start} were written"
         return ""
 
+    def require(self, expected: Iterable[FileEntry], directory: Path, torn: DamagedFrame | None = None) -> None:
+        """Errors: DamagedFrame when an expected file is not there as it was; at `torn`, the end of the log, where that looks torn."""
+        what = self.missing(expected)
+        if what and torn is None:
+            raise DamagedFrame(what, where=str(directory), next_step="Restore the file from a copy.", file=str(directory), offset=0)
+        if what and torn is not None:
+            what = f"{torn.what}, and {what}"
+            raise DamagedFrame(what, where=torn.where, next_step=torn.next_step, file=torn.file, offset=torn.offset)
+
 
 def files_of(disk: Disk, directory: Path) -> list[LogFile]:
     """The files that the directory of a log holds, in order; all but the last are finished."""
@@ -82,19 +91,20 @@ def begins_with_state(file: LogFile) -> bool:
     return check_file_header(file.map(), file.start, str(file.path)) == STATE_VERSION
 
 
-def gaps(files: list[LogFile]) -> list[tuple[LogFile, str]]:
-    """Files after which others ought to come, and what is wrong there; a last file whose header is not whole is no judge."""
+def gaps(files: list[LogFile]) -> list[DamagedFrame]:
+    """Places after which files ought to come that are not there. A header that could allow the gap and is damaged is named itself."""
     found = []
     for file, successor in itertools.pairwise(files):
         assert file.stop is not None, "only the last file grows"
         if file.stop == successor.start:
             continue
         try:
-            is_legitimate = file.stop < successor.start and begins_with_state(successor)
-        except DamagedFrame:
-            is_legitimate = False
-        if not is_legitimate:
-            found.append((file, f"the file holds {file.stop - file.start} bytes where {successor.start - file.start} were written"))
+            if file.stop < successor.start and begins_with_state(successor):
+                continue
+            n_bytes = file.stop - file.start
+            damaged(f"the file holds {n_bytes} bytes where {successor.start - file.start} were written", file, n_bytes)
+        except DamagedFrame as damage:
+            found.append(damage)
     return found
 
 
@@ -128,8 +138,8 @@ def usable_files(disk: Disk, directory: Path, start: int | None) -> tuple[list[L
     """
     files = files_of(disk, directory)
     drop_unfinished_file(disk, directory, files, start)
-    for file, what in gaps(files):
-        damaged(what, file, disk.file_size(file.path))
+    for damage in gaps(files):
+        raise damage
     first = files[0].start if files else 0
     if start is None:
         begin = next((file.start for file in reversed(files) if begins_with_state(file)), first)

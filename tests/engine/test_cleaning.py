@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -402,9 +404,10 @@ def test_a_removed_file_is_not_kept_on_disk_by_what_was_cached_of_it(store: Stor
     assert {Path(name).name for name in mapped if str(directory) in name} <= {path.name for path in log_files(directory)}
 
 
-def test_a_missing_file_is_damage_and_a_gap_left_by_cleaning_is_not(clock: Clock, tmp_path: Path) -> None:
+def make_store_with_gaps(directory: Path, clock: Clock) -> None:
+    """A closed store whose log has lost files between two others."""
     never_joined = replace(EAGER, settled_ms=1 << 60)
-    with small_files(20_000), opened(tmp_path / "s", clock, policy=never_joined) as store:
+    with small_files(20_000), opened(directory, clock, policy=never_joined) as store:
         store.execute(DDL)
         store.execute("ALTER TABLE c.log SET ('table.log.ttl' = '-1')")
         for _ in range(2):
@@ -414,6 +417,10 @@ def test_a_missing_file_is_damage_and_a_gap_left_by_cleaning_is_not(clock: Clock
         store.execute("DROP TABLE c.pk")
         store.table("c.log").append({"id": [0], "v": [os.urandom(2000).hex()]})
         backend_of(store).clean()
+
+
+def test_a_missing_file_is_damage_and_a_gap_left_by_cleaning_is_not(clock: Clock, tmp_path: Path) -> None:
+    make_store_with_gaps(tmp_path / "s", clock)
     files = log_files(tmp_path / "s")
     starts = [int(path.stem) for path in files]
     assert any(start + path.stat().st_size < after for path, start, after in zip(files, starts, starts[1:], strict=False))
@@ -433,6 +440,42 @@ def test_a_missing_file_is_damage_and_a_gap_left_by_cleaning_is_not(clock: Clock
     files[0].unlink()
     with pytest.raises(DamagedFrame, match=f"{files[0].name} is missing"):
         opened(tmp_path / "s", clock)
+
+
+def test_a_bit_that_took_the_end_of_the_log_is_named_where_a_file_was_given_up_there(store: Store, clock: Clock, tmp_path: Path) -> None:
+    overwrite(store, clock, 30)
+    clock.pass_ms(2 * HOUR_MS)
+    assert backend_of(store).clean().n_files_removed > 0
+    directory = tmp_path / "copy"
+    shutil.copytree(tmp_path / "s", directory)  # as a kill leaves it: the record that gives the files up is the last one
+    (directory / "CHECKPOINT").unlink()
+    path = log_files(directory)[-1]
+    data = path.read_bytes()
+    at = data.rindex(b'"removed"')
+    path.write_bytes(data[:at] + b"R" + data[at + 1 :])
+
+    for _ in range(2):  # the bytes are left as they are: the second start finds what the first one did
+        with pytest.raises(DamagedFrame, match="is missing") as damage:
+            opened(directory, clock)
+        assert damage.value.file == str(path)
+        assert at - 128 <= damage.value.offset <= at
+    found = [(finding.file, finding.offset) for finding in check_store(directory).damages]
+    assert (str(path), damage.value.offset) in found
+
+
+def test_a_header_that_allows_a_gap_before_its_file_is_named_when_it_is_damaged(clock: Clock, tmp_path: Path) -> None:
+    make_store_with_gaps(tmp_path / "s", clock)
+    files = log_files(tmp_path / "s")
+    path = next(after for file, after in itertools.pairwise(files) if int(file.stem) + file.stat().st_size < int(after.stem))
+    data = path.read_bytes()
+    path.write_bytes(data[:30] + bytes([data[30] ^ 1]) + data[31:])
+
+    for without in ("nothing", "CHECKPOINT"):
+        (tmp_path / "s" / without).unlink(missing_ok=True)
+        with pytest.raises(DamagedFrame, match="header does not match") as damage:
+            opened(tmp_path / "s", clock)
+        assert (damage.value.file, damage.value.offset) == (str(path), 0)
+        assert (str(path), 0) in [(finding.file, finding.offset) for finding in check_store(tmp_path / "s").damages]
 
 
 def test_a_backup_of_a_cleaned_store_is_restored_and_cleaned_again(store: Store, clock: Clock, tmp_path: Path) -> None:

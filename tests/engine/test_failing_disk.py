@@ -106,6 +106,22 @@ def test_while_the_disk_fails_reads_go_on_and_writes_resume_by_themselves(disk: 
     assert ids_of(opened(disk)) == [1, 2, 8]
 
 
+def test_pipelined_commits_that_a_restart_may_find_are_not_said_to_be_absent(disk: SimulatedDisk, store: Store) -> None:
+    stream = store.backend.commit_stream(8)
+    stream.send(CommitRequest((WriteOp("s.items", "upsert", pa.table({"id": [3], "note": ["first"]})),)))
+    disk.plan(Fault("error", 0, frozenset({"fdatasync", "truncate"}), errno.EIO, FOR_EVER))
+    with pytest.raises(WriteFailed):
+        put(store, 4)
+
+    with pytest.raises(WriteFailed) as refusal:
+        stream.finish()
+
+    assert not refusal.value.is_absent  # it was written before, and could not be cut off
+    assert ids_of(store) == [1, 2]
+    disk.restart("killed")
+    assert ids_of(opened(disk)) == [1, 2, 3, 4]
+
+
 def test_a_commit_of_unknown_outcome_is_applied_once_when_it_is_tried_again_after_a_restart(disk: SimulatedDisk, store: Store) -> None:
     rows = pa.table({"id": [7]})
     request = CommitRequest((WriteOp("s.log", "append", rows),), (), WriteId("w", 1))

@@ -61,7 +61,8 @@ def summary(tally: Tally, seconds: float, n_failed: int) -> str:
     counts = {
         "seeds": tally.seeds, "seeds that failed": n_failed, "commits acknowledged": tally.commits, "operations refused": tally.refused,
         "reopened": tally.reopens, "backups": tally.backups, "comparisons of everything with the model": tally.compared,
-        "rounds of cleaning": tally.cleanings, "lookups among commits on their way": tally.looks,
+        "rounds of cleaning": tally.cleanings, "rows that outlived their time": tally.outlived,
+        "lookups among commits on their way": tally.looks,
         "calls of the disk": tally.disk.calls.total(), "faults": tally.disk.faults.total(), "seconds": round(seconds),
     }  # fmt: skip
     kinds: dict[str, dict[str, int]] = {}

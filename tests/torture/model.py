@@ -16,17 +16,20 @@ import pyarrow as pa
 from storage_engine import Progress, TableBucket, TableDescriptor, WriteId
 from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.schema.descriptor import Column
-from tests.kv.model import NaiveTable, Row, comparable, table
+from tests.kv.model import Key, NaiveTable, Row, comparable, table
 
 Change = tuple[str, Row]
+RowKey = tuple[str, Key]
 
 _LOG = (Column("id", "BIGINT"), Column("note", "STRING"))
 _DAYS = (Column("id", "BIGINT", nullable=False), Column("ds", "STRING", nullable=False), Column("a", "BIGINT"), Column("s", "STRING"))
 _WAL = {"table.changelog.image": "wal"}
 DAY_MS = 24 * 3600 * 1000
+LOG_TTL_MS = 7 * DAY_MS
 MOVED = ("moved", {})
 """What a log holds where a row has left or entered a bucket because the table was rescaled: an offset that no reader sees."""
 KEPT_DAYS = 2
+ROW_TTL_MS = 8 * DAY_MS
 _BY_DAY = {
     "table.auto-partition.enabled": "true", "table.auto-partition.time-unit": "day", "table.auto-partition.time-zone": "UTC",
     "table.auto-partition.num-retention": str(KEPT_DAYS), "table.auto-partition.late-rows": "drop",
@@ -59,6 +62,15 @@ KINDS: dict[str, TableDescriptor] = {
 """The tables a workload may create."""
 
 
+def kind_of(name: str, row_ttl: str = "") -> TableDescriptor:
+    """A table that a workload creates. row_ttl: "": its rows live for ever; else a column that holds their time, or "written"."""
+    descriptor = KINDS[name]
+    if not row_ttl:
+        return descriptor
+    by = {} if row_ttl == "written" else {"table.kv.ttl.time-column": row_ttl}
+    return replace(descriptor, options={**descriptor.options, "table.kv.ttl": f"{ROW_TTL_MS // DAY_MS}d", **by})
+
+
 class Refused(Exception):
     """The store must refuse this operation, by this name."""
 
@@ -85,18 +97,23 @@ class Op:
 class ModelTable:
     """A table: per bucket its log of (change type, row), and per partition its rows by key.
 
-    times     per bucket, when each entry of its log was committed, at the latest (ms)
+    stamps    per bucket, of each entry of its log: the version that committed it, and when, at the latest (ms)
     counts    buckets of the partitions whose rows have not moved yet to as many as the table has
     n_late    rows left out because their day is past keeping
+    written   when the row of a key was last written (ms); outlived: rows that cleaning has let go because of `table.kv.ttl`, by key;
+              unsure: those of them that a failing disk may bring back. A key: (partition, key in it)
     """
 
     descriptor: TableDescriptor
     logs: dict[TableBucket, list[Change]] = field(default_factory=dict)
     partitions: dict[str, NaiveTable | None] = field(default_factory=dict)
     last_id: int = 0
-    times: dict[TableBucket, list[int]] = field(default_factory=dict)
+    stamps: dict[TableBucket, list[tuple[int, int]]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     n_late: int = 0
+    written: dict[RowKey, int] = field(default_factory=dict)
+    outlived: dict[RowKey, Row] = field(default_factory=dict)
+    unsure: set[RowKey] = field(default_factory=set)
 
     @property
     def rows(self) -> list[Row]:
@@ -105,17 +122,61 @@ class ModelTable:
     def copy(self) -> ModelTable:
         partitions = {name: None if naive is None else _copied(naive) for name, naive in self.partitions.items()}
         logs = {bucket: list(log) for bucket, log in self.logs.items()}
-        times = {bucket: list(log) for bucket, log in self.times.items()}
-        return ModelTable(self.descriptor, logs, partitions, self.last_id, times, dict(self.counts), self.n_late)
+        stamps = {bucket: list(log) for bucket, log in self.stamps.items()}
+        return ModelTable(
+            self.descriptor, logs, partitions, self.last_id, stamps, dict(self.counts), self.n_late,
+            dict(self.written), dict(self.outlived), set(self.unsure),
+        )  # fmt: skip
 
     def n_buckets_of(self, partition: str) -> int:
         return self.counts.get(partition, self.descriptor.n_buckets)
 
-    def stamp(self, now_ms: int) -> None:
-        """What the logs have got since the last call was committed by now."""
+    def stamp(self, version: int, now_ms: int) -> None:
+        """What the logs have got since the last call was committed by now, in this version."""
         for bucket, log in self.logs.items():
-            times = self.times.setdefault(bucket, [])
-            times += [now_ms] * (len(log) - len(times))
+            stamps = self.stamps.setdefault(bucket, [])
+            for kind, row in log[len(stamps) :]:
+                if kind in ("+I", "+U"):
+                    self.written[self.key_of(row)] = now_ms
+            stamps += [(version, now_ms)] * (len(log) - len(stamps))
+
+    def key_of(self, row: Row) -> RowKey:
+        names = self.descriptor.partition_keys
+        return row[names[0]] if names else "", tuple(row[name] for name in self.descriptor.physical_primary_key)
+
+    def has_outlived(self, row: Row, written_ms: int, now_ms: int) -> bool:
+        """Whether cleaning may let a row go because of `table.kv.ttl`: its time is long enough ago, and so is the end of its log."""
+        options = self.descriptor.options
+        column = options.get("table.kv.ttl.time-column")
+        if "table.kv.ttl" not in options:
+            return False
+        if column is None:
+            return written_ms < now_ms - ROW_TTL_MS
+        return row[column] is not None and row[column].timestamp() * 1000 < now_ms - ROW_TTL_MS and written_ms < now_ms - LOG_TTL_MS
+
+    def follow(self, found: Mapping[RowKey, Row], now_ms: int, *, is_lenient: bool) -> tuple[list[RowKey], list[RowKey]]:
+        """Let rows go that have outlived their time and are not found; take those back that a failing disk brought back.
+
+        is_lenient  any row that went may be back
+        The keys that went though it was not their time, and those that came back though they were gone.
+        """
+        wrong: tuple[list[RowKey], list[RowKey]] = ([], [])
+        for partition, naive in self.partitions.items():
+            for key in [key for key in naive.rows if (partition, key) not in found] if naive else []:
+                if self.has_outlived(naive.rows[key], self.written[partition, key], now_ms):
+                    self.outlived[partition, key] = naive.rows.pop(key)
+                    self.unsure.add((partition, key))
+                else:
+                    wrong[0].append((partition, key))
+        for at in found:
+            naive = self.partitions.get(at[0])
+            if at not in self.outlived or (naive and at[1] in naive.rows):
+                continue
+            if naive and (is_lenient or at in self.unsure):
+                naive.rows[at[1]] = self.outlived.pop(at)
+            else:
+                wrong[1].append(at)
+        return wrong
 
     def log(self, bucket: TableBucket) -> list[Change]:
         return self.logs.setdefault(bucket, [])
@@ -164,7 +225,7 @@ class Model:
     def _advance(self) -> None:
         self.version += 1
         for model in self.tables.values():
-            model.stamp(self.now_ms)
+            model.stamp(self.version, self.now_ms)
 
     def _live(self, name: str, offsets: Mapping[TableBucket, int]) -> dict[TableBucket, int]:
         """The offsets that are recorded: those of partitions, and of a table, that are there after the transaction."""
@@ -301,7 +362,10 @@ class Model:
             raise Refused("InvalidPartition")
         del model.partitions[partition]
         model.logs = {bucket: log for bucket, log in model.logs.items() if bucket.partition != partition}
-        model.times = {bucket: times for bucket, times in model.times.items() if bucket.partition != partition}
+        model.stamps = {bucket: stamps for bucket, stamps in model.stamps.items() if bucket.partition != partition}
+        for rows in (model.written, model.outlived):
+            for at in [at for at in rows if at[0] == partition]:
+                del rows[at]
         model.counts.pop(partition, None)
         self._forget_progress(name, partition)
         self.version += 1
@@ -313,6 +377,7 @@ class Model:
         for naive in model.partitions.values():
             if naive is not None:
                 naive.rows = {key: {**row, column.name: None} for key, row in naive.rows.items()}
+        model.outlived = {key: {**row, column.name: None} for key, row in model.outlived.items()}
         self.version += 1
 
     def put_object(self, name: str, value: Mapping[str, Any] | None) -> None:

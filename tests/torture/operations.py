@@ -22,7 +22,7 @@ from storage_engine.client.encoding import encode_append
 from storage_engine.errors import FlashlakeError, WriteFailed
 from storage_engine.schema.descriptor import Column
 from tests.kv.model import Row, bitmap, bitmap64, money
-from tests.torture.model import DAY_MS, KINDS, Model, Op
+from tests.torture.model import DAY_MS, KINDS, Model, Op, kind_of
 
 if TYPE_CHECKING:
     from tests.torture.harness import World
@@ -267,11 +267,11 @@ def _draw_table(chance: Chance, tables: list[str]) -> Args:
 
 
 def _run_create(world: World, args: Args) -> None:
-    world.store.create_table(KINDS[args["name"]], if_not_exists=False)
+    world.store.create_table(kind_of(**args), if_not_exists=False)
 
 
 operation("create_table", 3, lambda chance, tables: {"name": chance.choice(tables)}, _run_create,
-          lambda model, args: model.create_table(KINDS[args["name"]]))  # fmt: skip
+          lambda model, args: model.create_table(kind_of(**args)))  # fmt: skip
 operation("drop_table", 1, _draw_table, lambda world, args: world.store.drop_table(args["table"], if_exists=False),
           lambda model, args: model.drop_table(args["table"]))  # fmt: skip
 
