@@ -585,6 +585,29 @@ def test_rows_that_have_outlived_their_time_are_gone_and_do_not_come_back(tmp_pa
     assert check_store(tmp_path / "s", keys=True).findings == []
 
 
+def test_a_key_whose_first_rows_have_outlived_their_time_is_found_by_its_prefix_after_a_replay(tmp_path: Path, clock: Clock) -> None:
+    with small_files(20_000):
+        store = opened(tmp_path / "s", clock)
+        store.execute(
+            "CREATE TABLE c.carts (shop BIGINT, id BIGINT, v STRING, PRIMARY KEY (shop, id) NOT ENFORCED) "
+            "WITH ('bucket.key' = 'shop', 'table.log.ttl' = '1h', 'table.kv.ttl' = '10h')"
+        )
+        carts = store.table("c.carts")
+        carts.upsert({"shop": [1, 1, 2, 3], "id": [1, 2, 1, 1], "v": ["old"] * 4})
+        clock.pass_ms(11 * HOUR_MS)
+        carts.upsert({"shop": [1, 2], "id": [1, 1], "v": ["new"] * 2})
+        carts.delete({"shop": [3], "id": [1]})
+        backend_of(store).clean()
+        expected = carts.prefix_lookup({"shop": [1, 2, 3]}).to_pylist()
+        assert [(row["shop"], row["id"], row["v"]) for row in expected] == [(1, 1, "new"), (2, 1, "new")]
+        crash(store)
+
+        with opened(tmp_path / "s", clock) as again:
+            assert again.table("c.carts").prefix_lookup({"shop": [1, 2, 3]}).to_pylist() == expected
+            assert again.table("c.carts").count() == 2
+    assert check_store(tmp_path / "s", keys=True).findings == []
+
+
 @pytest.mark.parametrize(
     ("options", "what"),
     [
