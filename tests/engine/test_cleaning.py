@@ -463,6 +463,24 @@ def test_a_bit_that_took_the_end_of_the_log_is_named_where_a_file_was_given_up_t
     assert (str(path), damage.value.offset) in found
 
 
+def test_a_damaged_state_does_not_take_the_first_commit_of_its_file_with_it(clock: Clock, tmp_path: Path) -> None:
+    with small_files(20_000):
+        store = opened(tmp_path / "s", clock, sync="commit")
+        store.execute(DDL)
+        while len(log_files(tmp_path / "s")) == 1:
+            append(store, clock, 1)
+        crash(store)
+    path = log_files(tmp_path / "s")[-1]
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+
+    with pytest.raises(DamagedFrame, match="does not match its checksum") as damage:
+        opened(tmp_path / "s", clock)
+
+    assert (damage.value.file, damage.value.offset) == (str(path), 64)
+    assert path.exists()
+
+
 def test_a_header_that_allows_a_gap_before_its_file_is_named_when_it_is_damaged(clock: Clock, tmp_path: Path) -> None:
     make_store_with_gaps(tmp_path / "s", clock)
     files = log_files(tmp_path / "s")
