@@ -221,7 +221,8 @@ class Table:
         """The last n rows of a log, over all buckets, in the order of their commits. Reads only the frames that hold them."""
         if self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is no log table", where="last_rows", next_step="Use read(limit=n) for current rows.")
-        version = self._backend.version()
+        can = "last_rows" in self._backend.capabilities  # else the backend refuses by that name
+        version = self._backend.version() if can else None
         start, stop = self._backend.offsets(self.name, "last", version, n), self.offsets(at_version=version)
         return self.scan(columns, start=start, stop=stop, metadata=metadata).read_all()
 

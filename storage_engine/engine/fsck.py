@@ -176,7 +176,7 @@ class _Check:
     def _commits(self, stop: int | None) -> Iterator[int]:
         """Follow the log up to `stop`, or to its end; the position after each commit or seal, state and index being there.
 
-        Where the log begins with a state, because what came before was given up, that state is the one of the position it begins at.
+        Where a file begins with a state, because what came before was given up, that state is the one of the position it begins at.
         """
         for file in self.files:
             data = file.map()
@@ -201,7 +201,7 @@ class _Check:
                     record = data.slice(offset + HEADER_BYTES, header.payload_stop - HEADER_BYTES).to_pybytes()
                     if not self._follow(record, pending, file, offset):
                         return
-                    if file is self.files[0] and offset == FILE_HEADER_BYTES and begins_with_state(file):
+                    if offset == FILE_HEADER_BYTES and self._follows_gap(file) and begins_with_state(file):
                         yield file.start
                 pending = []
                 self.report.end = at
@@ -260,8 +260,7 @@ class _Check:
     def _meet_state(self, record: upkeep.WholeState, file: LogFile, offset: int) -> bool:
         """A file begins: after a gap with what the state says, else the state must be that of the commits before it."""
         state, index = record.state(), record.index()
-        number = self.files.index(file)
-        if number == 0 or self.files[number - 1].stop != file.start:
+        if self._follows_gap(file):
             self.state, self.index = state, index
             self.index.read_origins = lambda location: origins_of(self._log().read(location))
         elif _plain(state) != _plain(self.state) or (wrong := self._other_buckets(index)):
@@ -271,6 +270,10 @@ class _Check:
         self.state.files = state.files
         self.report.version = self.state.version
         return True
+
+    def _follows_gap(self, file: LogFile) -> bool:
+        number = self.files.index(file)
+        return number == 0 or self.files[number - 1].stop != file.start
 
     def _is_removed(self, position: int) -> bool:
         return all(position < file.start or (file.stop is not None and position >= file.stop) for file in self.files)

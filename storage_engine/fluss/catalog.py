@@ -57,8 +57,9 @@ async def create_table(
             await session.await_leaders(table, [] if definition.partition_keys else None, LEADERS_S)
             break
         except StoreUnavailable:
-            # The server sometimes never leads a bucket of a table that was dropped before. Nobody can have written to it: make it again.
-            if attempt == ATTEMPTS - 1 or table.descriptor.n_buckets > 1:
+            # The coordinator sometimes misses that a table was made, and no bucket of it gets a leader (docs/fluss.md). Nobody can have
+            # written to it: make it again.
+            if attempt == ATTEMPTS - 1 or await session.has_leader(table):
                 raise
             await (await session.admin()).drop_table(path)
             await asyncio.sleep(RECREATE_S)

@@ -130,6 +130,17 @@ class FlussSession:
             for bucket, offset in sorted(answer.items())
         }
 
+    async def has_leader(self, table: OpenTable) -> bool:
+        """Whether any bucket of a table without partitions answers."""
+        admin, spec = await self.admin(), fluss.OffsetSpec.latest()
+        for bucket in range(table.descriptor.n_buckets):
+            try:
+                await admin.list_offsets(table.path, [bucket], spec)
+            except fluss.FlussError:
+                continue
+            return True
+        return False
+
     async def await_leaders(self, table: OpenTable, partitions: list[str] | None, timeout_s: float) -> None:
         """Wait until every bucket answers. Errors: StoreUnavailable when one has no leader in time.
 

@@ -310,7 +310,7 @@ class KvBucket:
         for run in runs_of_frames(frames, self.descriptor.physical_primary_key):
             hashes = self._hash(run.keys)
             stored = self._index.get(hashes)
-            if net := net_changes(run.types, hashes, stored, self._homeless_hashes, is_wal=self.descriptor.is_wal):
+            if net := net_changes(run.types, hashes, stored, self._homeless_hashes):
                 if self._prefixes is not None:
                     self._enter_prefixes(run.rows, net.begun, hashes[net.begun])
                 self._put(hashes[net.live], run.offsets[net.live])
@@ -320,7 +320,8 @@ class KvBucket:
                 part = slice(start, stop)
                 types, own, keys = run.types[part], hashes[part], run.keys.slice(start, stop - start)
                 homeless = homeless_rows(types, keys, own, self._index.get(own), self._homeless, self._homeless_hashes)
-                self._settle(KvChange(run.rows.slice(start, stop - start), types, own, homeless), run.offsets[part])
+                change = KvChange(run.rows.slice(start, stop - start), types, own, homeless)
+                self._settle(change, run.offsets[part], is_replay=True)
 
     def snapshot(self) -> KvSnapshot:
         """What rebuild() would find from the first frame on, as arrays to store in a checkpoint."""
@@ -427,7 +428,7 @@ class KvBucket:
             homeless = {int(row): keys[int(plan.source[row])].as_py() for row in np.flatnonzero(located.homeless[plan.source])}
         return KvChange(plan.rows, plan.change_types, hashes[plan.source], homeless)
 
-    def _settle(self, change: KvChange, at: int | Int64s) -> None:
+    def _settle(self, change: KvChange, at: int | Int64s, *, is_replay: bool = False) -> None:
         """Make a change current, whose rows lie at offset `at` and after, or at the offsets `at`."""
         if change.n_rows == 0:
             return
@@ -435,7 +436,7 @@ class KvBucket:
         is_live, is_gone = change.outcome()
         if self._prefixes is not None:
             begun = change.change_types == INSERT
-            if self.descriptor.is_wal:  # the +U of a blind write may be a key's first row
+            if is_replay or self.descriptor.is_wal:  # a +U may be a key's first row: replay.py says when
                 begun |= is_live & (self._index.get(change.hashes) == MISSING)
             at = np.flatnonzero(begun)
             self._enter_prefixes(change.rows, at, change.hashes[at])

@@ -5,7 +5,8 @@ unless two keys of it may share a hash: then frame by frame.
 
 A key is homeless when, at its +I, its hash already belonged to a living key. Nothing else can be meant: had it been the same key,
 the changelog would say +U. From then on its changes are known by its encoded key.
-In image WAL the +U of a blind write may be a key's first row; a key that finds its hash taken still begins with +I.
+A +U may be the first row of a key: that of a blind write in image WAL, and where the rows before it have outlived their time to live
+(compaction leaves them out; a -D then comes where no key lives). A key that finds its hash taken still begins with +I.
 """
 
 from __future__ import annotations
@@ -61,12 +62,11 @@ def runs_of_frames(frames: Iterable[tuple[int | Int64s, ChangeTypes | None, pa.T
         yield _run(held, key_names)
 
 
-def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_hashes: Hashes, *, is_wal: bool = False) -> Net | None:
+def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_hashes: Hashes) -> Net | None:
     """What a run leaves, or None when keys may share a hash and it has to be followed frame by frame.
 
     Shapes: types, hashes, stored (n,): `stored` says where the index has each hash before the run, -1: nowhere.
-    Holds: per hash, +I comes where no key lives, +U and -D where one lives. Two living keys of one hash would break that. In image
-           WAL, +U also comes where no key lives.
+    Holds: per hash, +I comes where no key lives. Two living keys of one hash would break that.
     """
     if len(homeless_hashes) and np.isin(hashes, homeless_hashes).any():
         return None
@@ -77,13 +77,10 @@ def net_changes(types: ChangeTypes, hashes: Hashes, stored: Int64s, homeless_has
         return Net(rows, rows, rows)
     is_first = np.r_[True, own[1:] != own[:-1]]
     lived_before = np.where(is_first, stored[rows] >= 0, np.r_[False, kinds[:-1] != DELETE])
-    is_possible = lived_before != (kinds == INSERT)
-    if is_wal:
-        is_possible |= kinds == UPDATE_AFTER
-    if not is_possible.all():
+    if (lived_before & (kinds == INSERT)).any():
         return None
     is_last = np.r_[is_first[1:], True]
-    return Net(rows[is_last & (kinds != DELETE)], rows[is_last & (kinds == DELETE)], np.sort(rows[~lived_before]))
+    return Net(rows[is_last & (kinds != DELETE)], rows[is_last & (kinds == DELETE)], np.sort(rows[~lived_before & (kinds != DELETE)]))
 
 
 def homeless_rows(

@@ -275,14 +275,18 @@ class CommitLog:
         """
         with self._append_lock:
             self._require_writable()
-            commit = encode_commit_frame(record, n_frames=len(frames), durable=self._durable, timestamp_ms=timestamp_ms)
+            commit = self._commit_frame(record, len(frames), timestamp_ms)
             n_bytes = commit.header.length + sum(frame.header.length for frame in frames)
             if self._end + n_bytes > self._set.files[-1].start + self._file_bytes_max and self._end > self._begun:
                 self._roll()
+                commit = self._commit_frame(record, len(frames), timestamp_ms)  # says that the new file's beginning is durable
             buffers, locations, position = _place([*frames, commit], self._end)
             self._write(buffers)
             self._end = position
             return AppendedCommit(locations[:-1], LogPosition(position))
+
+    def _commit_frame(self, record: bytes, n_frames: int, timestamp_ms: int) -> EncodedFrame:
+        return encode_commit_frame(record, n_frames=n_frames, durable=self._durable, timestamp_ms=timestamp_ms)
 
     def begin_next_file(self) -> None:
         """Finish the last file though it is not full, so that it can be cleaned; one without a commit stays. Errors: WriteFailed."""

@@ -182,6 +182,7 @@ def test_a_scan_that_was_begun_before_the_change_ends_with_the_columns_it_began_
     assert first + reader.read_all().to_pylist() == [{"a": i, "b": str(i)} for i in range(5)]
 
 
+@pytest.mark.needs("aggregation")
 def test_a_function_follows_its_column_and_goes_on_adding(store, db):
     store.execute(f"""
         CREATE TABLE {db}.sums (k INT NOT NULL, n INT, texts STRING, PRIMARY KEY (k) NOT ENFORCED)
@@ -232,6 +233,7 @@ def test_what_is_refused_leaves_the_table_as_it_was(store, orders, statement, wh
     assert store.describe(orders.name) == orders.descriptor
 
 
+@pytest.mark.needs("journal")
 def test_older_versions_are_read_in_the_present_columns(store, orders):
     version = store.version()
     store.execute(

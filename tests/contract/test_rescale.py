@@ -6,7 +6,7 @@ import pytest
 
 from storage_engine import TableBucket
 
-pytestmark = pytest.mark.needs("alter_table", "read_at_version", "consumers")
+pytestmark = pytest.mark.needs("alter_table", "read_at_version", "consumers", "journal", "aggregation")
 
 N = 500
 

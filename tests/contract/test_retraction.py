@@ -165,15 +165,6 @@ def test_a_row_that_would_begin_at_zero_is_not_made_and_a_removed_one_begins_ane
     assert [change for change, *_ in changes(emptying, ["n"])] == ["+I", "-D", "+I"]
 
 
-@pytest.mark.parametrize("column", ["k", "best", "nope", "money"])
-def test_the_column_that_says_zero_has_to_count(store, db, column):
-    with pytest.raises(InvalidOption, match="names no column that counts"):
-        store.execute(
-            f"CREATE TABLE {db}.t (k BIGINT, best BIGINT, money DECIMAL(9, 2), PRIMARY KEY (k) NOT ENFORCED) WITH "
-            f"('table.merge-engine' = 'aggregation', 'fields.money.agg' = 'sum', 'table.delete.on-zero' = '{column}')"
-        )
-
-
 def test_removed_rows_stay_removed_after_a_restart(own):
     own.store.execute(
         "CREATE TABLE a.t (k BIGINT, n BIGINT, PRIMARY KEY (k) NOT ENFORCED) WITH ('table.merge-engine' = 'aggregation', "

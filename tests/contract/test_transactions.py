@@ -341,7 +341,7 @@ def test_a_reader_never_sees_half_a_commit(shared, store, db, tables):
         writer.join()
 
 
-@pytest.mark.needs("jobs")
+@pytest.mark.needs("jobs", "transactions")
 def test_progress_in_a_partition_that_the_same_commit_makes_is_recorded(store, db):
     store.execute(
         f"CREATE TABLE {db}.part (day STRING NOT NULL, n BIGINT) PARTITIONED BY (day)"

@@ -50,7 +50,7 @@ def test_a_delete_is_refused_where_the_table_disables_it(store, db):
     items = table(store, db, "k BIGINT, v BIGINT", "'table.delete.behavior' = 'disable'")
     items.upsert({"k": [1], "v": [1]})
 
-    with pytest.raises(StatementRefused, match="deletes are disabled"):
+    with pytest.raises(StatementRefused, match="(?i)delete.* are disabled"):
         items.delete({"k": [1]})
 
 
@@ -62,6 +62,15 @@ def test_an_aggregation_ignores_deletes_unless_it_allows_them(store, db):
         items.upsert({"k": [1], "v": [5]})
         items.delete({"k": [1]})
         assert items.read()["k"].to_pylist() == left
+
+
+@pytest.mark.parametrize("column", ["k", "best", "nope", "money"])
+def test_the_column_that_says_zero_has_to_count(store, db, column):
+    with pytest.raises(InvalidOption, match="names no column that counts"):
+        store.execute(
+            f"CREATE TABLE {db}.t (k BIGINT, best BIGINT, money DECIMAL(9, 2), PRIMARY KEY (k) NOT ENFORCED) WITH "
+            f"('table.merge-engine' = 'aggregation', 'fields.money.agg' = 'sum', 'table.delete.on-zero' = '{column}')"
+        )
 
 
 @pytest.mark.parametrize(

@@ -463,6 +463,24 @@ def test_a_bit_that_took_the_end_of_the_log_is_named_where_a_file_was_given_up_t
     assert (str(path), damage.value.offset) in found
 
 
+def test_a_damaged_state_does_not_take_the_first_commit_of_its_file_with_it(clock: Clock, tmp_path: Path) -> None:
+    with small_files(20_000):
+        store = opened(tmp_path / "s", clock, sync="commit")
+        store.execute(DDL)
+        while len(log_files(tmp_path / "s")) == 1:
+            append(store, clock, 1)
+        crash(store)
+    path = log_files(tmp_path / "s")[-1]
+    data = path.read_bytes()
+    path.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+
+    with pytest.raises(DamagedFrame, match="does not match its checksum") as damage:
+        opened(tmp_path / "s", clock)
+
+    assert (damage.value.file, damage.value.offset) == (str(path), 64)
+    assert path.exists()
+
+
 def test_a_header_that_allows_a_gap_before_its_file_is_named_when_it_is_damaged(clock: Clock, tmp_path: Path) -> None:
     make_store_with_gaps(tmp_path / "s", clock)
     files = log_files(tmp_path / "s")
@@ -582,6 +600,29 @@ def test_rows_that_have_outlived_their_time_are_gone_and_do_not_come_back(tmp_pa
             assert live(again) == [5]
         with opened(tmp_path / "s", clock) as last:
             assert live(last) == [5]
+    assert check_store(tmp_path / "s", keys=True).findings == []
+
+
+def test_a_key_whose_first_rows_have_outlived_their_time_is_found_by_its_prefix_after_a_replay(tmp_path: Path, clock: Clock) -> None:
+    with small_files(20_000):
+        store = opened(tmp_path / "s", clock)
+        store.execute(
+            "CREATE TABLE c.carts (shop BIGINT, id BIGINT, v STRING, PRIMARY KEY (shop, id) NOT ENFORCED) "
+            "WITH ('bucket.key' = 'shop', 'table.log.ttl' = '1h', 'table.kv.ttl' = '10h')"
+        )
+        carts = store.table("c.carts")
+        carts.upsert({"shop": [1, 1, 2, 3], "id": [1, 2, 1, 1], "v": ["old"] * 4})
+        clock.pass_ms(11 * HOUR_MS)
+        carts.upsert({"shop": [1, 2], "id": [1, 1], "v": ["new"] * 2})
+        carts.delete({"shop": [3], "id": [1]})
+        backend_of(store).clean()
+        expected = carts.prefix_lookup({"shop": [1, 2, 3]}).to_pylist()
+        assert [(row["shop"], row["id"], row["v"]) for row in expected] == [(1, 1, "new"), (2, 1, "new")]
+        crash(store)
+
+        with opened(tmp_path / "s", clock) as again:
+            assert again.table("c.carts").prefix_lookup({"shop": [1, 2, 3]}).to_pylist() == expected
+            assert again.table("c.carts").count() == 2
     assert check_store(tmp_path / "s", keys=True).findings == []
 
 
