@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from storage_engine import WriteOp
-from storage_engine.errors import InvalidOption, SchemaMismatch, UserError
+from storage_engine.errors import SchemaMismatch, UserError
 
 pytestmark = pytest.mark.needs("aggregation", "retract")
 

@@ -50,7 +50,7 @@ def test_a_delete_is_refused_where_the_table_disables_it(store, db):
     items = table(store, db, "k BIGINT, v BIGINT", "'table.delete.behavior' = 'disable'")
     items.upsert({"k": [1], "v": [1]})
 
-    with pytest.raises(StatementRefused, match="(?i)delete.* are disabled"):
+    with pytest.raises(StatementRefused, match=r"(?i)delete.* are disabled"):
         items.delete({"k": [1]})
 
 
