@@ -191,6 +191,8 @@ class Reader:
         """The text of one expression before any of these unnested words or symbols (left unread), or the end of the statement."""
         first, depth = self.peek(), 0
         while self.peek().kind != "end" and not (depth == 0 and (self.peek().upper or self.peek().text) in words):
+            if depth == 0 and self.at(")"):
+                raise self.refusal("a ) closes nothing", "Remove it, or open it before.")
             token = self.take()
             depth += (token.text == "(") - (token.text == ")")
         text = self._sql[first.start : self.peek().start].strip()

@@ -88,7 +88,7 @@ def _meant(
     functions: Mapping[str, FunctionDefinition],
 ) -> pa.Table:
     """Key and values of the rows that the condition holds for, at the newest version, in the types of `table`'s columns."""
-    condition = "" if statement.condition is None else f" WHERE {statement.condition}"
+    condition = "" if statement.condition is None else f" WHERE ({statement.condition})"  # one expression, no further clause
     plan = plan_insert(
         StoreCatalog(store, views, functions=functions),
         table,

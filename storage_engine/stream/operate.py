@@ -14,7 +14,7 @@ from storage_engine.client.store import Store
 from storage_engine.errors import AccessDenied, FlashlakeError, InvalidOption, StatementRefused
 from storage_engine.schema import statements as st
 from storage_engine.stream.job import KIND, JobDescriptor, load_job, load_jobs, plan_job, save_job, set_state
-from storage_engine.stream.options import JOB_SETTINGS, OPERATING_OPTIONS, parse_options
+from storage_engine.stream.options import JOB_SETTINGS, OPERATING_OPTIONS, check_value, parse_options
 from storage_engine.stream.quarantine import check_quarantines, create_quarantine
 
 
@@ -101,9 +101,7 @@ def alter(store: Store, name: str, sets: Mapping[str, str], resets: tuple[str, .
                 next_step=f"ALTER JOB knows {', '.join(OPERATING_OPTIONS)}; what a job computes is changed by 'pipeline.upgrade'.",
             )  # fmt: skip
     for key, value in sets.items():
-        allowed = JOB_SETTINGS[key]
-        if allowed is not None and value.lower() not in allowed:
-            raise InvalidOption(f"'{key}' = '{value}'", where=f"job {name}", next_step=f"Use {' or '.join(allowed)}.")
+        check_value(key, value, JOB_SETTINGS[key], f"job {name}")
     altered = replace(job, settings={key: value for key, value in {**job.settings, **sets}.items() if key not in resets})
     parse_options(altered.settings, f"job {name}")
     if altered.options.quarantines and not job.options.quarantines:

@@ -52,6 +52,12 @@ class JobOptions:
     quarantines: bool = False
 
 
+def check_value(key: str, value: str, allowed: tuple[str, ...] | None, where: str) -> None:
+    """Errors: InvalidOption for a value that is none of `allowed`, whatever its case; None: any text."""
+    if allowed is not None and value.upper() not in (item.upper() for item in allowed):
+        raise InvalidOption(f"'{key}' = '{value}'", where=where, next_step=f"Use {' or '.join(allowed)}.")
+
+
 def parse_options(settings: Mapping[str, str], where: str = "SET") -> JobOptions:
     """What the settings say. Errors: InvalidOption for a value that is not understood, out of range, or bounds that contradict."""
     shortest = _seconds(settings, INTERVAL_OPTION, 0.0, where)

@@ -32,7 +32,7 @@ from storage_engine.stream.job import JobDescriptor, load_job, set_state, state_
 from storage_engine.stream.lookup_binding import NDU_OPTION
 from storage_engine.stream.once import insert_once, insert_values
 from storage_engine.stream.operate import ANSWERS as JOB_ANSWERS
-from storage_engine.stream.options import JOB_SETTINGS, parse_options
+from storage_engine.stream.options import JOB_SETTINGS, check_value, parse_options
 from storage_engine.stream.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
 from storage_engine.stream.runner import JobRunner
 from storage_engine.stream.submit import submit
@@ -179,9 +179,7 @@ class SqlSession:
     def _set(self, statement: st.SetOption) -> Result:
         key, value = statement.key, statement.value
         if key in SETTINGS:
-            allowed = SETTINGS[key]
-            if allowed is not None and value.upper() not in (item.upper() for item in allowed):
-                raise InvalidOption(f"'{key}' = '{value}'", where=f"line {statement.line}", next_step=f"Use {' or '.join(allowed)}.")
+            check_value(key, value, SETTINGS[key], f"line {statement.line}")
             parse_options({key: value}, f"line {statement.line}")
             self._settings[key] = value
             return Result(f"set {key}")
