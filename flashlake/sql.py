@@ -17,7 +17,7 @@ from storage_engine.errors import StatementRefused, StoreLocked
 
 if TYPE_CHECKING:
     from query_engine import QueryEngine
-    from storage_engine.stream.session import SqlSession
+    from storage_engine.stream.session.session import SqlSession
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*)\}")
 
@@ -56,7 +56,7 @@ def open_engine(config: Config, store: Store) -> QueryEngine:
 
 def open_session(config: Config, store: Store) -> SqlSession:
     """A session that runs every statement: DDL and jobs in the store, queries in the query engine (opened at the first one)."""
-    from storage_engine.stream.session import SqlSession
+    from storage_engine.stream.session.session import SqlSession
 
     engine: QueryEngine | None = None
 

@@ -21,12 +21,12 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
 from storage_engine.schema.pushdown import pushable
-from storage_engine.stream.dialect import parse_select, table_hints, table_name, text_of
-from storage_engine.stream.function_calls import is_known_name, mark_calls
-from storage_engine.stream.function_statements import stored_functions
-from storage_engine.stream.functions import open_connection
-from storage_engine.stream.python_functions import FunctionDefinition, function_failure, register
-from storage_engine.stream.startup import MODE
+from storage_engine.stream.dialect.syntax import parse_select, table_hints, table_name, text_of
+from storage_engine.stream.functions.bitmaps import open_connection
+from storage_engine.stream.functions.function_calls import is_known_name, mark_calls
+from storage_engine.stream.functions.python_functions import FunctionDefinition, function_failure, register
+from storage_engine.stream.plan.startup import MODE
+from storage_engine.stream.session.function_statements import stored_functions
 
 _VIEWS_DEEP_MAX = 16
 _BINLOG_ROWS = ("before", "after")

@@ -22,7 +22,7 @@ import pyarrow as pa
 from storage_engine import Store, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
-from storage_engine.stream.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
+from storage_engine.stream.dialect.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
 
 CHANGELOG, BINLOG, LAKE = "$changelog", "$binlog", "$lake"
 _DUCKDB_TYPES = {

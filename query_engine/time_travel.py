@@ -10,7 +10,7 @@ from sqlglot import exp
 from query_engine.translate import translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
-from storage_engine.stream.dialect import text_of
+from storage_engine.stream.dialect.syntax import text_of
 
 _NEXT_STEP = "Write FOR SYSTEM_TIME AS OF TIMESTAMP '2026-01-31 12:00:00' (UTC), or FOR VERSION AS OF 42."
 

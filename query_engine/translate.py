@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
-from storage_engine.stream import sqltypes as types
-from storage_engine.stream.aggregates import NAMES, CallBuilder
-from storage_engine.stream.builtins import Value
-from storage_engine.stream.dialect import alias_of, text_of
-from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.sqltypes import SqlType
+from storage_engine.stream.dialect import sqltypes as types
+from storage_engine.stream.dialect.sqltypes import SqlType
+from storage_engine.stream.dialect.syntax import alias_of, text_of
+from storage_engine.stream.functions.aggregates import NAMES, CallBuilder
+from storage_engine.stream.functions.builtins import Value
+from storage_engine.stream.functions.expressions import ExpressionBinder
 
 Columns = Mapping[str, SqlType]
 """Column name -> type of one relation, "struct.field" for a field; a column that is not in it has an unknown type."""

@@ -18,12 +18,12 @@ import pyarrow.compute as pc
 from query_engine.engine import QueryEngine
 from storage_engine import Offsets, Progress, Store, TableDescriptor, WriteOp
 from storage_engine.errors import ProgressConflict, RetriableError, StatementRefused, UserError
-from storage_engine.stream.batch import batch_select, earlier_rows
-from storage_engine.stream.functions import open_connection
-from storage_engine.stream.job import JobDescriptor, load_jobs, plan_job
-from storage_engine.stream.planner import JobPlan
-from storage_engine.stream.quarantine import reason_of
-from storage_engine.stream.upgrade import epoch_of
+from storage_engine.stream.functions.bitmaps import open_connection
+from storage_engine.stream.jobs.job import JobDescriptor, load_jobs, plan_job
+from storage_engine.stream.jobs.quarantine import reason_of
+from storage_engine.stream.jobs.upgrade import epoch_of
+from storage_engine.stream.operators.job_plan import JobPlan
+from storage_engine.stream.run.batch import batch_select, earlier_rows
 
 _TRIES = 50
 _SAMPLE_ROWS = 5

@@ -55,6 +55,6 @@ def wrap(backend: Backend) -> Store:
 
 
 def _session_of(store: Store) -> Session:
-    from storage_engine.stream.session import SqlSession
+    from storage_engine.stream.session.session import SqlSession
 
     return SqlSession(store)

@@ -39,7 +39,7 @@ def fluss_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def sources_of_functions() -> Iterator[None]:
     """A command line that a test runs in this process says where functions come from; the next test begins without."""
     yield
-    functions = sys.modules.get("storage_engine.stream.python_functions")
+    functions = sys.modules.get("storage_engine.stream.functions.python_functions")
     if functions is not None:
         functions.configure(functions.FunctionSources())
 

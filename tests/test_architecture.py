@@ -20,6 +20,7 @@ BELOW = {
     "definitions": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources", "assets"},
 }
 STORE_ROOMS = ["errors", "schema", "api", "access", "log", "kv", "engine", "client", "fluss", "stream", "lake", "server", "connection"]
+STREAM_ROOMS = ["dialect", "functions", "plan", "operators", "planning", "jobs", "run", "session"]
 LINES_MAX = 520
 
 
@@ -62,20 +63,26 @@ def test_no_layer_imports_a_higher_one() -> None:
     assert upward == []
 
 
-def test_rooms_of_the_store_import_only_rooms_below_them() -> None:
+def upward_imports(folder: Path, rooms: list[str]) -> list[str]:
+    """Imports of a module in a room of a package from a room that comes later in the list."""
+    package = ".".join(folder.relative_to(ROOT).parts)
     upward = []
-    for path in sorted((ROOT / "storage_engine").rglob("*.py")):
-        parts = path.relative_to(ROOT / "storage_engine").parts
-        room = parts[0].removesuffix(".py")
-        if room == "__init__":
+    for path in sorted(folder.rglob("*.py")):
+        room = path.relative_to(folder).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
             continue
         for line, name in top_level_imports(path):
-            if not name.startswith("storage_engine."):
-                continue
-            other = name.split(".")[1]
-            if STORE_ROOMS.index(other) > STORE_ROOMS.index(room):
+            if name.startswith(f"{package}.") and rooms.index(name.removeprefix(f"{package}.").split(".")[0]) > rooms.index(room):
                 upward.append(f"{path.relative_to(ROOT)}:{line} imports {name}")
-    assert upward == []
+    return upward
+
+
+def test_rooms_of_the_store_import_only_rooms_below_them() -> None:
+    assert upward_imports(ROOT / "storage_engine", STORE_ROOMS) == []
+
+
+def test_rooms_of_the_stream_import_only_rooms_below_them() -> None:
+    assert upward_imports(ROOT / "storage_engine" / "stream", STREAM_ROOMS) == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))

@@ -26,8 +26,8 @@ from storage_engine.client.endpoint import endpoint_of
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.facts import JobFacts, facts_of
-from storage_engine.stream.reports import consumers
+from storage_engine.stream.run.facts import JobFacts, facts_of
+from storage_engine.stream.session.reports import consumers
 
 SCHEMA = pa.schema(
     [

@@ -24,7 +24,7 @@ _VIRTUAL = {
 
 
 class Session(Protocol):
-    """Executes SQL text against a store: storage_engine.stream.session.SqlSession."""
+    """Executes SQL text against a store: storage_engine.stream.session.session.SqlSession."""
 
     def execute(self, text: str) -> list[Any]: ...
 

@@ -2,7 +2,7 @@
 
 Owner: SqlSession (stream/), Store.execute and the asset loader call parse_statements.
 Holds: what is not understood is refused with its line and clause; nothing is skipped. CREATE TABLE comes out validated.
-Never: parses a SELECT (stream/plan.py, query_engine), touches a catalog, or fills in ${...} placeholders.
+Never: parses a SELECT (stream/plan/tree.py, query_engine), touches a catalog, or fills in ${...} placeholders.
 """
 
 from __future__ import annotations

@@ -162,8 +162,8 @@ class Guard:
         if principal.grants.permits("READ", CLUSTER) and principal.grants.permits("WRITE", CLUSTER):
             return []
         from storage_engine.client.store import Store
-        from storage_engine.stream.job import JobDescriptor, plan_job
-        from storage_engine.stream.plan import lookups, walk
+        from storage_engine.stream.jobs.job import JobDescriptor, plan_job
+        from storage_engine.stream.plan.tree import lookups, walk
 
         def no_session(_store: Store) -> Any:
             raise AssertionError("planning runs no statement")

@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from storage_engine.api import Backend
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
-from storage_engine.stream.facts import JobFacts, facts_of
-from storage_engine.stream.session import SqlSession
+from storage_engine.stream.run.facts import JobFacts, facts_of
+from storage_engine.stream.session.session import SqlSession
 
 logger = logging.getLogger(__name__)
 

@@ -1,17 +1,18 @@
 """stream: continuous SQL. Parse, bind, plan, run in micro-batches; state only in tables of the store.
 
-text -> dialect.parse_select -> bind.Binder -> plan (tree of operators) -> planner.JobPlan -> execute.Executor -> one commit
-                                                                        -> batch.batch_select (the same, at once)
+text -> dialect.syntax -> planning.bind -> plan.tree -> planning.planner: JobPlan -> operators.execute -> one commit
+                                                                            -> run.batch (the same, at once)
 """
 
-from storage_engine.stream.batch import batch_select
-from storage_engine.stream.functions import open_connection, register_functions
-from storage_engine.stream.job import JobDescriptor, load_job, load_jobs, plan_job
-from storage_engine.stream.planner import JobPlan, plan_insert, plan_view
-from storage_engine.stream.python_functions import udf
-from storage_engine.stream.runner import JobRunner
-from storage_engine.stream.session import Result, SqlSession
-from storage_engine.stream.worker import Worker
+from storage_engine.stream.functions.bitmaps import open_connection, register_functions
+from storage_engine.stream.functions.python_functions import udf
+from storage_engine.stream.jobs.job import JobDescriptor, load_job, load_jobs, plan_job
+from storage_engine.stream.operators.job_plan import JobPlan
+from storage_engine.stream.planning.planner import plan_insert, plan_view
+from storage_engine.stream.run.batch import batch_select
+from storage_engine.stream.run.runner import JobRunner
+from storage_engine.stream.run.worker import Worker
+from storage_engine.stream.session.session import Result, SqlSession
 
 __all__ = [
     "JobDescriptor",

@@ -11,10 +11,10 @@ import threading
 from contextlib import ExitStack
 
 from storage_engine.errors import FlashlakeError
-from storage_engine.stream.python_functions import FunctionSources, configure
-from storage_engine.stream.runner import N_ROWS_MAX
-from storage_engine.stream.worker import N_LANES, Worker
-from storage_engine.stream.worker_group import WorkerGroup
+from storage_engine.stream.functions.python_functions import FunctionSources, configure
+from storage_engine.stream.run.runner import N_ROWS_MAX
+from storage_engine.stream.run.worker import N_LANES, Worker
+from storage_engine.stream.run.worker_group import WorkerGroup
 
 
 def main() -> int:

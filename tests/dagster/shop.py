@@ -81,6 +81,6 @@ def create_tables(store: Store, project: Path) -> None:
 
 def run_stream(store: Store) -> None:
     """Let the stream jobs do what there is to do."""
-    from storage_engine.stream.worker import Worker
+    from storage_engine.stream.run.worker import Worker
 
     Worker(store).run_until_idle()

@@ -13,7 +13,7 @@ from flashlake.functions import function_sources, use_functions
 from flashlake.sql import open_session, open_store
 from flashlake.supervisor.services import stream_service
 from storage_engine.errors import StatementRefused
-from storage_engine.stream import python_functions
+from storage_engine.stream.functions import python_functions
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from flashlake.supervisor.records import RunDir
 from flashlake.supervisor.services import Service
 from flashlake.supervisor.supervise import Observed, Supervisor, backoff_seconds, decide
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
-from storage_engine.stream.worker_group import OWNER
+from storage_engine.stream.run.worker_group import OWNER
 
 SLEEPER = "import time; time.sleep(600)"
 PARENT = f"""

@@ -10,7 +10,7 @@ import pytest
 import storage_engine
 from query_engine.verify import repair, verify
 from storage_engine.errors import StatementRefused, UserError
-from storage_engine.stream.worker import Worker
+from storage_engine.stream.run.worker import Worker
 
 SQL = """
 CREATE TABLE shop.sales (id BIGINT, dept STRING, n BIGINT, ds STRING) PARTITIONED BY (ds);

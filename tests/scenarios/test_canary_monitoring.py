@@ -14,7 +14,7 @@ from assets.scenarios.canary_monitoring import events as made
 from assets.scenarios.canary_monitoring import scenario
 from assets.scenarios.canary_monitoring.events import Events
 from storage_engine.stream import Worker, load_job, plan_job
-from storage_engine.stream.plan import scans
+from storage_engine.stream.plan.tree import scans
 
 NOW = datetime(2017, 1, 2, 12, tzinfo=UTC)
 DAY = "20170102"

@@ -17,8 +17,9 @@ from assets.scenarios.order_forecast.expected import day_errors
 from assets.scenarios.order_forecast.scenario import FUNCTIONS, TABLE, add_baseline, check, deploy, writer
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
-from storage_engine.stream import Worker, python_functions
-from storage_engine.stream.python_functions import FunctionSources, configure
+from storage_engine.stream import Worker
+from storage_engine.stream.functions import python_functions
+from storage_engine.stream.functions.python_functions import FunctionSources, configure
 from tests.stream.comparing import differing_jobs
 
 NOW = datetime(2017, 1, 2, 12, tzinfo=UTC)

@@ -11,8 +11,8 @@ import pytest
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_job
-from storage_engine.stream.job import plan_job
-from storage_engine.stream.runner import JobRunner
+from storage_engine.stream.jobs.job import plan_job
+from storage_engine.stream.run.runner import JobRunner
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 
 VISITS = """CREATE TABLE db.visits (user_id STRING, first_page_time STRING, pv BIGINT, ds STRING, PRIMARY KEY (user_id, ds) NOT ENFORCED)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import storage_engine
 from storage_engine.stream import SqlSession, Worker
-from storage_engine.stream.job import load_jobs
+from storage_engine.stream.jobs.job import load_jobs
 from tests.meddling import meddled
 
 TABLES = "CREATE TABLE a.src (x BIGINT, day STRING) PARTITIONED BY (day); CREATE TABLE a.out (x BIGINT, day STRING);"

@@ -18,6 +18,7 @@ import storage_engine
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, batch_select, load_job, plan_job
+from storage_engine.stream.planning.explain import explain
 from tests.stream.comparing import Rows, differing_jobs, rows_of, sink_rows
 
 DELAY_MS = 2000
@@ -575,4 +576,4 @@ def test_a_join_without_bounds_on_both_sides_keeps_its_rows(store: Store) -> Non
     join = "SELECT l.id, r.id FROM db.ev l JOIN db.ev r ON l.k = r.k AND r.ts > l.ts - INTERVAL '1' SECOND"
     create = [EVENTS.format("drop"), "CREATE TABLE db.s (a BIGINT, b BIGINT)", "SET 'pipeline.name' = 'job'", f"INSERT INTO db.s {join}"]
     SqlSession(store).execute(";".join(create))
-    assert "until the watermark" not in "\n".join(plan_job(store, load_job(store, "job")).explain())
+    assert "until the watermark" not in "\n".join(explain(plan_job(store, load_job(store, "job"))))

@@ -8,7 +8,7 @@ import pytest
 
 from storage_engine import TableBucket
 from storage_engine.errors import OffsetOutOfRange
-from storage_engine.stream.inputs import next_range
+from storage_engine.stream.operators.inputs import next_range
 from tests.engine.cleaning import HOUR_MS, Clock, backend_of, opened
 
 ONE = TableBucket("", 0)

@@ -14,11 +14,11 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import open_connection
-from storage_engine.stream import sqltypes as types
-from storage_engine.stream.builtins import Value
-from storage_engine.stream.dialect import parse_select
-from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.render import column, sql
+from storage_engine.stream.dialect import sqltypes as types
+from storage_engine.stream.dialect.render import column, sql
+from storage_engine.stream.dialect.syntax import parse_select
+from storage_engine.stream.functions.builtins import Value
+from storage_engine.stream.functions.expressions import ExpressionBinder
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "flink_semantics"
 

@@ -18,12 +18,12 @@ from sqlglot import exp
 from storage_engine import Store
 from storage_engine.errors import FlashlakeError, StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_jobs, open_connection
-from storage_engine.stream.bind import Binder
-from storage_engine.stream.catalog import StoreCatalog
-from storage_engine.stream.dialect import Flink, parse_select
-from storage_engine.stream.expressions import ExpressionBinder
-from storage_engine.stream.render import sql
-from storage_engine.stream.sqltypes import common_type
+from storage_engine.stream.dialect.render import sql
+from storage_engine.stream.dialect.sqltypes import common_type
+from storage_engine.stream.dialect.syntax import Flink, parse_select
+from storage_engine.stream.functions.expressions import ExpressionBinder
+from storage_engine.stream.planning.bind import Binder
+from storage_engine.stream.planning.catalog import StoreCatalog
 from tests.stream.comparing import differing_jobs
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "flink_semantics"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker
-from storage_engine.stream.flow import upstream_first
+from storage_engine.stream.jobs.flow import upstream_first
 from tests.stream.comparing import sink_rows
 
 TABLES = [f"t{n}" for n in range(6)]

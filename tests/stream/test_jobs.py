@@ -14,8 +14,8 @@ from query_engine.verify import repair, verify
 from storage_engine import Store
 from storage_engine.errors import AlreadyExists, InvalidOption, ProgressConflict, StatementRefused
 from storage_engine.stream import JobRunner, SqlSession, Worker, load_job
-from storage_engine.stream.options import JobOptions, pause_s
-from storage_engine.stream.upgrade import StaleDefinition
+from storage_engine.stream.jobs.options import JobOptions, pause_s
+from storage_engine.stream.jobs.upgrade import StaleDefinition
 from tests.stream.comparing import query_rows, sink_rows
 
 TABLES = """

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker, udf
-from storage_engine.stream.lanes import JOURNAL, Lanes, Report
+from storage_engine.stream.run.lanes import JOURNAL, Lanes, Report
 
 ENTERED, RELEASED = threading.Event(), threading.Event()
 N_SOURCES = 3

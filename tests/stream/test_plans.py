@@ -9,9 +9,9 @@ from storage_engine.schema.ddl import parse_statements
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.statements import CreateTable
 from storage_engine.stream import JobPlan, plan_insert
-from storage_engine.stream.bind import ViewDefinition
-from storage_engine.stream.plan import lookups, scans
-from storage_engine.stream.python_functions import FunctionDefinition
+from storage_engine.stream.functions.python_functions import FunctionDefinition
+from storage_engine.stream.plan.tree import ViewDefinition, lookups, scans
+from storage_engine.stream.planning.explain import explain
 
 DDL = """
 CREATE TABLE db.events (id BIGINT NOT NULL, shop BIGINT NOT NULL, kind STRING, amount DECIMAL(12,2), ts TIMESTAMP(3), ds STRING NOT NULL);
@@ -82,7 +82,7 @@ def test_a_filter_on_the_stream_runs_before_the_lookup() -> None:
         "SELECT e.id, s.city FROM db.events e JOIN db.shops FOR SYSTEM_TIME AS OF PROCTIME() AS s ON e.shop = s.shop "
         "WHERE e.kind = 'x' AND s.city <> 'y'",
     )
-    text = "\n".join(made.explain())
+    text = "\n".join(explain(made))
     assert text.index("s.city\" <> 'y'") < text.index("LookupJoin") < text.index("e.kind\" = 'x'")
 
 
@@ -137,7 +137,7 @@ def test_group_by_takes_expressions_positions_and_aliases() -> None:
         plan("db.wide", f"SELECT shop, DATE_FORMAT(ts, 'yyyy-MM-dd') AS d, COUNT(*) FROM db.events GROUP BY shop, {key}", "shop,ds,n")
         for key in texts
     ]
-    assert len({"\n".join(item.explain()) for item in plans}) == 1
+    assert len({"\n".join(explain(item)) for item in plans}) == 1
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_prefix_lookup_needs_the_bucket_key() -> None:
 
 def test_planning_twice_gives_the_same_plan() -> None:
     text = "SELECT shop, ds, COUNT(*), AVG(amount) FROM db.events GROUP BY shop, ds"
-    assert plan("db.wide", text, "shop,ds,n,mean").explain() == plan("db.wide", text, "shop,ds,n,mean").explain()
+    assert explain(plan("db.wide", text, "shop,ds,n,mean")) == explain(plan("db.wide", text, "shop,ds,n,mean"))
 
 
 def test_a_key_that_may_come_from_several_buckets_is_announced() -> None:
@@ -226,4 +226,4 @@ def test_explain_says_how_a_delta_join_finds_its_rows():
 
     plan = plan_insert(catalog, catalog.tables["db.priced"], None, select, job="j")
 
-    assert any("a change looks up db.prices by prefix (shop) and db.shops by (shop)" in line for line in plan.explain())
+    assert any("a change looks up db.prices by prefix (shop) and db.shops by (shop)" in line for line in explain(plan))

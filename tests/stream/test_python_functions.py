@@ -19,7 +19,7 @@ from query_engine.verify import verify
 from storage_engine import Store
 from storage_engine.errors import AlreadyExists, StatementRefused, UnknownTable
 from storage_engine.stream import SqlSession, Worker, load_job
-from storage_engine.stream import python_functions as udfs
+from storage_engine.stream.functions import python_functions as udfs
 from tests.stream.comparing import sink_rows
 
 MODULE = """
@@ -142,7 +142,7 @@ def test_a_worker_process_finds_the_function_after_a_restart(tmp_path: Path, mod
         with storage_engine.connect(url) as store:
             add(store, (number, f"n{number}", 1))
         script = (
-            "import sys, threading; from storage_engine.stream import __main__ as m; from storage_engine.stream.worker import Worker\n"
+            "import sys, threading; from storage_engine.stream import __main__ as m; from storage_engine.stream.run.worker import Worker\n"
             "Worker.run_forever = lambda self, stop: self.run_until_idle()\nsys.exit(m.main())"
         )
         command = [sys.executable, "-c", script, "--store", url, "--python-path", str(module)]

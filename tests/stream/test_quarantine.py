@@ -15,7 +15,7 @@ from query_engine.verify import verify
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_job
-from storage_engine.stream import quarantine as quarantine_module
+from storage_engine.stream.jobs import quarantine as quarantine_module
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 
 TABLES = """
@@ -85,7 +85,7 @@ def test_bisecting_takes_a_logarithmic_number_of_runs(store: Store, db: SqlSessi
     db.execute(f"{SET_ASIDE} {NUMBERS}")
     append(store, ["bad" if n == 7_777 else str(n) for n in range(16_384)])
     runs = []
-    from storage_engine.stream.runner import JobRunner
+    from storage_engine.stream.run.runner import JobRunner
 
     run = JobRunner._run
     monkeypatch.setattr(JobRunner, "_run", lambda self, work: (runs.append(work.n_rows), run(self, work)))
@@ -133,7 +133,7 @@ def test_what_was_not_taken_in_is_not_taken_back(store: Store, db: SqlSession, s
 
 
 def test_a_job_whose_every_row_fails_stops(store: Store, db: SqlSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage_engine.stream import runner
+    from storage_engine.stream.run import runner
 
     assert quarantine_module.N_IN_A_ROW_MAX == 1_000
     monkeypatch.setattr(runner, "N_IN_A_ROW_MAX", 20)

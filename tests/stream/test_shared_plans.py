@@ -12,7 +12,8 @@ import pytest
 
 from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker, load_job, plan_job
-from storage_engine.stream.job import JobDescriptor, save_job
+from storage_engine.stream.jobs.job import JobDescriptor, save_job
+from storage_engine.stream.planning.explain import explain
 from tests.stream.comparing import differing_jobs, sink_rows
 from tests.stream.test_event_time import EVENTS, drifting, lived, table
 
@@ -51,7 +52,7 @@ def test_equal_counts_are_kept_once_and_the_result_is_the_statement_s(tmp_path: 
 
 def test_explain_tells_what_is_shared_counted_by_pane_and_joined_whole(store: Store) -> None:
     plan = plan_job(store, submit(store, "drop", hottest()))
-    text = "\n".join(plan.explain())
+    text = "\n".join(explain(plan))
     assert text.count("[shared: computed once, told above]") == 1
     assert text.count("counted by pane") == 2  # where it is, and where it is read again
     assert "a window comes whole" in text
@@ -76,7 +77,7 @@ def test_what_is_kept_without_a_watermark_is_shared_too(store: Store) -> None:
 )
 def test_parts_that_differ_are_not_shared(store: Store, select: str) -> None:
     plan = plan_job(store, submit(store, "drop", select))
-    assert "shared" not in "\n".join(plan.explain())
+    assert "shared" not in "\n".join(explain(plan))
     for rows in (drifting(random.Random(3), 120)[:60], drifting(random.Random(3), 120)[60:]):
         store.table("db.ev").append(table(rows))
         Worker(store).run_until_idle()
@@ -84,7 +85,7 @@ def test_parts_that_differ_are_not_shared(store: Store, select: str) -> None:
 
 
 def test_sides_that_different_windows_send_are_kept(store: Store) -> None:
-    text = "\n".join(plan_job(store, submit(store, "drop", hottest(right=OTHER_SIZE))).explain())
+    text = "\n".join(explain(plan_job(store, submit(store, "drop", hottest(right=OTHER_SIZE)))))
     assert "a window comes whole" not in text
 
 

@@ -9,8 +9,8 @@ import pytest
 from storage_engine import Store
 from storage_engine.errors import OffsetOutOfRange, StatementRefused
 from storage_engine.stream import load_jobs
-from storage_engine.stream.session import SqlSession
-from storage_engine.stream.worker import Worker
+from storage_engine.stream.run.worker import Worker
+from storage_engine.stream.session.session import SqlSession
 from tests.stream.comparing import differing_jobs, sink_rows
 
 DDL = """

@@ -19,7 +19,7 @@ import storage_engine
 from query_engine.verify import verify
 from storage_engine import Store
 from storage_engine.server import ServerProcess
-from storage_engine.stream.worker_group import OWNER, share_of
+from storage_engine.stream.run.worker_group import OWNER, share_of
 
 TAKE_OVER_S_MAX = 15.0  # a session of 3 s, a grace of 1 s, planning; the rest is a busy machine
 N_JOBS = 6

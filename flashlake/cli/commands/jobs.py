@@ -39,7 +39,8 @@ def run_jobs(options: argparse.Namespace) -> int:
         if options.action in CHANGES:
             say(_change(options)(store))
         else:
-            from storage_engine.stream import load_job, reports
+            from storage_engine.stream import load_job
+            from storage_engine.stream.session import reports
 
             is_list = options.action == "list"
             write_rows(reports.jobs(store) if is_list else reports.job(store, load_job(store, options.name)), options.format)
@@ -47,7 +48,7 @@ def run_jobs(options: argparse.Namespace) -> int:
 
 
 def _change(options: argparse.Namespace) -> Callable[[Store], str]:
-    from storage_engine.stream import operate
+    from storage_engine.stream.jobs import operate
 
     name, words = options.name, options.options
     changes: dict[str, Callable[[Store], str]] = {

@@ -1,0 +1,82 @@
+"""Text and numbers: further scalar functions of Flink's, beside those of builtins.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlglot import exp
+
+from storage_engine.errors import StatementRefused
+from storage_engine.stream.dialect import sqltypes as types
+from storage_engine.stream.dialect.render import cast, render
+from storage_engine.stream.dialect.sqltypes import SqlType
+from storage_engine.stream.functions.builtins import Builtin, Value
+
+
+def _t(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
+    return lambda args: render(template, *[arg.ast for arg in args])
+
+
+def _same(args: Sequence[Value]) -> SqlType:
+    return args[0].type
+
+
+def _double(name: str, n_args: int = 1) -> Builtin:
+    operands = ", ".join(f"CAST(_{i} AS DOUBLE)" for i in range(n_args))
+    return Builtin(n_args, n_args, types.DOUBLE, _t(f"{name}({operands})"))
+
+
+def _sha2(args: Sequence[Value]) -> exp.Expr:
+    if not isinstance(args[1].ast, exp.Literal) or args[1].ast.name != "256":
+        raise StatementRefused("SHA2 of another length than 256", where="function call", next_step="Use SHA2(text, 256).")
+    return render("sha256(_0)", args[0].ast)
+
+
+def _log(args: Sequence[Value]) -> exp.Expr:
+    if len(args) == 1:
+        return render("ln(CAST(_0 AS DOUBLE))", args[0].ast)
+    return render("ln(CAST(_1 AS DOUBLE)) / ln(CAST(_0 AS DOUBLE))", *[arg.ast for arg in args])
+
+
+def _hex(args: Sequence[Value]) -> exp.Expr:
+    return render("hex(_0)" if args[0].type == types.STRING else "hex(CAST(_0 AS BIGINT))", args[0].ast)
+
+
+def _truncate(args: Sequence[Value]) -> exp.Expr:
+    digits = args[1].ast.name if len(args) == 2 and isinstance(args[1].ast, exp.Literal) else "0" if len(args) == 1 else None
+    if digits is None:
+        raise StatementRefused("TRUNCATE takes its digits as a literal", where="function call", next_step="Write TRUNCATE(x, 2).")
+    kind = args[0].type
+    exact = args[0].ast if kind.name != "DOUBLE" else cast(args[0].ast, "DECIMAL(38, 15)")
+    made = render(f"trunc(_0 * CAST(1{'0' * int(digits)} AS DECIMAL(18, 0))) / 1{'0' * int(digits)}", exact)
+    return cast(made, kind.duckdb) if kind.is_known else made
+
+
+TEXT_AND_NUMBERS: dict[str, Builtin] = {
+    **{name: _double(name.lower()) for name in ("ACOS", "ASIN", "ATAN", "COT", "DEGREES", "RADIANS", "SINH", "COSH", "TANH")},
+    "ATAN2": _double("atan2", 2),
+    "PI": Builtin(0, 0, types.DOUBLE, _t("pi()")),
+    "E": Builtin(0, 0, types.DOUBLE, _t("exp(CAST(1 AS DOUBLE))")),
+    "LOG": Builtin(1, 2, types.DOUBLE, _log),
+    "TRUNCATE": Builtin(1, 2, _same, _truncate),
+    "CEILING": Builtin(1, 1, _same, _t("ceil(_0)")),
+    "SHA2": Builtin(2, 2, types.STRING, _sha2),
+    "ASCII": Builtin(1, 1, types.INT, _t("CAST(ascii(_0) AS INT)")),
+    "CHR": Builtin(1, 1, types.STRING, _t("chr(CAST(_0 AS INT))")),
+    "TRANSLATE": Builtin(3, 3, types.STRING, _t("translate(_0, _1, _2)")),
+    "BTRIM": Builtin(1, 2, types.STRING, lambda args: exp.Anonymous(this="trim", expressions=[arg.ast for arg in args])),
+    "BIN": Builtin(1, 1, types.STRING, _t("bin(CAST(_0 AS BIGINT))")),
+    "HEX": Builtin(
+        1, 1, types.STRING, lambda args: render("hex(_0)" if args[0].type == types.STRING else "hex(CAST(_0 AS BIGINT))", args[0].ast)
+    ),
+    "TO_BASE64": Builtin(1, 1, types.STRING, _t("to_base64(encode(_0))")),
+    "FROM_BASE64": Builtin(1, 1, types.STRING, _t("decode(from_base64(_0))")),
+    "URL_ENCODE": Builtin(1, 1, types.STRING, _t("url_encode(_0)")),
+    "URL_DECODE": Builtin(1, 1, types.STRING, _t("url_decode(_0)"), "always"),
+    "REGEXP_LIKE": Builtin(2, 2, types.BOOLEAN, _t("regexp_matches(_0, _1)")),
+    "REGEXP_COUNT": Builtin(2, 2, types.INT, _t("CAST(len(regexp_extract_all(_0, _1)) AS INT)")),
+    "REGEXP_SUBSTR": Builtin(2, 2, types.STRING, _t("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1) END"), "always"),
+    "IS_DIGIT": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '[0-9]+'), FALSE)"), "never"),
+    "IS_ALPHA": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '[A-Za-z]+'), FALSE)"), "never"),
+    "IS_DECIMAL": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(TRY_CAST(_0 AS DOUBLE) IS NOT NULL, FALSE)"), "never"),
+}

@@ -1,0 +1,1 @@
+"""Run: jobs at work: a runner per job, workers and their lanes, the recomputation, and facts about all of them."""

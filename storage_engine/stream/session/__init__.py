@@ -1,0 +1,1 @@
+"""Session: SQL statements of a person or program, answered one after another."""

@@ -1,0 +1,123 @@
+"""Once: statements that run to their end: INSERT INTO ... VALUES, and INSERT INTO ... SELECT in batch mode. One commit each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import duckdb
+import pyarrow as pa
+from sqlglot import exp
+
+from storage_engine.api import WriteOp
+from storage_engine.client.store import Store
+from storage_engine.errors import StatementRefused
+from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.statements import InsertInto
+from storage_engine.stream.dialect.render import sql
+from storage_engine.stream.dialect.sqltypes import is_storable_as, parse_type
+from storage_engine.stream.dialect.syntax import parse_select, text_of
+from storage_engine.stream.functions.bitmaps import open_connection
+from storage_engine.stream.functions.builtins import Value
+from storage_engine.stream.functions.expressions import ExpressionBinder
+from storage_engine.stream.functions.python_functions import FunctionDefinition
+from storage_engine.stream.operators.job_plan import JobPlan
+from storage_engine.stream.plan.startup import starts_of
+from storage_engine.stream.plan.tree import ViewDefinition
+from storage_engine.stream.planning.catalog import StoreCatalog
+from storage_engine.stream.planning.planner import plan_insert
+from storage_engine.stream.run.batch import batch_select
+
+
+def insert_once(
+    store: Store,
+    statement: InsertInto,
+    settings: Mapping[str, str],
+    views: Mapping[str, ViewDefinition],
+    functions: Mapping[str, FunctionDefinition],
+) -> str:
+    """Run INSERT INTO ... SELECT over what its sources hold now; the message."""
+    sink = store.describe(statement.table)
+    plan = plan_insert(
+        StoreCatalog(store, views, functions=functions),
+        sink,
+        statement.columns,
+        statement.select_sql,
+        job="batch",
+        default_database=statement.database,
+        settings=settings,
+        runs_once=True,
+    )
+    plan = replace(plan, starts=starts_of(store, plan.startups, "batch"))
+    rows, version = select_once(store, plan, f"line {statement.line}")
+    _write(store, sink, rows, plan.targets)
+    return f"wrote {rows.num_rows} rows into {sink.name}, from version {version}"
+
+
+def select_once(store: Store, plan: JobPlan, where: str) -> tuple[pa.Table, int]:
+    """The rows of a plan over what its sources hold now, and the version that is. Errors: StatementRefused for a value DuckDB refuses."""
+    version = store.version()
+    try:
+        return batch_select(store, plan, at_version=version, is_bounded=True), version
+    except duckdb.Error as error:
+        what = str(error).splitlines()[0].removeprefix("Conversion Error: ")
+        raise StatementRefused(what, where=where, next_step="Correct the expression, or leave such rows out with WHERE.") from error
+
+
+def insert_values(store: Store, statement: InsertInto) -> str:
+    """Run INSERT INTO ... VALUES; the message."""
+    sink = store.describe(statement.table)
+    where = f"line {statement.line}"
+    targets = statement.columns or tuple(name for name in sink.column_names if name != sink.auto_increment_column)
+    for name in targets:
+        if name not in sink.column_names:
+            raise StatementRefused(
+                f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
+            )
+    selects = [_row(item, sink, targets, where) for item in _tuples(statement.select_sql, where)]
+    con = open_connection()
+    try:
+        rows = con.execute(" UNION ALL ".join(selects)).to_arrow_table()
+    finally:
+        con.close()
+    _write(store, sink, rows, targets)
+    return f"wrote {rows.num_rows} rows into {sink.name}"
+
+
+def _tuples(text: str, where: str) -> list[list[exp.Expr]]:
+    tree = parse_select(f"SELECT * FROM ({text}) AS v", where=where)
+    values = tree.find(exp.Values)
+    if values is None:
+        raise StatementRefused("VALUES cannot be read", where=where, next_step="Write VALUES (1, 'a'), (2, 'b').")
+    return [list(item.expressions) if isinstance(item, exp.Tuple) else [item] for item in values.expressions]
+
+
+def _row(items: list[exp.Expr], sink: TableDescriptor, targets: tuple[str, ...], where: str) -> str:
+    if len(items) != len(targets):
+        raise StatementRefused(
+            f"a row of VALUES has {len(items)} values, {sink.name} takes {len(targets)}",
+            where=where,
+            next_step=f"Columns: {', '.join(targets)}.",
+        )
+
+    def no_columns(node: exp.Column) -> Value:
+        raise StatementRefused(f"{text_of(node)} in VALUES is not a constant", where=where, next_step="Write constants; quote text with '.")
+
+    binder = ExpressionBinder(no_columns, where=where)
+    listed = []
+    for item, name in zip(items, targets, strict=True):
+        value, wanted = binder.bind(item), parse_type(sink.column(name).type)
+        if not (is_storable_as(value.type, wanted) or isinstance(item, exp.Literal | exp.Neg)):
+            raise StatementRefused(
+                f"column {name} of {sink.name} is {wanted}, the value {text_of(item)} is {value.type}",
+                where=where,
+                next_step=f"CAST it AS {wanted}.",
+            )
+        listed.append(f'CAST({sql(value.ast)} AS {wanted.duckdb}) AS "{name}"')
+    return f"SELECT {', '.join(listed)}"
+
+
+def _write(store: Store, sink: TableDescriptor, rows: pa.Table, targets: tuple[str, ...]) -> None:
+    if rows.num_rows:
+        kind = "upsert" if sink.has_primary_key else "append"
+        store.commit([WriteOp(sink.name, kind, rows, targets if sink.has_primary_key else None)])
