@@ -25,7 +25,7 @@ def emitted_once(binder: Binder, node: Aggregate) -> Aggregate:
     if node.input.is_retracting or node.keeps_rows:
         return node
     for _, tree in node.keys:
-        found = _origin(node.input, tree.name) if isinstance(tree, exp.Column) else None
+        found = origin_of(node.input, tree.name) if isinstance(tree, exp.Column) else None
         if found is None:
             continue
         window, name = found
@@ -44,7 +44,7 @@ def emitted_at(node: Node, name: str) -> Emission | None:
     """When all rows with one value of the field come, at once: those of a window that was sent. `shift_ms`: they come with the watermark
     that reaches the value and the shift, less a millisecond. None: they may come at different times.
     """
-    found = _origin(node, name)
+    found = origin_of(node, name)
     if found is None:
         return None
     source, field = found
@@ -57,7 +57,7 @@ def emitted_at(node: Node, name: str) -> Emission | None:
             return None
         if source.emission.is_whole:
             return emitted_at(source.input, tree.name)
-        window = _origin(source.input, tree.name)
+        window = origin_of(source.input, tree.name)
         shift_ms = _shift_to_end(window[0], window[1]) if window is not None and isinstance(window[0], Windows) else None
         return replace(source.emission, shift_ms=shift_ms) if shift_ms is not None else None
     return None
@@ -93,7 +93,7 @@ def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
 
 def _scans_of(node: Node, name: str) -> list[tuple[Scan, str]] | None:
     """The logs that a field comes from unchanged; None when it does not in one branch of a union."""
-    found = _origin(node, name)
+    found = origin_of(node, name)
     if found is None:
         return None
     source, field = found
@@ -117,7 +117,7 @@ def _check_late_table(binder: Binder, source: str, name: str) -> None:
         )
 
 
-def _origin(node: Node, name: str) -> tuple[Node, str] | None:
+def origin_of(node: Node, name: str) -> tuple[Node, str] | None:
     """The window, log or sent group that a field comes from unchanged, with its name there; None when it is computed, or of joined rows."""
     while True:
         if isinstance(node, Scan | Union):

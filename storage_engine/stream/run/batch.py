@@ -231,7 +231,7 @@ def _register_scan(
             rows = pa.RecordBatchReader.from_batches(schema, marked_batches(scan.table, rows, ("_commit_timestamp", "_bucket"), schema))
         if is_timed:
             mark_ms = "CAST(NULL AS BIGINT)" if is_bounded else WATERMARK
-            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.columns if name not in scan.stored_columns]
+            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.marks]
             order = "".join(f", {text}" for text in [f"{mark_ms} AS {WATERMARK}", *shown])
         con.register(f"{name}_log", rows)
         if ordered:
