@@ -24,17 +24,13 @@ from tests.stream.test_stream_equals_batch import EVENTS, KEYED
 
 @dataclass(frozen=True)
 class Relation:
-    """A FROM item in both dialects, without alias. `columns`: name -> type; `key`: what tells rows apart, () for a log.
-
-    is_several  a row of the source may be several rows
-    """
+    """A FROM item in both dialects, without alias. `columns`: name -> type; `key`: what tells rows apart, () for a log."""
 
     flink: str
     duck: str
     columns: dict[str, str]
     key: tuple[str, ...] = ()
     is_log: bool = False
-    is_several: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,12 +132,8 @@ def looked_up(rng: random.Random) -> Relation:
     is_prefix = rng.random() < 0.4
     table = "parts" if is_prefix else "fixed"
     time = rng.choice(["PROCTIME()", "l.pt"])
-    body = (
-        "SELECT l.id, l.shop, COALESCE(r.city, l.kind) AS kind, l.qty, l.amount, r.size AS uid FROM {} l "
-        + kind
-        + " {} r ON l.shop = r.shop"
-        + more
-    )
+    body = "SELECT l.id, l.shop, COALESCE(r.city, l.kind) AS kind, l.qty, l.amount, r.size AS uid "
+    body += f"FROM {{}} l {kind} {{}} r ON l.shop = r.shop{more}"
     timed = f"(SELECT *, PROCTIME() AS pt FROM {left.flink})" if time == "l.pt" else left.flink
     columns = {**{name: EVENT_COLUMNS[name] for name in ORDER_COLUMNS}, "uid": "INT"}
     return Relation(
@@ -149,7 +141,6 @@ def looked_up(rng: random.Random) -> Relation:
         f"({body.format(left.duck, table)})",
         columns,
         () if is_prefix else left.key,
-        is_several=is_prefix,
     )
 
 
