@@ -135,6 +135,109 @@ def test_a_job_that_reads_everything_again_gives_the_same_rows_also_after_frames
         worker.close()
 
 
+LOG_SINK = "CREATE TABLE db.{} (bidder STRING, starttime TIMESTAMP(3), endtime TIMESTAMP(3), n BIGINT, total INT, low INT, prices BIGINT)"
+
+
+def sent(log: Log, windows: Windows) -> Rows:
+    """The groups whose window ended before the newest row was committed."""
+    newest = moment(max(ms for ms, _ in log))
+    return [row for row in expected(log, windows) if row[2] <= newest]
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", KINDS)
+def test_into_a_log_a_window_is_sent_once_when_a_row_was_committed_after_it(tmp_path: Path, kind: str, seed: int) -> None:
+    rng = random.Random(f"log{kind}{seed}")
+    clock, log = Clock(), Log()
+    with opened(tmp_path / "s", clock) as store:
+        SqlSession(store).execute(f"{BID}; {LOG_SINK.format('s')}; SET 'pipeline.name' = 'job'; {insert(kind)}")
+    for _ in range(5):
+        with opened(tmp_path / "s", clock) as store:
+            worker = Worker(store, n_rows_max=rng.choice([1, 4, 100_000]))
+            for _ in range(rng.randrange(1, 6)):
+                append(store, rng, clock, log)
+                if rng.random() < 0.5:
+                    clock.pass_ms(rng.choice([0, 50_000]))
+                    worker.run_until_idle()
+                    assert sink_rows(store, "db.s") == sent(log, KINDS[kind][1])
+            worker.run_until_idle()
+            worker.close()
+            assert load_job(store, "job").last_error == ""
+            assert sink_rows(store, "db.s") == sent(log, KINDS[kind][1])
+            assert differing_jobs(store) == []
+    with opened(tmp_path / "s", clock) as store:  # another job, over the same rows in other pieces
+        SqlSession(store).execute(f"{LOG_SINK.format('again')}; SET 'pipeline.name' = 'second'; {insert(kind, 'again')}")
+        with_worker(store)
+        assert sink_rows(store, "db.again") == sink_rows(store, "db.s") != []
+        clock.pass_ms(60_000)
+        append(store, rng, clock, log)
+        with_worker(store)
+        assert sink_rows(store, "db.s") == sent(log, KINDS[kind][1])
+        append(store, rng, clock, log)
+        with_worker(store)
+        open_windows = {window for ms, _ in log for window in KINDS[kind][1](ms) if window[1] > clock.now_ms}
+        states = [name for name in store.tables() if "__state_job" in name]
+        assert states != []
+        assert all(store.table(name).count() <= 3 * 9 * len(open_windows) for name in states)  # groups, and values of DISTINCT
+
+
+def test_sent_windows_can_be_ranked_and_joined_without_state_of_their_own(tmp_path: Path) -> None:
+    rng = random.Random(8)
+    clock, log = Clock(), Log()
+    counts = f"(SELECT bidder, window_end AS e, COUNT(*) AS n FROM TABLE({KINDS['hop'][0]}) GROUP BY bidder, window_start, window_end)"
+    ranked = f"SELECT *, ROW_NUMBER() OVER (PARTITION BY e ORDER BY n DESC, bidder) AS r FROM {counts}"
+    highest = f"SELECT e, MAX(n) AS high FROM {counts} GROUP BY e"
+    best = f"SELECT bidder, e, n FROM ({ranked}) WHERE r <= 1"
+    most = f"SELECT a.bidder, a.e, a.n FROM {counts} a JOIN ({highest}) b ON a.e = b.e AND a.n = b.high"
+    with opened(tmp_path / "s", clock) as store:
+        SqlSession(store).execute(BID)
+        for name, select in (("best", best), ("most", most)):
+            SqlSession(store).execute(
+                f"CREATE TABLE db.{name} (bidder STRING, e TIMESTAMP(3), n BIGINT); SET 'pipeline.name' = '{name}'; "
+                f"INSERT INTO db.{name} {select}"
+            )
+        worker = Worker(store)
+        for _ in range(30):
+            append(store, rng, clock, log)
+            if rng.random() < 0.4:
+                worker.run_until_idle()
+        worker.run_until_idle()
+        worker.close()
+        groups = Counter((end, row["bidder"]) for ms, row in log for _, end in hop(ms) if end <= log[-1][0])
+        ends = {end: max(n for (e, _), n in groups.items() if e == end) for end, _ in groups}
+        winners = [(bidder, moment(end), n) for (end, bidder), n in groups.items() if n == ends[end]]
+        assert sink_rows(store, "db.most") == sorted(winners, key=repr)
+        assert sink_rows(store, "db.best") == sorted({e: (b, e, n) for b, e, n in sorted(winners, reverse=True)}.values(), key=repr)
+        assert differing_jobs(store) == []
+
+
+def test_a_job_may_go_by_event_time_and_by_processing_time_at_once(tmp_path: Path) -> None:
+    rng = random.Random(4)
+    clock, log = Clock(), Log()
+    timed = BID.replace("ts TIMESTAMP(3))", "ts TIMESTAMP(3), WATERMARK FOR ts AS ts)")
+    halves = [
+        f"SELECT '{name}', bidder, window_end, COUNT(*) FROM TABLE(TUMBLE({data}, INTERVAL '10' SECOND)) GROUP BY bidder, window_end"
+        for name, data in (("event", "TABLE db.bid, DESCRIPTOR(ts)"), ("commit", f"{TIMED}, DESCRIPTOR(p_time)"))
+    ]
+    with opened(tmp_path / "s", clock) as store:
+        SqlSession(store).execute(
+            f"{timed}; CREATE TABLE db.s (what STRING, bidder STRING, e TIMESTAMP(3), n BIGINT); SET 'pipeline.name' = 'job'; "
+            f"INSERT INTO db.s {' UNION ALL '.join(halves)}"
+        )
+        worker = Worker(store, n_rows_max=3)
+        for _ in range(20):
+            append(store, rng, clock, log)
+            if rng.random() < 0.4:
+                worker.run_until_idle()
+        worker.run_until_idle()
+        worker.close()
+        counts = Counter((row["bidder"], tumble(ms)[0][1]) for ms, row in log if tumble(ms)[0][1] <= log[-1][0])
+        found = [row[1:] for row in sink_rows(store, "db.s") if row[0] == "commit"]
+        assert found == sorted(((bidder, moment(end), n) for (bidder, end), n in counts.items()), key=repr)
+        assert store.progress("job:job")["job:job"].detail["n_late_rows"] > 20  # the events' own times are in no order
+        assert differing_jobs(store) == []
+
+
 COUNTS = (
     "SELECT bidder, COUNT(*), window_start, window_end FROM TABLE(TUMBLE({}, INTERVAL '10' SECOND)) "
     "GROUP BY bidder, window_start, window_end"

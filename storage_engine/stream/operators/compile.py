@@ -254,7 +254,7 @@ def _group(node: Aggregate) -> tuple[list[str], str]:
 
 def aggregate_input(node: Aggregate, *, batch: bool = False) -> str:
     """The rows that an aggregate counts: all, or those that are in time for their window."""
-    if node.emission is None or node.emission.is_whole:
+    if node.emission is None or node.emission.is_whole or node.emission.by_commit:
         return relation(node.input, batch=batch, carried=POSITION if batch and node.is_ordered else ())
     return compile_time.in_time(relation(node.input, batch=batch, carried=(WATERMARK,)), compile_time.group_last_ms(node))
 

@@ -104,7 +104,7 @@ class JobPlan:
     @functools.cached_property
     def timed_scans(self) -> frozenset[int]:
         """Ids of the scans whose watermark decides when a result is sent."""
-        return frozenset(scan.id for item in self.emissions for scan in item.scans)
+        return frozenset(scan.id for item in self.emissions if not item.by_commit for scan in item.scans)
 
     @property
     def emissions(self) -> list[Emission]:

@@ -120,15 +120,22 @@ class Scope:
 
 
 class Binder:
-    """Binds one statement. `where` names the statement in errors."""
+    """Binds one statement. `where` names the statement in errors; `waits_for_commits`: windows of processing time are sent once."""
 
     def __init__(
-        self, catalog: Catalog, *, default_database: str = "", where: str = "statement", settings: Mapping[str, str] | None = None
+        self,
+        catalog: Catalog,
+        *,
+        default_database: str = "",
+        where: str = "statement",
+        settings: Mapping[str, str] | None = None,
+        waits_for_commits: bool = False,
     ) -> None:
         self.catalog = catalog
         self.default_database = default_database
         self.where = where
         self.settings = dict(settings or {})
+        self.waits_for_commits = waits_for_commits
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
         self.used_functions: dict[str, FunctionDefinition] = {}

@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.plan.tree import Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
+from storage_engine.stream.plan.tree import PROCESSING_TIME, Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
 from storage_engine.stream.plan.tree_time import Emission
 
 if TYPE_CHECKING:
@@ -74,8 +74,13 @@ def _shift_to_end(window: Windows, name: str) -> int | None:
 
 
 def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
-    """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
+    """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update; by
+    processing time, when the sink can take a row once only.
+    """
     found = _scans_of(node, time)
+    if found and all(name == f"{scan.alias}.{PROCESSING_TIME}" for scan, name in found):
+        scans = tuple(scan for scan, _ in found)
+        return Emission(scans, None, 0, (None,) * len(scans), by_commit=True) if binder.waits_for_commits else None
     sides: list[str | None] = []
     for scan, name in found or ():
         declared = scan.table.watermark

@@ -108,7 +108,7 @@ def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[s
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
         line += ", counted by pane, panes put together to windows" if node.by_pane else ""
-        line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
+        line += f", sent once when {node.emission.when}" if node.emission else ""
     if id(node) in told:
         return [f"{pad}{line} [shared: computed once, told above]"]
     told.add(id(node))
