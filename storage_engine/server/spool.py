@@ -1,6 +1,6 @@
 """Spool: the rows of an answer on their way to its reader: in memory while they are taken, in a file as soon as the reader pauses.
 
-Holds: a reader that takes nothing for PAUSE_S holds one batch of memory. The file has no name: it is gone with the answer, whatever happens.
+Holds: a reader that takes nothing for PAUSE_S holds one batch of memory. The file has no name, and is gone with the answer.
        Where it cannot be written (a full disk), the rows stay in memory; the answer is the same.
 """
 
@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import IO, Final
 
 import pyarrow as pa
@@ -41,7 +41,7 @@ class Spool:
         """Whether rows wait in the file."""
         return self._n_filed > 0
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
+    def batches(self) -> Generator[pa.RecordBatch]:
         """The rows, once, in their order."""
         if self._is_large:
             threading.Thread(target=self._watch, name="answer", daemon=True).start()
