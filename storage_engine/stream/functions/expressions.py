@@ -20,7 +20,7 @@ from storage_engine.stream.dialect.syntax import text_of
 from storage_engine.stream.functions.builtins import BUILTINS, NONDETERMINISTIC, Value, as_timestamp, date_part, nonzero
 from storage_engine.stream.functions.decimals import divide
 from storage_engine.stream.functions.function_calls import FUNCTION, bind_call
-from storage_engine.stream.functions.json_functions import bind_json, is_json_call
+from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json_call
 from storage_engine.stream.functions.nested import bind_array, bind_bracket, bind_row
 from storage_engine.stream.functions.scalar_functions import SCALARS, WITH_SYNTAX
 
@@ -144,7 +144,7 @@ class ExpressionBinder:
         nullable = left.nullable or right.nullable
         if types.INTERVAL in (left.type, right.type):
             moved = left if right.type == types.INTERVAL else right
-            result = moved.type if moved.type.is_timestamp else types.TIMESTAMP3
+            result = _moved(moved.type, next(iter(node.find_all(exp.Interval))).args["unit"].name)
             return Value(cast(render(f"_0 {operator} _1", left.ast, right.ast), result.duckdb), result, nullable)
         result = arithmetic(operator, left.type, right.type)
         if result == types.UNKNOWN:
@@ -272,7 +272,7 @@ class ExpressionBinder:
             )
         name = unit.name.lower()
         time = as_timestamp(value)
-        result = value.type if value.type.is_timestamp else types.TIMESTAMP3
+        result = _moved(value.type, name)
         floor = render(f"date_trunc('{name}', _0)", time)
         made = floor if word == "floor" else render(f"CASE WHEN _1 = _0 THEN _0 ELSE _1 + INTERVAL '1' {name} END", time, floor)
         return Value(cast(made, result.duckdb), result, value.nullable)
@@ -292,6 +292,12 @@ class ExpressionBinder:
     def _position(self, node: exp.StrPosition) -> Value:
         return BUILTINS["INSTR"].bind("POSITION", [self.bind(node.this), self.bind(node.args["substr"])], self._where)
 
+    def _overlay(self, node: exp.Overlay) -> Value:
+        value, new, start = (self.bind(part) for part in (node.this, node.expression, node.args["from_"]))
+        length = self.bind(node.args["for_"]).ast if node.args.get("for_") is not None else render("length(_0)", new.ast)
+        made = render("left(_0, _2 - 1) || _1 || substring(_0, _2 + _3)", value.ast, new.ast, start.ast, length)
+        return Value(made, types.STRING, value.nullable or new.nullable or start.nullable)
+
     def _call(self, node: exp.Anonymous) -> Value:
         name = str(node.this).upper()
         if self._strict and name in NONDETERMINISTIC:
@@ -302,6 +308,8 @@ class ExpressionBinder:
             return bind_call(node.meta[FUNCTION], [self.bind(argument) for argument in node.expressions], self._where)
         if is_json_call(node):
             return bind_json(node, self.bind, self._cast_of_text, self._where)
+        if name == "JSON_STRING":
+            return bind_json_string(node, self.bind, self._where)
         if name == "ROW":
             return bind_row([self.bind(argument) for argument in node.expressions])
         builtin = SCALARS.get(name)
@@ -337,7 +345,7 @@ class ExpressionBinder:
         if name == "TIMESTAMPDIFF":
             made = render(f"CAST(date_sub('{unit.lower()}', _0, _1) AS INT)", as_timestamp(first), as_timestamp(second))
             return Value(made, types.INT, first.nullable or second.nullable)
-        result = second.type if second.type.is_timestamp else types.TIMESTAMP3
+        result = _moved(second.type, unit)
         step = {"QUARTER": "to_months(CAST(_1 * 3 AS INT))"}.get(unit, f"to_{unit.lower()}s(_1)")
         return Value(
             cast(render(f"_0 + {step}", as_timestamp(second), first.ast), result.duckdb), result, first.nullable or second.nullable
@@ -384,6 +392,13 @@ class ExpressionBinder:
 
     def _refuse(self, what: str, next_step: str) -> StatementRefused:
         return StatementRefused(what, where=self._where, next_step=next_step)
+
+
+def _moved(of: SqlType, unit: str) -> SqlType:
+    """The type of a time that is moved by a unit, or cut to it: a DATE stays one as long as the unit is of days."""
+    if of.is_timestamp or (of == types.DATE and unit.upper() in ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")):
+        return of
+    return types.TIMESTAMP3
 
 
 def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
@@ -461,6 +476,7 @@ _HANDLERS: dict[type, Callable[..., Value]] = {
     exp.Trim: _B._trim,
     exp.Substring: _B._substring,
     exp.StrPosition: _B._position,
+    exp.Overlay: _B._overlay,
     exp.Anonymous: _B._call,
     **dict.fromkeys((exp.Array, exp.Bracket), _B._nested),
     # refused in a stream
