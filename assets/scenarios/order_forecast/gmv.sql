@@ -8,20 +8,9 @@ order_source STRING NOT NULL,
 amount DECIMAL(10, 2) NOT NULL COMMENT 'paid, in the currency''s unit'
 ) WITH ('bucket.num' = '${BUCKET_NUM}', 'table.log.arrow.compression.type' = 'zstd');
 
--- What each minute added. The store adds up: a job that looks at nothing but its new rows.
-CREATE TABLE order_minute (
-ds STRING, mm STRING, order_source STRING, order_cnt BIGINT, gmv DECIMAL(18, 2),
-PRIMARY KEY (ds, mm, order_source) NOT ENFORCED
-) PARTITIONED BY (ds)
-WITH (
-'bucket.num' = '${BUCKET_NUM}',
-'table.merge-engine' = 'aggregation', 'fields.order_cnt.agg' = 'sum', 'fields.gmv.agg' = 'sum',
-'table.auto-partition.enabled' = 'true', 'table.auto-partition.time-unit' = 'day', 'table.auto-partition.key' = 'ds',
-'table.auto-partition.num-precreate' = '0', 'table.auto-partition.num-retention' = '2'
-);
-SET 'pipeline.name' = 'order_minute';
-INSERT INTO order_minute
-SELECT DATE_FORMAT(order_time, 'yyyyMMdd'), DATE_FORMAT(order_time, 'HHmm'), order_source, COUNT(*), SUM(amount)
+-- What each minute added.
+CREATE TEMPORARY VIEW order_minute AS
+SELECT DATE_FORMAT(order_time, 'yyyyMMdd') AS ds, DATE_FORMAT(order_time, 'HHmm') AS mm, order_source, COUNT(*) AS order_cnt, SUM(amount) AS gmv
 FROM order_log GROUP BY DATE_FORMAT(order_time, 'yyyyMMdd'), DATE_FORMAT(order_time, 'HHmm'), order_source;
 
 -- The minute accumulation: all of the day up to and with each minute. Over CUMULATE with a watermark a minute would come when it is over, once;
