@@ -209,6 +209,13 @@ def _key_value(args: Sequence[Value]) -> exp.Expr:
     )
 
 
+def _locate(args: Sequence[Value]) -> exp.Expr:
+    if len(args) == 2:
+        return render("CAST(strpos(_1, _0) AS INT)", *[arg.ast for arg in args])
+    found = "strpos(substring(_1, _2), _0)"
+    return render(f"CAST(CASE WHEN _2 < 1 OR {found} = 0 THEN 0 ELSE {found} + _2 - 1 END AS INT)", *[arg.ast for arg in args])
+
+
 def _regexp_extract(args: Sequence[Value]) -> exp.Expr:
     group = args[2].ast if len(args) == 3 else exp.Literal.number(0)
     return render("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1, _2) END", args[0].ast, args[1].ast, group)
@@ -249,7 +256,7 @@ BUILTINS: dict[str, Builtin] = {
     "RIGHT": Builtin(2, 2, types.STRING, _t("right(_0, _1)")),
     "REVERSE": Builtin(1, 1, types.STRING, _t("reverse(_0)")),
     "REPEAT": Builtin(2, 2, types.STRING, _t("repeat(_0, _1)")),
-    "LOCATE": Builtin(2, 2, types.INT, _t("CAST(strpos(_1, _0) AS INT)")),
+    "LOCATE": Builtin(2, 3, types.INT, _locate),
     "INSTR": Builtin(2, 2, types.INT, _t("CAST(strpos(_0, _1) AS INT)")),
     "SPLIT_INDEX": Builtin(3, 3, types.STRING, _t("list_extract(string_split(_0, _1), _2 + 1)"), "always"),
     "REGEXP": Builtin(2, 2, types.BOOLEAN, _t("regexp_matches(_0, _1)")),

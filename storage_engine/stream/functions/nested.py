@@ -90,6 +90,10 @@ def _t(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
     return lambda args: render(template, *[arg.ast for arg in args])
 
 
+def _cardinality(args: Sequence[Value]) -> exp.Expr:
+    return render("CAST(cardinality(_0) AS INT)" if args[0].type.name == "MAP" else "CAST(len(_0) AS INT)", args[0].ast)
+
+
 def _joined(args: Sequence[Value]) -> exp.Expr:
     items = args[0].ast if len(args) == 2 else render("list_transform(_0, _e -> COALESCE(_e, _1))", args[0].ast, args[2].ast)
     return render("array_to_string(_0, _1)", items, args[1].ast)
@@ -161,7 +165,7 @@ _ARRAY_OF_KEYS = lambda args: array_of(args[0].type.parts[0][1]) if args[0].type
 _ARRAY_OF_VALUES = lambda args: array_of(args[0].type.parts[1][1]) if args[0].type.name == "MAP" else types.UNKNOWN  # noqa: E731
 
 NESTED: dict[str, Builtin] = {
-    "CARDINALITY": Builtin(1, 1, types.INT, _t("CAST(len(_0) AS INT)")),
+    "CARDINALITY": Builtin(1, 1, types.INT, _cardinality),
     "ELEMENT": Builtin(1, 1, _element, _t("CASE WHEN len(_0) > 1 THEN error('ELEMENT takes one element') ELSE _0[1] END"), "always"),
     "ARRAY_CONTAINS": Builtin(
         2,
