@@ -247,6 +247,9 @@ SPELLINGS = {
     "named arguments": COUNTS.format("DATA => TABLE db.timed, TIMECOL => DESCRIPTOR(p_time)"),
     "a view over a view": COUNTS.format("TABLE db.passed, DESCRIPTOR(p_time)"),
     "by another name": COUNTS.format("(SELECT x.bidder AS bidder, x.p_time AS t FROM db.timed x), DESCRIPTOR(t)"),
+    "names behind the alias": COUNTS.format(
+        "(SELECT q.b AS bidder, q.t FROM (SELECT bidder, PROCTIME() FROM db.bid AS e (i, bidder, p, ts)) AS q (b, t)), DESCRIPTOR(t)"
+    ),
     "taken above": COUNTS.format("(SELECT *, PROCTIME() AS p FROM (SELECT bidder, price FROM db.bid)), DESCRIPTOR(p)"),
     "WITH": "WITH q AS (SELECT *, PROCTIME() AS p FROM db.bid) " + COUNTS.format("TABLE q, DESCRIPTOR(p)"),
     "no column": COUNTS.format("TABLE db.bid, DESCRIPTOR(PROCTIME())"),

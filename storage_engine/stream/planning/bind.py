@@ -89,7 +89,7 @@ class Scope:
 
     def rename(self, alias: str, names: Sequence[str]) -> None:
         """Give the columns of an alias other names, in their order. Errors: StatementRefused for another number of names."""
-        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not name.startswith(MARK)]
+        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not is_hidden(name)]
         if len(theirs) != len(names):
             what = f"{alias} names {len(names)} columns, there are {len(theirs)}"
             raise StatementRefused(what, where=self.where, next_step="Name as many.")
