@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import pyarrow as pa
 
-from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, OpKind, Progress, WriteId, WriteOp
 from storage_engine.client.wire.envelope import malformed, understood
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
+_KINDS = ("encoded", *get_args(OpKind))
 Ranges = Mapping[TableBucket, tuple[int, int]]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -146,6 +147,8 @@ def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
 
 
 def _decode_op(op: Mapping[str, Any], tables: Iterator[pa.Table], blobs: Iterator[pa.Buffer]) -> WriteOp | EncodedAppend:
+    if type(op["table"]) is not str or op["kind"] not in _KINDS:
+        raise TypeError("an operation's table and kind")
     if op["kind"] == "encoded":
         frames = [EncodedRows(partition, bucket, n_rows, next(blobs)) for partition, bucket, n_rows in op["frames"]]
         if not all(type(f.partition) is str and type(f.bucket) is int and type(f.n_rows) is int for f in frames):
