@@ -3,46 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from flashlake.cli.options import command, config_of, with_format, with_store
+from flashlake.cli.options import config_of
 from flashlake.cli.output import say, write_rows
 from flashlake.sql import open_store
 from storage_engine.api import BackupInfo
 
 FINDINGS = pa.schema([(name, pa.string()) for name in ("severity", "file")] + [("offset", pa.int64()), ("what", pa.string())])
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "fsck", run_fsck, summary="verify a store directory: every frame, offsets, checkpoint and key snapshots",
-        more="It changes nothing and works where the store refuses to open; a directory in use is refused.\n"
-        "Exit status 1 when something is damaged; notes (a torn tail that the next start cuts off) are no damage.",
-        example="flashlake fsck data/store\nflashlake fsck data/store --keys --format json",
-    )  # fmt: skip
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the store's directory: the one with FORMAT and log/")
-    parser.add_argument("--keys", action="store_true", help="also replay each changelog and compare its rows and key snapshots with it")
-    with_format(parser)
-    parser = command(
-        found, "backup", run_backup, summary="copy the store as it is now, while writers go on",
-        more="TARGET must be new or empty, on the machine of the store. Finished log files become hard links where possible.",
-        example="flashlake backup /backups/monday\nflashlake backup /mnt/usb/monday --copy --store flashlake://127.0.0.1:9650",
-    )  # fmt: skip
-    parser.add_argument("target", type=Path, metavar="TARGET", help="the backup's directory")
-    parser.add_argument("--copy", action="store_true", help="copy every byte; a hard link shares the disk's faults with the store")
-    with_store(parser)
-    with_format(parser)
-    parser = command(
-        found, "restore", run_restore, summary="make a store of a backup, every frame checked before it gets its name",
-        more="DIR must be new or empty: nothing is overwritten. Point the project's store.dir to it, or name it in --store.",
-        example="flashlake restore /backups/monday data/restored",
-    )  # fmt: skip
-    parser.add_argument("backup", type=Path, metavar="BACKUP", help="a directory that `flashlake backup` wrote")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the new store's directory")
-    with_format(parser)
 
 
 def run_fsck(options: argparse.Namespace) -> int:
