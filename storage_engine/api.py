@@ -39,6 +39,7 @@ CAPABILITIES = frozenset(
         "alter_table",
         "drop_partition",
         "backup",
+        "compaction",
         "journal",
         "idempotent_writes",
         "objects",
@@ -218,6 +219,22 @@ class BackupInfo:
     n_bytes: int
 
 
+@dataclass(frozen=True)
+class SpaceInfo:
+    """What compact() of a table did. Bytes count whole log files, which tables share: those removed, and what was copied to remove them.
+
+    n_rows_expired   rows that left the log or changelog, by `table.log.ttl`; current rows of a primary-key table stay
+    n_rows_outlived  current rows that left, by `table.kv.ttl`
+    """
+
+    table: str
+    n_rows_expired: int
+    n_rows_outlived: int
+    n_bytes_rewritten: int
+    n_files_removed: int
+    n_bytes_reclaimed: int
+
+
 BUCKET_STATISTICS = pa.schema(
     [
         ("partition", pa.string()), ("bucket", pa.int32()), ("start_offset", pa.int64()), ("end_offset", pa.int64()),
@@ -373,6 +390,14 @@ class Backend(Protocol):
 
     def late_rows(self, table: str) -> int:
         """Rows left out so far because retention had passed their partition ('table.auto-partition.late-rows' = 'drop')."""
+        ...
+
+    def compact(self, table: str) -> SpaceInfo:
+        """Give back now what a table holds and nobody needs, by one round of cleaning that goes by no minimum amounts.
+
+        It takes what background cleaning may take and no more: rows within `table.log.ttl`, or that a job, a consumer or the lake has yet
+        to read, stay as they stay there. Errors: UnknownTable; WriteFailed, also when only the next round can go on.
+        """
         ...
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:

@@ -176,6 +176,15 @@ def _add_store(found: Any) -> None:
     parser.add_argument("--keys", action="store_true", help="also replay each changelog and compare its rows and key snapshots with it")
     with_format(parser)
     parser = command(
+        found, "compact", "store.run_compact", summary="give back the space of rows that nobody needs any more",
+        more="The background does so too, when it is worth it; this takes all there is, beside readers and writers. Rows within\n"
+        "table.log.ttl, or that a job, a consumer or the lake has yet to read, stay. It needs ALTER on the tables.",
+        example="flashlake compact\nflashlake compact dws.store_hour_wide ods.transactions --format json",
+    )  # fmt: skip
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help="tables (default: all)")
+    with_store(parser)
+    with_format(parser)
+    parser = command(
         found, "backup", "store.run_backup", summary="copy the store as it is now, while writers go on",
         more="TARGET must be new or empty, on the machine of the store. Finished log files become hard links where possible.",
         example="flashlake backup /backups/monday\nflashlake backup /mnt/usb/monday --copy --store flashlake://127.0.0.1:9650",

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, SpaceInfo, WriteId, WriteOp
 from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.client.table_writer import TableWriter
@@ -192,6 +192,13 @@ class Table:
     def count(self) -> int:
         """Number of rows now, from the indexes: log rows of a log table, current rows of a primary-key table."""
         return self._backend.count(self.name)
+
+    def compact(self) -> SpaceInfo:
+        """Give back now the space of what nobody needs any more, instead of when the background comes to it.
+
+        It may take long, and goes on beside readers and writers. Errors: UnsupportedByBackend; AccessDenied without ALTER; WriteFailed.
+        """
+        return self._backend.compact(self.name)
 
     # the log
 

@@ -126,6 +126,7 @@ _HANDLERS: dict[str, Handler] = {
     "offsets": _offsets,
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
+    "compact": lambda backend, args, _: Reply(asdict(backend.compact(args["table"]))),
     "backup": lambda backend, args, _: Reply(asdict(backend.backup(args["target"], links=args["links"]))),
     "count": lambda backend, args, _: Reply(backend.count(args["table"])),
 }

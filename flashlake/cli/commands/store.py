@@ -1,4 +1,4 @@
-"""fsck, backup, restore: the store's directory, verified, copied while it is written, and brought back."""
+"""fsck, compact, backup, restore: the store's directory, verified, made smaller, copied while it is written, and brought back."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ import argparse
 import pyarrow as pa
 
 from flashlake.cli.options import config_of
-from flashlake.cli.output import say, write_rows
+from flashlake.cli.output import progress_bars, say, write_rows
 from flashlake.sql import open_store
 from storage_engine.api import BackupInfo
 
+SPACE = pa.schema(
+    [("table", pa.string())]
+    + [(name, pa.int64()) for name in ("rows_expired", "rows_outlived", "files_removed", "bytes_rewritten", "bytes_given_back")]
+)
 FINDINGS = pa.schema([(name, pa.string()) for name in ("severity", "file")] + [("offset", pa.int64()), ("what", pa.string())])
 
 
@@ -30,6 +34,29 @@ def run_fsck(options: argparse.Namespace) -> int:
         say(f"damage: {next_step}")
     say(f"{len(report.damages)} damages, {len(report.findings) - len(report.damages)} notes")
     return 1 if report.damages else 0
+
+
+def run_compact(options: argparse.Namespace) -> int:
+    """One line per table, in whole log files: tables share them, so what one line gives back may have been another's."""
+    with open_store(config_of(options), options.store) as store, progress_bars() as bars:
+        names = options.tables or store.tables()
+        task = bars.add_task("compact", total=len(names), note="")
+        infos = []
+        for name in names:
+            bars.update(task, note=name)
+            infos.append(store.table(name).compact())
+            bars.advance(task)
+    rows = [
+        {
+            "table": info.table, "rows_expired": info.n_rows_expired, "rows_outlived": info.n_rows_outlived,
+            "files_removed": info.n_files_removed, "bytes_rewritten": info.n_bytes_rewritten, "bytes_given_back": info.n_bytes_reclaimed,
+        }
+        for info in infos
+    ]  # fmt: skip
+    write_rows(pa.Table.from_pylist(rows, schema=SPACE), options.format)
+    given, copied = (sum(row[name] for row in rows) for name in ("bytes_given_back", "bytes_rewritten"))
+    say(f"{given:,} bytes given back, {copied:,} written to do so")
+    return 0
 
 
 def run_backup(options: argparse.Namespace) -> int:
