@@ -41,10 +41,12 @@ def run_of(name: str) -> Any:
 
 
 def with_format(parser: argparse.ArgumentParser) -> None:
+    """Add --format, for a command that prints results."""
     parser.add_argument("--format", choices=FORMATS, default="table", help="how results are printed (default: table)")
 
 
 def with_store(parser: argparse.ArgumentParser) -> None:
+    """Add --store, for a command that opens a store."""
     parser.add_argument(
         "--store", metavar="URL", help="file:///path or flashlake://host:port (default: the running server, else the project's folder)"
     )

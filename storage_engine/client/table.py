@@ -212,6 +212,7 @@ class Table:
         return self.offsets(which)  # type: ignore[arg-type]
 
     def partitions(self) -> list[str]:
+        """The names of the partitions, sorted."""
         return list(self._backend.partitions(self.name))
 
     def consumer(self, name: str, *, member: str | None = None, session_timeout_s: float = 30.0) -> Consumer:

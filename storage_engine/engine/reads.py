@@ -305,6 +305,7 @@ def read(buckets: Buckets, schemas: Schemas, steps: list[tuple[Bucket, np.ndarra
 
 
 def count(buckets: Buckets, table: TableState) -> int:
+    """Rows now: of a log by its offsets, of a primary-key table by its key indexes. Cost: an index that is not there is replayed."""
     if not table.descriptor.has_primary_key:
         return sum(bucket.frames.end_offset - bucket.frames.start_offset for bucket in buckets.of_table(table))
     return sum(buckets.kv_of(bucket).n_keys for bucket in buckets.of_table(table))

@@ -44,11 +44,13 @@ def answer(backend: Backend, call: Call) -> Reply:
 
 
 def fetched(backend: Backend, arguments: Arguments) -> Iterator[FetchedFrame]:
+    """The frames of a fetch() call. Errors: MalformedMessage; as Backend.fetch()."""
     ranges = decode_ranges(arguments["ranges"])
     return backend.fetch(arguments["table"], ranges, arguments["columns"], arguments["where"], as_of=arguments["as_of"])
 
 
 def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
+    """The rows of a read() call. Errors: as Backend.read()."""
     return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"], arguments["limit"])
 
 

@@ -43,6 +43,7 @@ def encode_offsets(offsets: Offsets) -> dict[str, int]:
 
 @_understood
 def decode_offsets(value: Mapping[str, int]) -> Offsets:
+    """The inverse of encode_offsets(). Errors: MalformedMessage."""
     return {TableBucket.parse(text): offset for text, offset in value.items()}
 
 
@@ -53,10 +54,12 @@ def encode_ranges(ranges: Ranges) -> dict[str, list[int]]:
 
 @_understood
 def decode_ranges(value: Mapping[str, Sequence[int]]) -> dict[TableBucket, tuple[int, int]]:
+    """The inverse of encode_ranges(). Errors: MalformedMessage."""
     return {TableBucket.parse(text): (start, stop) for text, (start, stop) in value.items()}
 
 
 def encode_progress(progress: Progress) -> dict[str, Any]:
+    """Progress as JSON; `expected` stays null where nothing is compared."""
     return {
         "owner": progress.owner,
         "offsets": _encode_by_table(progress.offsets),
@@ -70,6 +73,7 @@ def encode_progress(progress: Progress) -> dict[str, Any]:
 
 @_understood
 def decode_progress(value: Mapping[str, Any]) -> Progress:
+    """The inverse of encode_progress(). Errors: MalformedMessage."""
     expected = value["expected"]
     return Progress(
         owner=value["owner"],
@@ -83,6 +87,7 @@ def decode_progress(value: Mapping[str, Any]) -> Progress:
 
 
 def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
+    """A commit of the journal as JSON; ranges are [start, stop) by table and bucket."""
     return {
         "version": info.version,
         "timestamp_ms": info.timestamp_ms,
@@ -92,6 +97,7 @@ def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
 
 @_understood
 def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
+    """The inverse of encode_commit_info(). Errors: MalformedMessage."""
     return CommitInfo(
         version=value["version"],
         timestamp_ms=value["timestamp_ms"],
