@@ -15,7 +15,7 @@ from storage_engine.server.process import ServerProcess
 from storage_engine.server.spool import Spool
 from tests.waiting import await_true
 
-N_ROWS = 600_000
+N_ROWS = 300_000
 WIDE = 200
 
 
