@@ -151,6 +151,7 @@ def passed_ms(moment: int | None) -> int | None:
 
 
 def declared_of(table: TableDescriptor) -> Watermark:
+    """The watermark that a table declares."""
     assert table.watermark is not None, "only a table with WATERMARK has an event time"
     return table.watermark
 
