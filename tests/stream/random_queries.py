@@ -61,6 +61,8 @@ def condition(rng: random.Random, prefix: str = "") -> tuple[str, str]:
     same = [
         f"{p}qty > {n}", f"{p}shop IS NOT NULL", f"{p}kind IN ('a', 'c')", f"{p}amount BETWEEN -2 AND {n * 5}", f"{p}id % 3 <> 1",
         f"NOT ({p}qty = {n} OR {p}kind = 'b')", f"COALESCE({p}qty, 3) < 7", f"{p}kind LIKE 'a%' OR {p}shop < 3", f"{p}qty IS NULL",
+        f"{p}kind NOT LIKE 'a%'", f"{p}kind NOT IN ('a', 'd')", f"{p}qty NOT BETWEEN 2 AND {n}", f"({p}qty > {n}) IS NOT TRUE",
+        f"{p}kind IS DISTINCT FROM 'b'", f"NOT {p}shop = 2",
     ]  # fmt: skip
     choices = [(text, text) for text in same] + [(f"{p}qty / 2 = {n // 3}", f"{p}qty // 2 = {n // 3}")]
     one = rng.choice(choices)
