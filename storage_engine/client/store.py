@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from storage_engine.api import Backend, BackupInfo, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
+from storage_engine.client.latest import AnswersLatest, Latest, latest_of
 from storage_engine.client.table import Table
 from storage_engine.errors import UserError, unknown_table
 from storage_engine.schema.descriptor import TableDescriptor
@@ -90,6 +91,10 @@ class Store:
 
     def version(self) -> int:
         return self.backend.version()
+
+    def latest(self, tables: Sequence[str]) -> Latest:
+        """The store's version, and the next offsets of each table at that version."""
+        return self.backend.latest(tables) if isinstance(self.backend, AnswersLatest) else latest_of(self.backend, tables)
 
     def await_version(self, after: int, timeout_s: float) -> int:
         return self.backend.await_version(after, timeout_s)
