@@ -198,6 +198,12 @@ class InsertInto(Statement):
     def is_values(self) -> bool:
         return self.select_sql[:6].upper() == "VALUES"
 
+    @property
+    def select_line(self) -> int:
+        """The line on which its SELECT begins."""
+        before, _, _ = self.text.partition(self.select_sql)
+        return self.line + before.count("\n")
+
 
 @dataclass(frozen=True)
 class Update(Statement):

@@ -159,7 +159,9 @@ def _listen(options: argparse.Namespace, backend: EmbeddedBackend, certificate: 
     metrics.sources.append(lambda: _job_metrics(backend))
     try:
         address = {"host": options.host, "port": options.port, "certificate": certificate}
-        server = FlightServer(backend, **address, authenticator=authenticator, limits=limits, metrics=metrics)
+        server = FlightServer(
+            backend, **address, authenticator=authenticator, limits=limits, metrics=metrics, spool_directory=str(options.dir)
+        )
         lanes = SocketServer(server, host=options.host, port=options.lane_port, certificate=certificate)
     except (pa.ArrowException, OSError) as error:
         where = f"{options.host}:{options.port}, lane {options.lane_port}"

@@ -44,11 +44,11 @@ from storage_engine.server.guard import Guard
 from storage_engine.server.metrics import OK, Metrics
 from storage_engine.server.receiving import Received, Receiver
 from storage_engine.server.rights import NEEDS
+from storage_engine.server.spool import Spool
 from storage_engine.server.tls import Certificate
 
 _BATCH_BYTES_MAX = 4 << 20
 _BATCH_FRAMES_MAX = 1024
-_READ_ROWS_MAX = 1 << 16
 _AWAIT_SLICE_S = 0.25
 _SLOW_S = 1.0
 
@@ -68,8 +68,10 @@ class FlightServer(fl.FlightServerBase):
         certificate: Certificate | None = None,
         limits: Limits = Limits(),  # noqa: B008 - a frozen value
         metrics: Metrics | None = None,
+        spool_directory: str | None = None,
     ) -> None:
-        """`authenticator`: None lets everybody do everything; `certificate`: None speaks plain TCP."""
+        """`authenticator`: None lets everybody do everything; `certificate`: None speaks plain TCP; `spool_directory`: see Spool."""
+        self._spool_directory = spool_directory
         self.authenticator = authenticator or Authenticator(backend, is_on=False)
         self.admission = Admission(limits, fsync_s=getattr(backend, "syncing_s", lambda: 0.0))
         debts: dict[str, Callable[[], float]] = getattr(backend, "debts", {})
@@ -205,7 +207,7 @@ class FlightServer(fl.FlightServerBase):
             with self.in_flight():
                 rows = self.guard.current_rows(principal, call.arguments)
             n_out = rows.nbytes
-            return fl.RecordBatchStream(rows.to_reader(max_chunksize=_READ_ROWS_MAX))
+            return fl.GeneratorStream(rows.schema, Spool(rows, self._spool_directory).batches())
         except FlashlakeError as error:
             outcome = type(error).__name__
             return _error_stream(error)

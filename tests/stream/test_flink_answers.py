@@ -165,7 +165,7 @@ SINKS_REFUSED = {
     "PK (k) != upsert key (id), materialize AUTO": "does not contain the query's key",  # two rows of the result meet in one key there
     "PK (k) != upsert key (id), materialize NONE": "does not contain the query's key",  # and a row is lost
     "changelog into a log table": "cannot take back rows",
-    "INT into BIGINT / BIGINT into INT": "",
+    "INT into BIGINT / BIGINT into INT": "column k of db.s8 is INT, the value .* is BIGINT",
     "first_row engine, updating query": "cannot take back rows",  # the first value of a total says nothing
     "INSERT OVERWRITE": "INSERT OVERWRITE is not supported",
 }

@@ -7,7 +7,7 @@ import pytest
 
 from storage_engine import Store
 from storage_engine.errors import AlreadyExists, InvalidOption, StatementRefused, UnknownTable
-from storage_engine.stream import SqlSession, Worker, load_job
+from storage_engine.stream import SqlSession, Worker, load_job, load_jobs
 from tests.stream.comparing import sink_rows
 
 TABLES = """
@@ -175,6 +175,16 @@ def test_values_are_inserted(store: Store, db: SqlSession) -> None:
         db.execute("INSERT INTO db.named VALUES (1)")
     with pytest.raises(StatementRefused, match="is STRING, the value 5 \\+ 1 is INT"):
         db.execute("INSERT INTO db.named VALUES (1, 5 + 1)")
+
+
+def test_a_select_without_from_inserts_one_row_once(store: Store, db: SqlSession) -> None:
+    db.execute("INSERT INTO db.named SELECT 1, CONCAT('x', 'y') AS name; INSERT INTO db.named (name, shop) SELECT 'z', 2")
+    assert sink_rows(store, "db.named") == [(1, "xy"), (2, "z")]
+    assert load_jobs(store) == {}
+    with pytest.raises(StatementRefused, match=r"a row has 1 values, db\.named takes 2"):
+        db.execute("INSERT INTO db.named SELECT 1")
+    with pytest.raises(StatementRefused, match="without FROM has nothing to follow"):
+        db.execute("INSERT INTO db.named SELECT 1, 'x' WHERE TRUE")
 
 
 def test_a_job_over_a_temporary_view_outlives_the_session(store: Store, db: SqlSession) -> None:

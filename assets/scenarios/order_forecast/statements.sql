@@ -58,7 +58,7 @@ PRIMARY KEY (channel_id, ds) NOT ENFORCED
 ) PARTITIONED BY (ds)
 WITH ('bucket.num' = '${BUCKET_NUM}', 'table.datalake.enabled' = 'true', 'table.datalake.freshness' = '10s');
 
--- Looked up in [functions] of flashlake.toml: assets.scenarios.order_forecast.model.predict_hour_gmv.
+-- Looked up in [functions] of flashlake.toml: assets.scenarios.order_forecast.model.predict_day_orders, which forecasts a number of orders.
 CREATE TEMPORARY FUNCTION predict_hour_gmv AS 'com.example.flink.udf.FutureHourlyForecastUDF';
 
 

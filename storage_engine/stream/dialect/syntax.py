@@ -44,6 +44,7 @@ class Flink(Dialect):
 
         IDENTIFIERS = ["`"]  # noqa: RUF012  # the base class's form
         STRING_ESCAPES = ["'"]  # noqa: RUF012
+        HEX_STRINGS = [("x'", "'"), ("X'", "'")]  # noqa: RUF012
         KEYWORDS = {word: kind for word, kind in tokens.Tokenizer.KEYWORDS.items() if word != "SESSION"}  # noqa: RUF012  # a function here
         TOKENS_PRECEDING_HINT = {*tokens.Tokenizer.TOKENS_PRECEDING_HINT, TokenType.VAR, TokenType.IDENTIFIER}  # noqa: RUF012
 

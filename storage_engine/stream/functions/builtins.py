@@ -209,11 +209,19 @@ def _key_value(args: Sequence[Value]) -> exp.Expr:
     )
 
 
+def _locate(args: Sequence[Value]) -> exp.Expr:
+    if len(args) == 2:
+        return render("CAST(strpos(_1, _0) AS INT)", *[arg.ast for arg in args])
+    found = "strpos(substring(_1, _2), _0)"
+    return render(f"CAST(CASE WHEN _2 < 1 OR {found} = 0 THEN 0 ELSE {found} + _2 - 1 END AS INT)", *[arg.ast for arg in args])
+
+
 def _regexp_extract(args: Sequence[Value]) -> exp.Expr:
     group = args[2].ast if len(args) == 3 else exp.Literal.number(0)
     return render("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1, _2) END", args[0].ast, args[1].ast, group)
 
 
+_CONVERT_TZ = "strftime(timezone(_2, timezone(_1, TRY_CAST(_0 AS TIMESTAMP))), '%Y-%m-%d %H:%M:%S')"
 _DOUBLE_OF = {
     name: Builtin(1, 1, types.DOUBLE, _t(f"{name.lower()}(_0)")) for name in ("SQRT", "LN", "LOG10", "LOG2", "EXP", "SIN", "COS", "TAN")
 }
@@ -229,6 +237,7 @@ BUILTINS: dict[str, Builtin] = {
     "TO_TIMESTAMP": Builtin(1, 2, types.TIMESTAMP3, lambda args: _parsed(args, "TIMESTAMP_MS"), "always"),
     "TO_DATE": Builtin(1, 2, types.DATE, lambda args: _parsed(args, "DATE"), "always"),
     "TO_TIMESTAMP_LTZ": Builtin(1, 2, types.TIMESTAMP_LTZ3, _to_timestamp_ltz),
+    "CONVERT_TZ": Builtin(3, 3, types.STRING, _t(_CONVERT_TZ), "always"),
     "FROM_UNIXTIME": Builtin(1, 2, types.STRING, _from_unixtime),
     "UNIX_TIMESTAMP": Builtin(0, 2, types.BIGINT, _unix_timestamp),
     # text
@@ -241,13 +250,13 @@ BUILTINS: dict[str, Builtin] = {
     "REPLACE": Builtin(3, 3, types.STRING, _t("replace(_0, _1, _2)")),
     "LPAD": Builtin(3, 3, types.STRING, _t("lpad(_0, CAST(_1 AS INT), _2)")),
     "RPAD": Builtin(3, 3, types.STRING, _t("rpad(_0, CAST(_1 AS INT), _2)")),
-    "LTRIM": Builtin(1, 1, types.STRING, _t("ltrim(_0)")),
-    "RTRIM": Builtin(1, 1, types.STRING, _t("rtrim(_0)")),
+    "LTRIM": Builtin(1, 2, types.STRING, _variadic("ltrim")),
+    "RTRIM": Builtin(1, 2, types.STRING, _variadic("rtrim")),
     "LEFT": Builtin(2, 2, types.STRING, _t("left(_0, _1)")),
     "RIGHT": Builtin(2, 2, types.STRING, _t("right(_0, _1)")),
     "REVERSE": Builtin(1, 1, types.STRING, _t("reverse(_0)")),
     "REPEAT": Builtin(2, 2, types.STRING, _t("repeat(_0, _1)")),
-    "LOCATE": Builtin(2, 2, types.INT, _t("CAST(strpos(_1, _0) AS INT)")),
+    "LOCATE": Builtin(2, 3, types.INT, _locate),
     "INSTR": Builtin(2, 2, types.INT, _t("CAST(strpos(_0, _1) AS INT)")),
     "SPLIT_INDEX": Builtin(3, 3, types.STRING, _t("list_extract(string_split(_0, _1), _2 + 1)"), "always"),
     "REGEXP": Builtin(2, 2, types.BOOLEAN, _t("regexp_matches(_0, _1)")),
@@ -268,7 +277,7 @@ BUILTINS: dict[str, Builtin] = {
     "LEAST": Builtin(1, 255, _common, _extremum("least")),
     # numbers
     "ABS": Builtin(1, 1, _same, _t("abs(_0)")),
-    "SIGN": Builtin(1, 1, _same, _t("sign(_0)")),
+    "SIGN": Builtin(1, 1, _same, lambda args: cast(render("sign(_0)", args[0].ast), args[0].type.duckdb)),
     "MOD": Builtin(2, 2, lambda args: types.arithmetic("%", args[0].type, args[1].type), _mod),
     "POWER": Builtin(2, 2, types.DOUBLE, _t("pow(_0, _1)")),
     "ROUND": Builtin(1, 2, _round_type, _round),

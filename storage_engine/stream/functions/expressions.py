@@ -14,13 +14,15 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
-from storage_engine.stream.dialect.render import cast, column, paren, render, string
+from storage_engine.stream.dialect.parts import unread
+from storage_engine.stream.dialect.render import cast, render, string
 from storage_engine.stream.dialect.sqltypes import SqlType, arithmetic, common_type, parse_type
 from storage_engine.stream.dialect.syntax import text_of
 from storage_engine.stream.functions.builtins import BUILTINS, NONDETERMINISTIC, Value, as_timestamp, date_part, nonzero
+from storage_engine.stream.functions.casts import cast_tree, try_cast_tree
 from storage_engine.stream.functions.decimals import divide
 from storage_engine.stream.functions.function_calls import FUNCTION, bind_call
-from storage_engine.stream.functions.json_functions import bind_json, is_json_call
+from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json_call
 from storage_engine.stream.functions.nested import bind_array, bind_bracket, bind_row
 from storage_engine.stream.functions.scalar_functions import SCALARS, WITH_SYNTAX
 
@@ -49,9 +51,9 @@ class ExpressionBinder:
         """The typed form of an expression. Errors: StatementRefused naming the part that cannot be bound."""
         if self._intercept is not None and (taken := self._intercept(node)) is not None:
             return taken
-        for kind, handler in _HANDLERS.items():
-            if isinstance(node, kind):
-                return handler(self, node)
+        handler = next((handler for kind, handler in _HANDLERS.items() if isinstance(node, kind)), None)
+        if handler is not None and unread(node) is None:
+            return handler(self, node)
         if not self._strict:
             return self._pass_through(node)
         raise self._refuse(f"{text_of(node)} ({type(node).__name__}) is not supported here", "Rewrite the expression.")
@@ -86,6 +88,9 @@ class ExpressionBinder:
 
     def _boolean(self, node: exp.Boolean) -> Value:
         return Value(exp.Boolean(this=node.this), types.BOOLEAN, nullable=False)
+
+    def _bytes(self, node: exp.HexString) -> Value:
+        return Value(render("unhex(_0)", string(node.name)), types.BYTES, nullable=False)
 
     def _null(self, _node: exp.Null) -> Value:
         return Value(exp.Null(), types.NULL)
@@ -144,7 +149,7 @@ class ExpressionBinder:
         nullable = left.nullable or right.nullable
         if types.INTERVAL in (left.type, right.type):
             moved = left if right.type == types.INTERVAL else right
-            result = moved.type if moved.type.is_timestamp else types.TIMESTAMP3
+            result = _moved(moved.type, next(iter(node.find_all(exp.Interval))).args["unit"].name)
             return Value(cast(render(f"_0 {operator} _1", left.ast, right.ast), result.duckdb), result, nullable)
         result = arithmetic(operator, left.type, right.type)
         if result == types.UNKNOWN:
@@ -197,13 +202,22 @@ class ExpressionBinder:
     def _between(self, node: exp.Between) -> Value:
         value, low, high = (self.bind(part) for part in (node.this, node.args["low"], node.args["high"]))
         low, high = self._text_as_time(low, value), self._text_as_time(high, value)
-        return Value(
-            render("_0 BETWEEN _1 AND _2", value.ast, low.ast, high.ast), types.BOOLEAN, any(v.nullable for v in (value, low, high))
-        )
+        either = " OR _0 BETWEEN _2 AND _1" if node.args.get("symmetric") else ""
+        made = render(f"_0 BETWEEN _1 AND _2{either}", value.ast, low.ast, high.ast)
+        return Value(exp.Paren(this=made) if either else made, types.BOOLEAN, any(v.nullable for v in (value, low, high)))
 
     def _like(self, node: exp.Like) -> Value:
         value, pattern = self.bind(node.this), self.bind(node.expression)
-        return Value(render("_0 LIKE _1", value.ast, pattern.ast), types.BOOLEAN, value.nullable or pattern.nullable)
+        word = "NOT LIKE" if node.args.get("negate") else "LIKE"
+        return Value(render(f"_0 {word} _1", value.ast, pattern.ast), types.BOOLEAN, value.nullable or pattern.nullable)
+
+    def _similar(self, node: exp.SimilarTo) -> Value:
+        value, pattern = self.bind(node.this), node.expression
+        if not isinstance(pattern, exp.Literal):
+            raise self._refuse(f"{text_of(node)}: the pattern is no literal", "Write the pattern as 'text', or use REGEXP.")
+        word = "NOT " if node.args.get("negate") else ""
+        matched = render(f"{word}regexp_full_match(_0, _1)", value.ast, string(_as_regular_expression(pattern.name)))
+        return Value(matched, types.BOOLEAN, value.nullable)
 
     def _escape(self, node: exp.Escape) -> Value:
         like = self.bind(node.this)
@@ -252,8 +266,8 @@ class ExpressionBinder:
         if value.type.is_timestamp and target.is_numeric:
             raise self._refuse(f"{text_of(node)}: a timestamp is not cast to a number", "Use UNIX_TIMESTAMP(CAST(x AS STRING)) or EXTRACT.")
         if isinstance(node, exp.TryCast):
-            return Value(_try_cast_tree(value, target, written), target)
-        return Value(_cast_tree(value, target, written), target, value.nullable)
+            return Value(try_cast_tree(value, target, written), target)
+        return Value(cast_tree(value, target, written), target, value.nullable)
 
     def _extract(self, node: exp.Extract) -> Value:
         value = self.bind(node.expression)
@@ -272,7 +286,7 @@ class ExpressionBinder:
             )
         name = unit.name.lower()
         time = as_timestamp(value)
-        result = value.type if value.type.is_timestamp else types.TIMESTAMP3
+        result = _moved(value.type, name)
         floor = render(f"date_trunc('{name}', _0)", time)
         made = floor if word == "floor" else render(f"CASE WHEN _1 = _0 THEN _0 ELSE _1 + INTERVAL '1' {name} END", time, floor)
         return Value(cast(made, result.duckdb), result, value.nullable)
@@ -292,6 +306,12 @@ class ExpressionBinder:
     def _position(self, node: exp.StrPosition) -> Value:
         return BUILTINS["INSTR"].bind("POSITION", [self.bind(node.this), self.bind(node.args["substr"])], self._where)
 
+    def _overlay(self, node: exp.Overlay) -> Value:
+        value, new, start = (self.bind(part) for part in (node.this, node.expression, node.args["from_"]))
+        length = self.bind(node.args["for_"]).ast if node.args.get("for_") is not None else render("length(_0)", new.ast)
+        made = render("left(_0, _2 - 1) || _1 || substring(_0, _2 + _3)", value.ast, new.ast, start.ast, length)
+        return Value(made, types.STRING, value.nullable or new.nullable or start.nullable)
+
     def _call(self, node: exp.Anonymous) -> Value:
         name = str(node.this).upper()
         if self._strict and name in NONDETERMINISTIC:
@@ -302,6 +322,8 @@ class ExpressionBinder:
             return bind_call(node.meta[FUNCTION], [self.bind(argument) for argument in node.expressions], self._where)
         if is_json_call(node):
             return bind_json(node, self.bind, self._cast_of_text, self._where)
+        if name == "JSON_STRING":
+            return bind_json_string(node, self.bind, self._where)
         if name == "ROW":
             return bind_row([self.bind(argument) for argument in node.expressions])
         builtin = SCALARS.get(name)
@@ -316,7 +338,7 @@ class ExpressionBinder:
 
     def _cast_of_text(self, text: exp.Expr, wanted: exp.Expr) -> Value:
         target = parse_type(text_of(wanted))
-        return Value(_cast_tree(Value(text, types.STRING), target, text_of(wanted)), target)
+        return Value(cast_tree(Value(text, types.STRING), target, text_of(wanted)), target)
 
     def _nested(self, node: exp.Array | exp.Bracket) -> Value:
         bind = bind_array if isinstance(node, exp.Array) else bind_bracket
@@ -337,7 +359,7 @@ class ExpressionBinder:
         if name == "TIMESTAMPDIFF":
             made = render(f"CAST(date_sub('{unit.lower()}', _0, _1) AS INT)", as_timestamp(first), as_timestamp(second))
             return Value(made, types.INT, first.nullable or second.nullable)
-        result = second.type if second.type.is_timestamp else types.TIMESTAMP3
+        result = _moved(second.type, unit)
         step = {"QUARTER": "to_months(CAST(_1 * 3 AS INT))"}.get(unit, f"to_{unit.lower()}s(_1)")
         return Value(
             cast(render(f"_0 + {step}", as_timestamp(second), first.ast), result.duckdb), result, first.nullable or second.nullable
@@ -386,46 +408,16 @@ class ExpressionBinder:
         return StatementRefused(what, where=self._where, next_step=next_step)
 
 
-def _cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
-    """CAST with Flink's meaning: numbers are cut towards zero, text is trimmed, times print their declared fraction."""
-    source = value.type
-    if target.is_integer and source == types.STRING:
-        return cast(render("trunc(CAST(trim(_0) AS DECIMAL(38, 10)))", value.ast), target.duckdb)
-    if target.is_integer and (source.is_approximate or source.name == "DECIMAL"):
-        return cast(render("trunc(_0)", value.ast), target.duckdb)
-    if target == types.STRING:
-        return _cast_to_text(value, written)
-    if source == target:
-        return value.ast
-    return cast(value.ast, target.duckdb)
+def _as_regular_expression(pattern: str) -> str:
+    """A pattern of SIMILAR TO: _ is one character and % any number of them; | * + ? {} () [] are those of regular expressions."""
+    return "(?s)" + "".join({"_": ".", "%": ".*"}.get(char, f"\\{char}" if char in ".^$\\" else char) for char in pattern)
 
 
-def _try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
-    """TRY_CAST: every cast on the way gives NULL instead of an error."""
-    made = _cast_tree(Value(column("_0"), value.type), target, written)
-    for item in list(made.find_all(exp.Cast)):
-        if type(item) is exp.Cast and item.parent is not None:
-            item.replace(exp.TryCast(this=item.this, to=item.args["to"]))
-    tried = exp.TryCast(this=made.this, to=made.args["to"]) if type(made) is exp.Cast else made
-    return tried.transform(lambda item: paren(value.ast.copy()) if isinstance(item, exp.Column) and item.name == "_0" else item)
-
-
-def _cast_to_text(value: Value, written: str) -> exp.Expr:
-    source = value.type
-    if source == types.BOOLEAN:
-        made = render("upper(CAST(_0 AS TEXT))", value.ast)
-    elif source.is_timestamp and (source.precision or 0) > 0:
-        pattern = "%Y-%m-%d %H:%M:%S." + ("%g" if (source.precision or 0) <= 3 else "%f")
-        made = render("strftime(_0, _1)", value.ast, string(pattern))
-    elif source == types.BYTES:
-        made = render("decode(_0)", value.ast)
-    else:
-        made = value.ast if source == types.STRING else cast(value.ast, "TEXT")
-    upper = written.upper()
-    if upper.startswith(("CHAR(", "VARCHAR(")):
-        length = upper[upper.index("(") + 1 : upper.index(")")]
-        made = render(f"SUBSTRING(_0, 1, {length})" if upper.startswith("VARCHAR") else f"rpad(_0, {length}, ' ')", made)
-    return made
+def _moved(of: SqlType, unit: str) -> SqlType:
+    """The type of a time that is moved by a unit, or cut to it: a DATE stays one as long as the unit is of days."""
+    if of.is_timestamp or (of == types.DATE and unit.upper() in ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")):
+        return of
+    return types.TIMESTAMP3
 
 
 _B = ExpressionBinder
@@ -436,6 +428,7 @@ _HANDLERS: dict[type, Callable[..., Value]] = {
     exp.Boolean: _B._boolean,
     exp.Null: _B._null,
     exp.Interval: _B._interval,
+    exp.HexString: _B._bytes,
     # operators
     exp.Paren: _B._paren,
     exp.Neg: _B._negative,
@@ -451,6 +444,7 @@ _HANDLERS: dict[type, Callable[..., Value]] = {
     exp.Between: _B._between,
     exp.Escape: _B._escape,
     exp.Like: _B._like,
+    exp.SimilarTo: _B._similar,
     # CASE, CAST, calls
     exp.Case: _B._case,
     exp.If: _B._if,
@@ -461,6 +455,7 @@ _HANDLERS: dict[type, Callable[..., Value]] = {
     exp.Trim: _B._trim,
     exp.Substring: _B._substring,
     exp.StrPosition: _B._position,
+    exp.Overlay: _B._overlay,
     exp.Anonymous: _B._call,
     **dict.fromkeys((exp.Array, exp.Bracket), _B._nested),
     # refused in a stream

@@ -63,6 +63,13 @@ def bind_json(node: exp.Anonymous, bind: Bind, returning: CastText, where: str) 
     return returning(made, wanted)
 
 
+def bind_json_string(node: exp.Anonymous, bind: Bind, where: str) -> Value:
+    """JSON_STRING(value): a value as JSON text; NULL stays NULL."""
+    if len(node.expressions) != 1:
+        raise StatementRefused("JSON_STRING takes one value", where=where, next_step="Write JSON_STRING(value).")
+    return Value(_member(node.expressions[0], bind, absent=True, where=where), types.STRING)
+
+
 def _queried(node: exp.Anonymous, kind: exp.Expr, failed: exp.Expr, text: exp.Expr) -> exp.Expr:
     wrapper = node.meta.get("wrapper", "WITHOUT")
     if wrapper == "WITH":

@@ -90,6 +90,10 @@ def _t(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
     return lambda args: render(template, *[arg.ast for arg in args])
 
 
+def _cardinality(args: Sequence[Value]) -> exp.Expr:
+    return render("CAST(cardinality(_0) AS INT)" if args[0].type.name == "MAP" else "CAST(len(_0) AS INT)", args[0].ast)
+
+
 def _joined(args: Sequence[Value]) -> exp.Expr:
     items = args[0].ast if len(args) == 2 else render("list_transform(_0, _e -> COALESCE(_e, _1))", args[0].ast, args[2].ast)
     return render("array_to_string(_0, _1)", items, args[1].ast)
@@ -103,11 +107,65 @@ def _str_to_map(args: Sequence[Value]) -> exp.Expr:
     return render(f"map_from_entries({entries})", args[0].ast, pair, key)
 
 
+_IS_IN = "(list_position(_1, _e) IS NOT NULL)"  # finds a NULL too
+
+
+def _distinct(of: str) -> str:
+    """Each value once, where it stands first; NULL is a value."""
+    return f"list_filter({of}, (_e, _i) -> list_position({of}, _e) = _i)"
+
+
+def _array_of_common(args: Sequence[Value]) -> SqlType:
+    found = common_type([_element(args), args[1].type])
+    return array_of(found) if found.is_known else types.UNKNOWN
+
+
+def _common_array(args: Sequence[Value]) -> SqlType:
+    found = common_type([_element([arg]) for arg in args])
+    return array_of(found) if found.is_known else types.UNKNOWN
+
+
+def _with_element(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
+    def build(args: Sequence[Value]) -> exp.Expr:
+        of = _array_of_common(args)
+        element = cast(args[1].ast, of.parts[0][1].duckdb) if of.is_known else args[1].ast
+        return render(f"CASE WHEN _0 IS NOT NULL THEN {template} END", args[0].ast, element)
+
+    return build
+
+
+def _concatenated(args: Sequence[Value]) -> exp.Expr:
+    there = " AND ".join(f"_{i} IS NOT NULL" for i in range(len(args)))
+    return render(f"CASE WHEN {there} THEN {' || '.join(f'_{i}' for i in range(len(args)))} END", *[arg.ast for arg in args])
+
+
+def _sliced(args: Sequence[Value]) -> exp.Expr:
+    end = args[2].ast if len(args) == 3 else render("len(_0)", args[0].ast)
+    return render("list_slice(_0, _1, _2)", args[0].ast, args[1].ast, end)
+
+
+def _sorted(args: Sequence[Value]) -> exp.Expr:
+    ascending, nulls_first = (args[1].ast if len(args) > 1 else exp.true()), (args[2].ast if len(args) > 2 else None)
+    for flag in (ascending, nulls_first):
+        if flag is not None and not isinstance(flag, exp.Boolean):
+            raise StatementRefused("ARRAY_SORT takes TRUE or FALSE", where="function call", next_step="Write ARRAY_SORT(a, FALSE).")
+    is_first = bool((nulls_first or ascending).this)
+    order = f"'{'ASC' if ascending.this else 'DESC'}', 'NULLS {'FIRST' if is_first else 'LAST'}'"
+    return render(f"list_sort(_0, {order})", args[0].ast)
+
+
+def _entries(args: Sequence[Value]) -> SqlType:
+    if args[0].type.name != "MAP":
+        return types.UNKNOWN
+    (_, key), (_, value) = args[0].type.parts
+    return array_of(row_of([("key", key), ("value", value)]))
+
+
 _ARRAY_OF_KEYS = lambda args: array_of(args[0].type.parts[0][1]) if args[0].type.name == "MAP" else types.UNKNOWN  # noqa: E731
 _ARRAY_OF_VALUES = lambda args: array_of(args[0].type.parts[1][1]) if args[0].type.name == "MAP" else types.UNKNOWN  # noqa: E731
 
 NESTED: dict[str, Builtin] = {
-    "CARDINALITY": Builtin(1, 1, types.INT, _t("CAST(len(_0) AS INT)")),
+    "CARDINALITY": Builtin(1, 1, types.INT, _cardinality),
     "ELEMENT": Builtin(1, 1, _element, _t("CASE WHEN len(_0) > 1 THEN error('ELEMENT takes one element') ELSE _0[1] END"), "always"),
     "ARRAY_CONTAINS": Builtin(
         2,
@@ -116,7 +174,20 @@ NESTED: dict[str, Builtin] = {
         _t("CASE WHEN _1 IS NULL THEN len(list_filter(_0, _e -> _e IS NULL)) > 0 ELSE list_contains(_0, _1) END"),
         "any",
     ),
-    "ARRAY_DISTINCT": Builtin(1, 1, _same, _t("list_transform(list_distinct(_0), _e -> _e)")),
+    "ARRAY_DISTINCT": Builtin(1, 1, _same, _t(_distinct("_0"))),
+    "ARRAY_APPEND": Builtin(2, 2, _array_of_common, _with_element("list_append(_0, _1)")),
+    "ARRAY_PREPEND": Builtin(2, 2, _array_of_common, _with_element("list_prepend(_1, _0)")),
+    "ARRAY_REMOVE": Builtin(2, 2, _same, _t("list_filter(_0, _e -> _e IS DISTINCT FROM _1)")),
+    "ARRAY_CONCAT": Builtin(1, 255, _common_array, _concatenated),
+    "ARRAY_UNION": Builtin(2, 2, _common_array, _t(_distinct("(_0 || _1)"))),
+    "ARRAY_INTERSECT": Builtin(
+        2, 2, _common_array, _t(f"CASE WHEN _1 IS NOT NULL THEN {_distinct(f'list_filter(_0, _e -> {_IS_IN})')} END")
+    ),
+    "ARRAY_EXCEPT": Builtin(
+        2, 2, _common_array, _t(f"CASE WHEN _1 IS NOT NULL THEN {_distinct(f'list_filter(_0, _e -> NOT {_IS_IN})')} END")
+    ),
+    "ARRAY_SLICE": Builtin(2, 3, _same, _sliced, "always"),
+    "ARRAY_SORT": Builtin(1, 3, _same, _sorted),
     "ARRAY_REVERSE": Builtin(1, 1, _same, _t("list_reverse(_0)")),
     "ARRAY_MAX": Builtin(1, 1, _element, _t("list_max(_0)"), "always"),
     "ARRAY_MIN": Builtin(1, 1, _element, _t("list_min(_0)"), "always"),
@@ -124,6 +195,9 @@ NESTED: dict[str, Builtin] = {
     "ARRAY_JOIN": Builtin(2, 3, types.STRING, _joined),
     "MAP_KEYS": Builtin(1, 1, _ARRAY_OF_KEYS, _t("map_keys(_0)")),
     "MAP_VALUES": Builtin(1, 1, _ARRAY_OF_VALUES, _t("map_values(_0)")),
+    "MAP_ENTRIES": Builtin(1, 1, _entries, _t("map_entries(_0)")),
+    "MAP_FROM_ARRAYS": Builtin(2, 2, lambda args: map_of(_element(args[:1]), _element(args[1:])), _t("map(_0, _1)")),
+    "MAP_UNION": Builtin(2, 255, _same, lambda args: exp.Anonymous(this="map_concat", expressions=[arg.ast for arg in args])),
     "SPLIT": Builtin(2, 2, array_of(types.STRING), _t("string_split(_0, _1)")),
     "STR_TO_MAP": Builtin(1, 3, map_of(types.STRING, types.STRING), _str_to_map),
 }

@@ -8,5 +8,5 @@ from storage_engine.stream.functions.nested import NESTED
 from storage_engine.stream.functions.text_and_numbers import TEXT_AND_NUMBERS
 
 SCALARS: dict[str, Builtin] = {**BUILTINS, **TEXT_AND_NUMBERS, **NESTED}
-WITH_SYNTAX = (*JSON_NAMES, "ROW", "TIMESTAMPADD", "TIMESTAMPDIFF")
+WITH_SYNTAX = (*JSON_NAMES, "JSON_STRING", "ROW", "TIMESTAMPADD", "TIMESTAMPDIFF")
 """Functions that expressions.py binds by itself."""

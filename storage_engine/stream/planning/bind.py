@@ -16,6 +16,7 @@ from sqlglot import exp
 
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.stream.dialect.parts import refuse_unread
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import NULL, TIMESTAMP3, UNKNOWN, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, parse_select, query_hints, table_hints, table_name, text_of
@@ -86,6 +87,15 @@ class Scope:
             raise StatementRefused(f"alias {alias} is used twice in FROM", where=self.where, next_step="Give each table its own alias.")
         self.columns.extend((alias, name, item) for name, item in zip(names, fields, strict=True))
 
+    def rename(self, alias: str, names: Sequence[str]) -> None:
+        """Give the columns of an alias other names, in their order. Errors: StatementRefused for another number of names."""
+        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not name.startswith(MARK)]
+        if len(theirs) != len(names):
+            what = f"{alias} names {len(names)} columns, there are {len(theirs)}"
+            raise StatementRefused(what, where=self.where, next_step="Name as many.")
+        for i, name in zip(theirs, names, strict=True):
+            self.columns[i] = (alias, name, self.columns[i][2])
+
     def resolve(self, node: exp.Column) -> Value:
         if (node.table, node.name) in self.time_attributes:
             raise StatementRefused(
@@ -143,6 +153,7 @@ class Binder:
     def _parsed(self, select_sql: str, where: str, first_line: int = 1) -> exp.Query:
         """The tree of a SELECT, with the calls of users' functions marked."""
         tree = parse_select(select_sql, where=where, first_line=first_line)
+        refuse_unread(tree, where)
         self.used_functions.update(mark_calls(tree, self.catalog.function))
         return tree
 
@@ -274,7 +285,14 @@ class Binder:
         return scope
 
     def source(self, item: exp.Expr, scope: Scope) -> Node:
-        """One item of FROM; its columns become visible in the scope."""
+        """One item of FROM; its columns become visible in the scope, under the names that its alias gives them."""
+        node = self._source(item, scope)
+        alias = item.args.get("alias")
+        if alias is not None and alias.args.get("columns"):
+            scope.rename(alias.name, [name.name for name in alias.args["columns"]])
+        return node
+
+    def _source(self, item: exp.Expr, scope: Scope) -> Node:
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)

@@ -64,8 +64,21 @@ def select_once(store: Store, plan: JobPlan, where: str) -> tuple[pa.Table, int]
         raise StatementRefused(what, where=where, next_step="Correct the expression, or leave such rows out with WHERE.") from error
 
 
-def insert_values(store: Store, statement: InsertInto) -> str:
-    """Run INSERT INTO ... VALUES; the message."""
+def is_of_constants(statement: InsertInto) -> bool:
+    """Whether its rows are written in it: VALUES, or SELECT without FROM."""
+    if statement.is_values:
+        return True
+    tree = parse_select(statement.select_sql, where=f"line {statement.line}", first_line=statement.select_line)
+    return isinstance(tree, exp.Select) and set(_given(tree)) == {"expressions"}
+
+
+def _given(tree: exp.Expr) -> list[str]:
+    """The clauses that are there."""
+    return [name for name, value in tree.args.items() if value]
+
+
+def insert_constants(store: Store, statement: InsertInto) -> str:
+    """Run INSERT INTO ... VALUES, or ... SELECT without FROM, which is one row; the message."""
     sink = store.describe(statement.table)
     where = f"line {statement.line}"
     targets = statement.columns or tuple(name for name in sink.column_names if name != sink.auto_increment_column)
@@ -74,7 +87,7 @@ def insert_values(store: Store, statement: InsertInto) -> str:
             raise StatementRefused(
                 f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
             )
-    selects = [_row(item, sink, targets, where) for item in _tuples(statement.select_sql, where)]
+    selects = [_row(item, sink, targets, where) for item in _tuples(statement, where)]
     con = open_connection()
     try:
         rows = con.execute(" UNION ALL ".join(selects)).to_arrow_table()
@@ -84,8 +97,10 @@ def insert_values(store: Store, statement: InsertInto) -> str:
     return f"wrote {rows.num_rows} rows into {sink.name}"
 
 
-def _tuples(text: str, where: str) -> list[list[exp.Expr]]:
-    tree = parse_select(f"SELECT * FROM ({text}) AS v", where=where)
+def _tuples(statement: InsertInto, where: str) -> list[list[exp.Expr]]:
+    if not statement.is_values:
+        return [[item.unalias() for item in parse_select(statement.select_sql, where=where).expressions]]
+    tree = parse_select(f"SELECT * FROM ({statement.select_sql}) AS v", where=where)
     values = tree.find(exp.Values)
     if values is None:
         raise StatementRefused("VALUES cannot be read", where=where, next_step="Write VALUES (1, 'a'), (2, 'b').")
@@ -95,13 +110,13 @@ def _tuples(text: str, where: str) -> list[list[exp.Expr]]:
 def _row(items: list[exp.Expr], sink: TableDescriptor, targets: tuple[str, ...], where: str) -> str:
     if len(items) != len(targets):
         raise StatementRefused(
-            f"a row of VALUES has {len(items)} values, {sink.name} takes {len(targets)}",
+            f"a row has {len(items)} values, {sink.name} takes {len(targets)}",
             where=where,
             next_step=f"Columns: {', '.join(targets)}.",
         )
 
     def no_columns(node: exp.Column) -> Value:
-        raise StatementRefused(f"{text_of(node)} in VALUES is not a constant", where=where, next_step="Write constants; quote text with '.")
+        raise StatementRefused(f"{text_of(node)} is not a constant", where=where, next_step="Write constants; quote text with '.")
 
     binder = ExpressionBinder(no_columns, where=where)
     listed = []

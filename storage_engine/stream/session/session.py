@@ -37,7 +37,7 @@ from storage_engine.stream.session import reports
 from storage_engine.stream.session.change_rows import delete_rows, update_rows
 from storage_engine.stream.session.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.session.function_statements import Functions
-from storage_engine.stream.session.once import insert_once, insert_values
+from storage_engine.stream.session.once import insert_constants, insert_once, is_of_constants
 from storage_engine.stream.session.user_statements import ANSWERS as USER_ANSWERS
 
 if TYPE_CHECKING:
@@ -288,8 +288,8 @@ class SqlSession:
 
     def _insert(self, statement: st.InsertInto) -> Result:
         notices = _check_sink_hints(statement)
-        if statement.is_values:
-            return Result(insert_values(self._store, statement))
+        if is_of_constants(statement):
+            return Result(insert_constants(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
             return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
@@ -314,7 +314,7 @@ class SqlSession:
             settings=self._settings,
             views=self._views,
             functions=self._functions,
-            first_line=_first_line(statement),
+            first_line=statement.select_line,
             **options,
         )
 
@@ -405,12 +405,6 @@ def default_job_name(statement: st.InsertInto) -> str:
     """The name of a job that was not named: its table, and its columns if the statement lists them."""
     name = f"insert-into_{statement.table}"
     return f"{name}({','.join(statement.columns)})" if statement.columns else name
-
-
-def _first_line(statement: st.InsertInto) -> int:
-    """The line on which the SELECT of a statement begins."""
-    before, _, _ = statement.text.partition(statement.select_sql)
-    return statement.line + before.count("\n")
 
 
 def _check_sink_hints(statement: st.InsertInto) -> list[str]:
