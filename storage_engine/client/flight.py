@@ -2,7 +2,7 @@
 
 Control calls are actions (JSON both ways); lookups, small commits and the questions that stream jobs ask in every micro-batch go over
 sockets (socket_lane.py), larger ones over kept-open Flight streams (lane.py), which carry everything where no socket lane is reachable;
-fetch and read are streams.
+fetch and read are streams, but for a fetch of few rows, which is such a question.
 Holds: a call that may safely be sent twice is sent again after a broken connection (link.py), for `retry_s` long. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
 Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
