@@ -27,6 +27,8 @@ OptionalPath = Path | Literal[""]
 
 
 class Section(BaseModel):
+    """A table of flashlake.toml: an unknown key is refused, and values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 

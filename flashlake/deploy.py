@@ -41,6 +41,7 @@ def deploy(store: Store, folder: Path, *, only: Sequence[str] | None = None, on_
 
 
 def statements_of(path: Path) -> list[Statement]:
+    """The statements of a definition; names without a database are of the folder's. Errors: StatementRefused."""
     return parse_statements(path.read_text(encoding="utf-8"), default_database=path.parent.name)
 
 

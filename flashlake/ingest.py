@@ -162,6 +162,7 @@ def read_source(name: str, query: str, *, start: date | None = None, stop: date 
 
 
 def slices(rows: pa.Table, n: int) -> Iterator[pa.Table]:
+    """The rows in pieces of n, the last one smaller."""
     for start in range(0, rows.num_rows, n):
         yield rows.slice(start, n)
 

@@ -87,6 +87,7 @@ def verify_tables(
 
 
 def as_line(report: VerifyReport, n_repaired: int = 0) -> dict[str, Any]:
+    """A report as a row of REPORT_SCHEMA."""
     return {
         "table": report.table, "job": report.job, "version": report.version, "rows_compared": report.rows_compared,
         "rows_differing": report.rows_differing, "holds": report.holds, "rows_earlier": report.rows_earlier,

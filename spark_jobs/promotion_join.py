@@ -206,6 +206,7 @@ def metadata(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Run the job by the arguments in the file of argv[1], tell Dagster what came of it, and print it as JSON."""
     from dagster_pipes import open_dagster_pipes
 
     arguments = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))

@@ -39,6 +39,7 @@ CAPABILITIES = frozenset(
         "alter_table",
         "drop_partition",
         "backup",
+        "compaction",
         "journal",
         "idempotent_writes",
         "objects",
@@ -218,6 +219,22 @@ class BackupInfo:
     n_bytes: int
 
 
+@dataclass(frozen=True)
+class SpaceInfo:
+    """What compact() of a table did. Bytes count whole log files, which tables share: those removed, and what was copied to remove them.
+
+    n_rows_expired   rows that left the log or changelog, by `table.log.ttl`; current rows of a primary-key table stay
+    n_rows_outlived  current rows that left, by `table.kv.ttl`
+    """
+
+    table: str
+    n_rows_expired: int
+    n_rows_outlived: int
+    n_bytes_rewritten: int
+    n_files_removed: int
+    n_bytes_reclaimed: int
+
+
 BUCKET_STATISTICS = pa.schema(
     [
         ("partition", pa.string()), ("bucket", pa.int32()), ("start_offset", pa.int64()), ("end_offset", pa.int64()),
@@ -261,7 +278,10 @@ class Backend(Protocol):
     """True where encoding appends at the caller relieves somebody else: behind a wire."""
 
     # catalog
-    def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor: ...
+    def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool) -> TableDescriptor:
+        """Create a table; its descriptor with its id. Errors: AlreadyExists unless `if_not_exists`, which returns the present table."""
+        ...
+
     def alter_table(self, descriptor: TableDescriptor) -> TableDescriptor:
         """Make the table what a descriptor says that schema/evolve.py made from its present one; the new descriptor.
 
@@ -270,10 +290,22 @@ class Backend(Protocol):
         """
         ...
 
-    def drop_table(self, name: str, *, if_exists: bool) -> None: ...
-    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None: ...
-    def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None: ...
-    def tables(self) -> list[TableDescriptor]: ...
+    def drop_table(self, name: str, *, if_exists: bool) -> None:
+        """Drop a table with its rows. Errors: UnknownTable unless `if_exists`."""
+        ...
+
+    def create_partition(self, table: str, partition: str, *, if_not_exists: bool) -> None:
+        """Create a partition by its name. Errors: AlreadyExists unless `if_not_exists`; InvalidPartition."""
+        ...
+
+    def drop_partition(self, table: str, partition: str, *, if_exists: bool) -> None:
+        """Drop a partition with its rows. Errors: InvalidPartition unless `if_exists`."""
+        ...
+
+    def tables(self) -> list[TableDescriptor]:
+        """Every table, as it is now."""
+        ...
+
     def partitions(self, table: str) -> dict[str, int]:
         """Name -> id of every partition, sorted by name. A partition created again under its name has another id."""
         ...
@@ -282,20 +314,36 @@ class Backend(Protocol):
         """Store (or with None: drop) a small named definition: kind is "job", "view", "materialized_view", "function"."""
         ...
 
-    def objects(self, kind: str) -> dict[str, dict[str, Any]]: ...
+    def objects(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The small definitions of a kind, by name; see put_object."""
+        ...
 
     # writes
-    def commit(self, request: CommitRequest) -> CommitResult: ...
-    def commit_stream(self, in_flight_max: int) -> CommitStream: ...
+    def commit(self, request: CommitRequest) -> CommitResult:
+        """One transaction, durable on return. Errors: a UserError leaves the store as it was; WriteFailed tells by `is_absent`."""
+        ...
+
+    def commit_stream(self, in_flight_max: int) -> CommitStream:
+        """Commits of one writer, at most `in_flight_max` without an answer at a time."""
+        ...
 
     # journal
-    def version(self) -> int: ...
+    def version(self) -> int:
+        """The newest version of the whole store that readers see."""
+        ...
+
     def await_version(self, after: int, timeout_s: float) -> int:
         """Block until version() > after or the time is over; the version then."""
         ...
 
-    def commits(self, after: int, limit: int) -> list[CommitInfo]: ...
-    def progress(self, owner_prefix: str) -> dict[str, Progress]: ...
+    def commits(self, after: int, limit: int) -> list[CommitInfo]:
+        """At most `limit` commits after version `after`, in order: their time, and which offsets of which table they wrote."""
+        ...
+
+    def progress(self, owner_prefix: str) -> dict[str, Progress]:
+        """The progress of every owner whose name begins so; see CONSUMER_PREFIX, JOB_PREFIX."""
+        ...
+
     def drop_progress(self, owner: str) -> bool:
         """Forget an owner's progress; False when there is none."""
         ...
@@ -304,7 +352,9 @@ class Backend(Protocol):
         """Say that a member of a consumer group lives. A new member joins; one not heard of for its session timeout is out."""
         ...
 
-    def leave_group(self, owner: str, member: str) -> None: ...
+    def leave_group(self, owner: str, member: str) -> None:
+        """A member of a consumer group goes at once, instead of when its session times out."""
+        ...
 
     # reads
     def offsets(self, table: str, which: OffsetSpec, at_version: int | None = None, bound: int | None = None) -> Offsets:
@@ -351,7 +401,10 @@ class Backend(Protocol):
 
     def prefix_lookups(
         self, table: str, batches: Iterable[pa.Table], columns: Sequence[str] | None, limit: int | None
-    ) -> Iterator[pa.Table]: ...
+    ) -> Iterator[pa.Table]:
+        """prefix_lookup() of each batch of prefixes, in order."""
+        ...
+
     def read(
         self,
         table: str,
@@ -363,7 +416,10 @@ class Backend(Protocol):
         """Current rows of a primary-key table, at the newest version or at an older one; at most `limit`, whichever."""
         ...
 
-    def count(self, table: str) -> int: ...
+    def count(self, table: str) -> int:
+        """Rows now: of a log those that have not expired, of a primary-key table the current ones."""
+        ...
+
     def bucket_statistics(self, table: str, positions: Offsets | None = None) -> pa.Table:
         """One row per bucket that was ever written, from the frame index: BUCKET_STATISTICS.
 
@@ -375,8 +431,18 @@ class Backend(Protocol):
         """Rows left out so far because retention had passed their partition ('table.auto-partition.late-rows' = 'drop')."""
         ...
 
+    def compact(self, table: str) -> SpaceInfo:
+        """Give back now what a table holds and nobody needs, by one round of cleaning that goes by no minimum amounts.
+
+        It takes what background cleaning may take and no more: rows within `table.log.ttl`, or that a job, a consumer or the lake has yet
+        to read, stay as they stay there. Errors: UnknownTable; WriteFailed, also when only the next round can go on.
+        """
+        ...
+
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         """Copy the store as it is now to `target`, a new directory where the store itself is; writers go on."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Give the connection, or the directory, free. A second call does nothing."""
+        ...

@@ -140,3 +140,15 @@ def test_spark_code_runs_under_connect_too() -> None:
         if word in path.read_text()
     ]
     assert hits == []
+
+
+def test_tests_wait_for_events_and_not_for_time() -> None:
+    """A sleep is too long on a fast machine and too short on a busy one: tests/waiting.py asks until a deadline."""
+    sleeps = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if path.name != "waiting.py"
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("time.sleep", "sleep", "threading.Event().wait")
+    ]
+    assert sleeps == []

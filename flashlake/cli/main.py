@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from flashlake import __version__
-from flashlake.cli import commands
-from flashlake.cli.output import say
-from storage_engine.errors import FlashlakeError
+from flashlake.cli.options import run_of
+from flashlake.cli.usage import add_commands
 
 os.environ.setdefault("ACERO_ALIGNMENT_HANDLING", "reallocate")  # buffers that came over a wire; Arrow would warn about each
 DONE, REFUSED = 0, 1
@@ -20,8 +19,11 @@ DESCRIPTION = "A streaming lakehouse on one machine: one .sql file per table is 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. Wrong usage ends in argparse with status 2."""
     options = build_parser().parse_args(arguments)
+    from flashlake.cli.output import say  # after the words are understood: help answers without the platform
+    from storage_engine.errors import FlashlakeError
+
     try:
-        status: int = options.run(options)
+        status: int = run_of(options.run)(options)
         sys.stdout.flush()
     except FlashlakeError as error:
         say(f"flashlake: {error}")
@@ -36,11 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `run` of what it returns names the function of the command (options.run_of)."""
     parser = argparse.ArgumentParser(
         prog="flashlake", description=DESCRIPTION, epilog="flashlake COMMAND --help explains a command and shows an example."
     )
     parser.add_argument("--version", action="version", version=f"flashlake {__version__}")
-    found = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
-    for module in commands.ALL:
-        module.add_to(found)
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True, title="commands"))
     return parser

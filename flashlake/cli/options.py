@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
-from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flashlake.cli.output import FORMATS
-from flashlake.config import Config, load_config
+if TYPE_CHECKING:
+    from flashlake.config import Config
 
-Run = Callable[[argparse.Namespace], int]
+FORMATS = ("table", "csv", "json")
 _SPAN = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)$")
 _SPAN_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
 
-def command(found: Any, name: str, run: Run, *, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
-    """Add a command with the options that all have. `example`: one line per example."""
+def command(found: Any, name: str, run: str, *, summary: str, example: str, more: str = "") -> argparse.ArgumentParser:
+    """Add a command with the options that all have.
+
+    run      MODULE.FUNCTION under flashlake.cli.commands, a function of the parsed options that returns the exit status; see run_of
+    example  one line per example
+    """
     description = f"{summary[:1].upper()}{summary[1:]}.{' ' if more else ''}{more}"
     examples = "examples:\n" + "\n".join(f"  {line}" for line in example.splitlines())
     layout = argparse.RawDescriptionHelpFormatter
@@ -30,11 +34,19 @@ def command(found: Any, name: str, run: Run, *, summary: str, example: str, more
     return parser
 
 
+def run_of(name: str) -> Any:
+    """The function that runs a command: its module, and with it what the command needs, is loaded here."""
+    module, _, function = name.partition(".")
+    return getattr(importlib.import_module(f"flashlake.cli.commands.{module}"), function)
+
+
 def with_format(parser: argparse.ArgumentParser) -> None:
+    """Add --format, for a command that prints results."""
     parser.add_argument("--format", choices=FORMATS, default="table", help="how results are printed (default: table)")
 
 
 def with_store(parser: argparse.ArgumentParser) -> None:
+    """Add --store, for a command that opens a store."""
     parser.add_argument(
         "--store", metavar="URL", help="file:///path or flashlake://host:port (default: the running server, else the project's folder)"
     )
@@ -42,9 +54,19 @@ def with_store(parser: argparse.ArgumentParser) -> None:
 
 def config_of(options: argparse.Namespace) -> Config:
     """The configuration of the project that the command is about. With --store a project is not needed."""
+    from flashlake.config import load_config
+
     if options.project is None and getattr(options, "store", None):
         return load_config(Path.cwd())
     return load_config(options.project)
+
+
+def a_definition(text: str) -> tuple[str, str]:
+    """NAME=VALUE."""
+    name, sign, value = text.partition("=")
+    if not sign or not name:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def a_day(text: str) -> date:

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-FORMATS = ("table", "csv", "json")
 TABLE_ROWS_MAX = 1_000
 """A table for people shows this many rows; csv and json have them all."""
 

@@ -88,6 +88,7 @@ def await_code(url: str, timeout_s: float) -> None:
 
 
 def await_run(url: str, run_id: str, timeout_s: float) -> None:
+    """Return when a run has succeeded. Errors: UserError when it ended otherwise; StoreUnavailable when it has not within the time."""
     deadline = time.monotonic() + timeout_s
     while (status := graphql(url, _STATUS, {"id": run_id})["runOrError"].get("status")) not in _ENDS:
         if time.monotonic() > deadline:

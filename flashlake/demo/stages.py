@@ -93,12 +93,14 @@ def covered_rows(store: Store, owner_prefix: str) -> int:
 
 
 def definitions(demo: Demo) -> Lines:
+    """Bring the project's tables, views and jobs into the store."""
     folder = demo.config.project / "assets"
     names = deploy(demo.store, folder)
     return [("definitions", StageResult(len(names), None, None, f"{folder}, tables and views with their jobs", has_rate=False))]
 
 
 def dimensions(demo: Demo) -> Lines:
+    """Load the dimension tables; proven by their number of rows."""
     lines = []
     for table in DIMENSIONS:
         task = demo.bars.add_task(table, total=None, note="")
@@ -109,6 +111,7 @@ def dimensions(demo: Demo) -> Lines:
 
 
 def transactions(demo: Demo) -> Lines:
+    """Stream the real events of the days; proven by their number of rows."""
     lines = []
     for table in EVENTS:
         task = demo.bars.add_task(table, total=None, note="")
@@ -169,6 +172,7 @@ def tiering(demo: Demo) -> Lines:
 
 
 def lake_count(demo: Demo, table: str) -> int:
+    """Rows of a table in the lake alone."""
     database, _, name = table.partition(".")
     return demo.engine.query(f"SELECT COUNT(*) AS n FROM {database}.`{name}$lake`")["n"][0].as_py()
 
@@ -220,6 +224,7 @@ def dagster_day(demo: Demo) -> Lines:
 
 
 def await_dagster(demo: Demo) -> None:
+    """Return when Dagster's web server and daemon are healthy. Errors: StoreUnavailable."""
     from flashlake.supervisor.control import await_healthy
     from flashlake.supervisor.records import RunDir
 

@@ -197,6 +197,7 @@ class RateSeries:
 
 
 def check_kind(kind: str) -> str:
+    """The kind, when events of it can be made. Errors: InvalidConfiguration."""
     if kind not in KINDS:
         raise InvalidConfiguration(
             f"there are no made events of kind {kind}", where="generate", next_step=f"Use one of: {', '.join(KINDS)}."

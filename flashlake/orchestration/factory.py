@@ -32,6 +32,7 @@ def asset_key(table: str) -> dg.AssetKey:
 
 
 def table_name(key: dg.AssetKey) -> str:
+    """The table of an asset key: its parts, joined by dots."""
     return ".".join(key.path)
 
 
@@ -45,6 +46,7 @@ def asset_of(definition: TableDefinition, schemas: Mapping[str, Mapping[str, str
 
 
 def asset_spec(definition: TableDefinition, schemas: Mapping[str, Mapping[str, str]], start: date) -> dg.AssetSpec:
+    """What Dagster knows of a table: inputs, partitions from `start` on, freshness, owners, columns with their lineage."""
     policy = definition.policy
     return dg.AssetSpec(
         asset_key(definition.name),

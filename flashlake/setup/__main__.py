@@ -16,6 +16,7 @@ def say(text: str) -> None:
 
 
 def main() -> int:
+    """Link the project into its environment, fetch the jars, find Java; the exit status."""
     project = Path.cwd()
     try:
         if link_project(project):

@@ -133,5 +133,6 @@ def place(jar: Jar, scratch: Path, folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

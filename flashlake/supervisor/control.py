@@ -96,6 +96,7 @@ def stop_services(config: Config, names: Iterable[str] = (), *, say: Say = lambd
 
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The services that are meant, in their order of starting; `stream` means every stream worker. Errors: InvalidConfiguration."""
     known = list(known)
     chosen = list(names)
     for name in chosen:
@@ -161,6 +162,7 @@ def await_healthy(config: Config, run_dir: RunDir, names: Sequence[str], *, say:
 
 
 def not_healthy(record: ServiceRecord, what: str) -> StoreUnavailable:
+    """The error of a service that did not come up, with the end of its log."""
     return StoreUnavailable(
         f"service {record.name} {what}: {tail(Path(record.log))}", where=record.log, next_step="Read its log; then repeat `flashlake up`."
     )

@@ -39,6 +39,7 @@ class Service:
 
 
 def store_service(config: Config) -> Service:
+    """The store's server; it is healthy when it answers a call."""
     store = config.store
     return Service(
         "store",
@@ -79,6 +80,7 @@ def server_options(config: Config) -> list[str]:
 
 
 def stream_service(config: Config, name: str = STREAM) -> Service:
+    """A stream worker, which may run the functions that the configuration allows; it needs the store."""
     sources = function_sources(config)
     allowed = json.dumps({"modules": sources.modules, "names": dict(sources.names)})
     options = ("--python-path", str(config.project), "--functions", allowed, "--lanes", str(config.stream.lanes))
@@ -88,6 +90,7 @@ def stream_service(config: Config, name: str = STREAM) -> Service:
 
 
 def tiering_service(config: Config) -> Service:
+    """The worker that brings tables into the lake; it needs the store."""
     command = (sys.executable, "-m", "storage_engine.lake", "--store", config.server_url, "--lake", str(config.lake.root))
     environment = _token_environment(config.server.tiering_token_file)
     root = str(config.lake.root)
@@ -95,6 +98,7 @@ def tiering_service(config: Config) -> Service:
 
 
 def webserver_service(config: Config) -> Service:
+    """Dagster's web server over the workspace of the project."""
     dagster = config.dagster
     url = f"http://{dagster.host}:{dagster.port}"
     return Service(
@@ -109,6 +113,7 @@ def webserver_service(config: Config) -> Service:
 
 
 def daemon_service(config: Config) -> Service:
+    """Dagster's daemon: schedules, sensors, the run queue."""
     command = (_tool("dagster-daemon"), "run", "-w", str(config.dagster.workspace))
     return Service("daemon", command, probe=always, needs=_store_of(config), settle_s=5.0, environment=lambda: dagster_environment(config))
 

@@ -60,6 +60,7 @@ def status_table(config: Config) -> tuple[pa.Table, bool]:
 
 
 def service_line(record: ServiceRecord, is_wanted: bool, lag_rows: int | None) -> dict[str, Any]:  # noqa: FBT001 - a plain fact
+    """One line of `flashlake status` for a service: `down` is one that should run and does not."""
     is_running = record.is_running
     health = record.state if is_running or record.state == "waiting" else ("down" if is_wanted else "stopped")
     return {
@@ -144,6 +145,7 @@ def lag_rows(store: Store, progress: Progress | None, tables: tuple[str, ...] = 
 
 
 def rows_between(store: Store, table: str, reached: Mapping[Any, int]) -> int:
+    """Rows of a table that whoever has `reached` these offsets has yet to read; what has expired does not count."""
     latest: Offsets = store.table(table).offsets("latest")
     earliest: Offsets = store.table(table).offsets("earliest")
     return sum(end - max(reached.get(bucket, 0), earliest.get(bucket, 0)) for bucket, end in latest.items())

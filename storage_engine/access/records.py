@@ -62,6 +62,8 @@ class TokenRecord:
 
 @dataclass(frozen=True)
 class GrantRecord:
+    """A grant as it is stored: to whom by name, and by the id that tells a user from a later one of that name."""
+
     user: str
     user_id: str
     grant: Grant

@@ -81,6 +81,7 @@ class Grants:
         self._held = frozenset((implied, grant.scope.kind, grant.scope.name) for grant in grants for implied in _IMPLIES[grant.right])
 
     def permits(self, right: Right, scope: Scope) -> bool:
+        """Whether these grants imply `right` on `scope`: held there, on its database, or on the cluster."""
         held = self._held
         if (right, "CLUSTER", "") in held:
             return True

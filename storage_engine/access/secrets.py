@@ -78,4 +78,5 @@ def parse_token(text: str) -> str | None:
 
 
 def hash_token(text: str) -> str:
+    """SHA-256 of a token in hexadecimal: what is stored of it. Tokens are random and long, so neither salt nor stretching is needed."""
     return hashlib.sha256(text.encode()).hexdigest()

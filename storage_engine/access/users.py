@@ -56,6 +56,7 @@ class Users:
         self._backend.put_object(USER, name, replace(record, password=hash_password(password)).to_json())
 
     def drop(self, name: str, *, if_exists: bool = False) -> bool:
+        """Forget a user with his tokens and grants; False when there is none and `if_exists`. Errors: UnknownUser."""
         if if_exists and name not in self._backend.objects(USER):
             return False
         self._user(name)
@@ -92,6 +93,7 @@ class Users:
             self._backend.put_object(GRANT, record.name, None)
 
     def make_administrator(self, name: str) -> None:
+        """Grant ADMIN on the cluster. Errors: UnknownUser."""
         self.grant(name, [Grant("ADMIN", CLUSTER)])
 
     def grants(self, name: str | None = None) -> list[GrantRecord]:

@@ -38,6 +38,7 @@ def features_of_commit(request: CommitRequest) -> Iterator[str]:
 
 
 def features_of_lookup(*, insert_if_not_exists: bool) -> Iterator[str]:
+    """What a lookup needs of a backend."""
     yield "lookup"
     if insert_if_not_exists:
         yield "insert_if_not_exists"
@@ -56,6 +57,7 @@ def features_of_offsets(which: OffsetSpec) -> Iterator[str]:
 
 
 def features_of_read(at_version: int | None) -> Iterator[str]:
+    """What a read needs of a backend; at a version, a journal to name it by."""
     yield "read"
     if at_version is not None:
         yield "read_at_version"

@@ -30,6 +30,7 @@ from storage_engine.api import (
     Membership,
     OffsetSpec,
     Progress,
+    SpaceInfo,
 )
 from storage_engine.client.capabilities import features_of_commit, features_of_lookup, features_of_offsets, features_of_read, require
 from storage_engine.client.commit_stream import Connections, SocketCommitStream
@@ -334,6 +335,11 @@ class FlightBackend(Link):
     def late_rows(self, table: str) -> int:
         self._require("late_rows")
         return self._control("late_rows", {"table": table})
+
+    def compact(self, table: str) -> SpaceInfo:
+        self._require("compaction")
+        arguments = {"table": table}
+        return SpaceInfo(**self._retried(lambda: self._action("compact", arguments, timeout_s=_LONG_CALL_TIMEOUT_S), is_repeatable=True))
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:
         self._require("backup")

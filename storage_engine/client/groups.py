@@ -64,6 +64,7 @@ def owner_of(name: str, table: str) -> str:
 
 
 def generation_of(recorded: Progress | None) -> int:
+    """How often the members of a group have changed; 0 before the first joins."""
     return int(recorded.detail.get("generation", 0)) if recorded else 0
 
 

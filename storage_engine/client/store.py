@@ -27,7 +27,9 @@ _VIRTUAL = {
 class Session(Protocol):
     """Executes SQL text against a store: storage_engine.stream.session.session.SqlSession."""
 
-    def execute(self, text: str) -> list[Any]: ...
+    def execute(self, text: str) -> list[Any]:
+        """Run statements one after another; a result each. A failing one ends the run."""
+        ...
 
 
 class Store:
@@ -69,18 +71,23 @@ class Store:
         return descriptors[name]
 
     def tables(self) -> list[str]:
+        """The names ("database.table") of all tables that may be seen, sorted."""
         return sorted(descriptor.name for descriptor in self.backend.tables())
 
     def create_table(self, descriptor: TableDescriptor, *, if_not_exists: bool = False) -> Table:
+        """Create a table. Errors: AlreadyExists unless `if_not_exists`, which returns the present table."""
         return Table(self.backend, self.backend.create_table(descriptor, if_not_exists=if_not_exists))
 
     def objects(self, kind: str) -> dict[str, dict[str, Any]]:
+        """The definitions of a kind ("job", "view", "materialized_view", "function"), by name."""
         return self.backend.objects(kind)
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        """Store a definition under its name, in place of one that is there."""
         self.backend.put_object(kind, name, value)
 
     def drop_object(self, kind: str, name: str) -> None:
+        """Forget a definition; nothing happens when there is none."""
         self.backend.put_object(kind, name, None)
 
     # writes and the journal
@@ -90,6 +97,7 @@ class Store:
         return self.backend.commit(CommitRequest(tuple(ops), tuple(progress), write_id))
 
     def version(self) -> int:
+        """The newest version of the whole store; each commit is one. Errors: UnsupportedByBackend without a journal."""
         return self.backend.version()
 
     def latest(self, tables: Sequence[str]) -> Latest:
@@ -97,12 +105,15 @@ class Store:
         return self.backend.latest(tables) if isinstance(self.backend, AnswersLatest) else latest_of(self.backend, tables)
 
     def await_version(self, after: int, timeout_s: float) -> int:
+        """Block until there is a version after `after`, or the time is over; the version then."""
         return self.backend.await_version(after, timeout_s)
 
     def commits(self, after: int, limit: int = 1000) -> list[CommitInfo]:
+        """At most `limit` commits after version `after`, in order: their time, and the offsets that they wrote by table and bucket."""
         return self.backend.commits(after, limit)
 
     def progress(self, owner_prefix: str = "") -> dict[str, Progress]:
+        """The progress of owners whose names begin so, by owner: "job:", "consumer:", "tier:"."""
         return self.backend.progress(owner_prefix)
 
     def backup(self, target: str | Path, *, links: bool = True) -> BackupInfo:
@@ -113,6 +124,7 @@ class Store:
         return self.backend.backup(str(target), links=links)
 
     def close(self) -> None:
+        """Give the connection, or the directory, free."""
         self.backend.close()
 
     def __enter__(self) -> Store:

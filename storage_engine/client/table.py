@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, WriteId, WriteOp
+from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, SpaceInfo, WriteId, WriteOp
 from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
 from storage_engine.client.table_writer import TableWriter
@@ -193,6 +193,13 @@ class Table:
         """Number of rows now, from the indexes: log rows of a log table, current rows of a primary-key table."""
         return self._backend.count(self.name)
 
+    def compact(self) -> SpaceInfo:
+        """Give back now the space of what nobody needs any more, instead of when the background comes to it.
+
+        It may take long, and goes on beside readers and writers. Errors: UnsupportedByBackend; AccessDenied without ALTER; WriteFailed.
+        """
+        return self._backend.compact(self.name)
+
     # the log
 
     def offsets(self, which: Literal["earliest", "latest"] | dt.datetime = "latest", *, at_version: int | None = None) -> Offsets:
@@ -205,6 +212,7 @@ class Table:
         return self.offsets(which)  # type: ignore[arg-type]
 
     def partitions(self) -> list[str]:
+        """The names of the partitions, sorted."""
         return list(self._backend.partitions(self.name))
 
     def consumer(self, name: str, *, member: str | None = None, session_timeout_s: float = 30.0) -> Consumer:

@@ -37,6 +37,7 @@ class TableWriter:
         self._n_gathered = 0
 
     def append(self, rows: Any) -> None:
+        """Send rows; small batches that come while others have no answer are sent as one. Errors: of earlier writes too."""
         table = self._table.as_rows(rows)
         is_small = table.num_rows < GATHERED_ROWS
         n_waiting = self._stream.n_waiting() if is_small else 0
@@ -50,9 +51,11 @@ class TableWriter:
             self._send("append", table, None)
 
     def upsert(self, rows: Any, columns: Sequence[str] | None = None) -> None:
+        """Send whole rows, or the values of `columns` and the key. Errors: of earlier writes too."""
         self._send("upsert", rows, columns)
 
     def delete(self, keys: Any, columns: Sequence[str] | None = None) -> None:
+        """Send keys whose rows go, or lose the values of `columns`. Errors: of earlier writes too."""
         self._send("delete", keys, columns)
 
     def flush(self) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from storage_engine.api import SpaceInfo
 from storage_engine.engine import file_cleaning, upkeep
 from storage_engine.engine.buckets import Bucket
 from storage_engine.engine.compaction import Pass, compact, is_due, n_outlived
@@ -43,6 +44,7 @@ class CleaningPolicy:
     chunk_bytes     written at once: what a writer may have to wait for
     bytes_min       dead bytes below which nothing is worth a move
     ttl_checks      times per `table.kv.ttl` that rows are looked at for their age
+    rows_per_key    rows of a changelog that has expired, per living key, above which they are written again
     """
 
     interval_ms: int = 60_000
@@ -51,6 +53,11 @@ class CleaningPolicy:
     bytes_min: int = 16 * 1024 * 1024
     compact_bytes_min: int = 1024 * 1024
     ttl_checks: int = 4
+    rows_per_key: int = 2
+
+    def on_demand(self) -> CleaningPolicy:
+        """The policy of a round that somebody asked for: what is dead goes, however little it is. What readers need stays as it stays."""
+        return replace(self, bytes_min=1, compact_bytes_min=1, rows_per_key=1)
 
 
 class Cleaner:
@@ -92,29 +99,46 @@ class Cleaner:
     def clean(self, now_ms: int, table: str | None = None) -> CleaningStats:
         """One round, of all tables or one; what has been done since the store was opened. Errors: WriteFailed."""
         with self._one_at_a_time:
-            stats = self._mover.stats
-            begun = time.monotonic()
-            self._mover.begin()
-            try:
-                self._expire(now_ms, table)
-                for state, bucket in self._buckets(table):
-                    self._guarded(bucket, lambda s=state, b=bucket: self._compact(s, b, now_ms))
-                    self._guarded(bucket, lambda s=state, b=bucket: repack(self._mover, s, b, now_ms - self._policy.settled_ms))
-                self._clean_files()
-            except CleaningStopped:
-                return self.stats
-            except Exception as error:
-                stats.n_failures += 1
-                stats.last_failure = str(error)
-                if isinstance(error, OSError):
-                    next_step = "Free space or repair the disk; the next round goes on."
-                    raise WriteFailed(f"the disk refused a round of cleaning: {error}", where="cleaning", next_step=next_step) from error
-                raise
-            finally:
-                stats.n_rounds += 1
-                stats.last_round_ms = now_ms
-                stats.last_duration_ms = int((time.monotonic() - begun) * 1000)
+            return self._round(now_ms, table, self._policy)
+
+    def compact(self, now_ms: int, table: str) -> SpaceInfo:
+        """One round over a table, without the minimum amounts that a round in the background goes by. Errors: WriteFailed."""
+        with self._one_at_a_time:
+            before = self.stats
+            after = self._round(now_ms, table, self._policy.on_demand())
+        return SpaceInfo(
+            table,
+            n_rows_expired=after.n_rows_expired - before.n_rows_expired,
+            n_rows_outlived=after.n_rows_outlived - before.n_rows_outlived,
+            n_bytes_rewritten=after.n_bytes_rewritten - before.n_bytes_rewritten,
+            n_files_removed=after.n_files_removed - before.n_files_removed,
+            n_bytes_reclaimed=after.n_bytes_reclaimed - before.n_bytes_reclaimed,
+        )
+
+    def _round(self, now_ms: int, table: str | None, policy: CleaningPolicy) -> CleaningStats:
+        stats = self._mover.stats
+        begun = time.monotonic()
+        self._mover.begin()
+        try:
+            self._expire(now_ms, table)
+            for state, bucket in self._buckets(table):
+                self._guarded(bucket, lambda s=state, b=bucket: self._compact(s, b, now_ms, policy))
+                self._guarded(bucket, lambda s=state, b=bucket: repack(self._mover, s, b, now_ms - policy.settled_ms))
+            self._clean_files(policy.bytes_min)
+        except CleaningStopped:
             return self.stats
+        except Exception as error:
+            stats.n_failures += 1
+            stats.last_failure = str(error)
+            if isinstance(error, OSError):
+                next_step = "Free space or repair the disk; the next round goes on."
+                raise WriteFailed(f"the disk refused a round of cleaning: {error}", where="cleaning", next_step=next_step) from error
+            raise
+        finally:
+            stats.n_rounds += 1
+            stats.last_round_ms = now_ms
+            stats.last_duration_ms = int((time.monotonic() - begun) * 1000)
+        return self.stats
 
     def _buckets(self, only: str | None) -> Iterator[tuple[TableState, Bucket]]:
         with self._mover.changed:
@@ -158,7 +182,7 @@ class Cleaner:
 
     # rows
 
-    def _compact(self, table: TableState, bucket: Bucket, now_ms: int) -> None:
+    def _compact(self, table: TableState, bucket: Bucket, now_ms: int, policy: CleaningPolicy) -> None:
         if not table.descriptor.has_primary_key:
             return
         frames = bucket.frames
@@ -167,38 +191,38 @@ class Cleaner:
         if len(below) == 0 or frames.log_start < 0:
             return
         last = self._passes.setdefault(bucket.id, Pass())
-        is_worth_it = is_due(self._mover.buckets, below, bucket, last, self._policy.compact_bytes_min)
+        is_worth_it = is_due(self._mover.buckets, below, bucket, last, policy.compact_bytes_min, policy.rows_per_key)
         ttl_ms = row_ttl_ms(table.descriptor)
-        if not is_worth_it and ttl_ms is not None and now_ms - last.looked_ms >= ttl_ms // self._policy.ttl_checks:
+        if not is_worth_it and ttl_ms is not None and now_ms - last.looked_ms >= ttl_ms // policy.ttl_checks:
             last.looked_ms = now_ms
             is_worth_it = n_outlived(self._mover, table, below, now_ms - ttl_ms) > below["n_rows"].sum() // OUTLIVED_PART
         if not is_worth_it:
             return
-        self._finish_file_of(below)
+        self._finish_file_of(below, policy.bytes_min)
         if compact(self._mover, table, bucket, below, now_ms):
             last.n_rows = -1
             self._mover.checkpointer.ask()
 
     # files
 
-    def _finish_file_of(self, doomed: np.ndarray) -> None:
+    def _finish_file_of(self, doomed: np.ndarray, bytes_min: int) -> None:
         """Do not write copies into a file that the same pass leaves mostly dead: they would have to be moved out of it at once."""
         self._mover.log.sync()  # beginning a file waits for the old one's bytes: not while writers wait too
         with self._mover.writing():
             last, end = self._mover.log.files[-1], int(self._mover.log.end)
             n_doomed = int(doomed["length"][doomed["position"] >= last.start].sum())
-            if n_doomed >= self._policy.bytes_min and 2 * n_doomed >= end - last.start:
+            if n_doomed >= bytes_min and 2 * n_doomed >= end - last.start:
                 self._mover.log.begin_next_file()
 
-    def _clean_files(self) -> None:
+    def _clean_files(self, bytes_min: int) -> None:
         mover, log = self._mover, self._mover.log
         uses = self._uses()
-        if file_cleaning.should_finish(uses, self._policy.bytes_min):
+        if file_cleaning.should_finish(uses, bytes_min):
             log.sync()
             with mover.writing():
                 log.begin_next_file()
             uses = self._uses()
-        for use in file_cleaning.mostly_dead(uses, self._policy.bytes_min):
+        for use in file_cleaning.mostly_dead(uses, bytes_min):
             file_cleaning.evacuate(mover, use.file)
         uses = self._uses()
         empty = [use for use in uses if use.n_live == 0 and use.file.stop is not None]

@@ -51,18 +51,18 @@ class Pass:
     looked_ms: int = 0
 
 
-def is_due(buckets: Buckets, below: np.ndarray, bucket: Bucket, last: Pass, bytes_min: int) -> bool:
-    """Whether the frames below the log's start hold more than two rows per living key. `last` remembers what was counted.
+def is_due(buckets: Buckets, below: np.ndarray, bucket: Bucket, last: Pass, bytes_min: int, rows_per_key: int) -> bool:
+    """Whether the frames below the log's start hold more than `rows_per_key` rows per living key. `last` remembers what was counted.
 
     Cost: none where the key index is there; else a replay, each time the rows have grown by a quarter of the living ones.
     """
     n_rows, end = int(below["n_rows"].sum()), int(below["end_offset"][-1])
-    if n_rows == 0 or int(below["length"].sum()) < bytes_min or n_rows <= last.n_rows + last.n_live // 4:
+    if n_rows == 0 or int(below["length"].sum()) < bytes_min or (rows_per_key > 1 and n_rows <= last.n_rows + last.n_live // 4):
         return False
     if bucket.kv is not None:
-        return n_rows > 2 * bucket.kv.n_keys
+        return n_rows > rows_per_key * bucket.kv.n_keys
     last.n_rows, last.n_live = n_rows, buckets.kv_until(bucket, end).n_keys
-    return n_rows > 2 * last.n_live
+    return n_rows > rows_per_key * last.n_live
 
 
 def compact(mover: Mover, table: TableState, bucket: Bucket, below: np.ndarray, now_ms: int) -> bool:

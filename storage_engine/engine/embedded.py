@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from storage_engine.api import (
     Membership,
     OffsetSpec,
     Progress,
+    SpaceInfo,
     WriteOp,
 )
 from storage_engine.engine import catalog, key_budget, offset_of, partitions, reads
@@ -45,7 +45,7 @@ from storage_engine.engine.metrics import StoreMetric, collect
 from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
 from storage_engine.engine.point_reads import PointReads
-from storage_engine.engine.rescale import ResumeRescale, plan_moves
+from storage_engine.engine.rescale import Rescaler
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep, skip_frames
 from storage_engine.engine.state import TableState
@@ -84,8 +84,9 @@ class EmbeddedBackend:
         self.maintenance.add(self._consumers)
         self._cleaner = Cleaner(Mover(core, cleaning.chunk_bytes, lambda: self.maintenance.is_stopping), cleaning)
         self.maintenance.add(self._cleaner)
+        self._rescaler = Rescaler(core)
         if any(table.bucket_counts for table in core.state.tables.values()):
-            self.maintenance.add(ResumeRescale(self._rescale_all))
+            self.maintenance.add(self._rescaler)
         self._points: dict[tuple[str, tuple[str, ...] | None], PointReads] = {}
         self.counters: dict[str, float] = {}
         self.debts: dict[str, Callable[[], float]] = {}
@@ -178,27 +179,8 @@ class EmbeddedBackend:
             if altered != current:
                 core.change([{"op": "alter_table", "table": altered.to_json()}])
         if altered == current or altered.n_buckets != current.n_buckets:
-            self._rescale(altered)
+            self._rescaler.rescale(altered)
         return altered
-
-    def _rescale_all(self) -> None:
-        with self.core.readers:
-            waiting = [table.descriptor for table in self.core.state.tables.values() if table.bucket_counts]
-        for descriptor in waiting:
-            self._rescale(descriptor)
-
-    def _rescale(self, of: TableDescriptor) -> None:
-        """Move the rows of every partition that has another number of buckets than its table."""
-        core = self.core
-        while True:
-            with core.writing():
-                table = core.state.by_id(of.table_id)
-                if table is None or not table.bucket_counts:
-                    return
-                partition = min(table.bucket_counts)
-                change = {"op": "rescale", "table": of.name, "partition": partition}
-                _, written = core.write(CommitRequest(), [change], plan=partial(plan_moves, table, partition))
-            core.await_durable(written)
 
     def drop_table(self, name: str, *, if_exists: bool) -> None:
         with self.core.writing():
@@ -461,6 +443,12 @@ class EmbeddedBackend:
         if table is not None:
             self.core.table(table)
         return self._cleaner.clean(self.core.now_ms(), table)
+
+    def compact(self, table: str) -> SpaceInfo:
+        self.core.require_open()
+        with self.core.readers:
+            self.core.table(table)
+        return self.maintenance.now(lambda: self._cleaner.compact(self.core.now_ms(), table))
 
     def cleaning(self) -> CleaningStats:
         """What cleaning has done since the store was opened."""

@@ -129,6 +129,7 @@ class KeySnapshots:
 
 
 def file_name(bucket: BucketId) -> str:
+    """TABLE-PARTITION-BUCKET.index, of the three ids."""
     return "-".join(map(str, bucket)) + _SUFFIX
 
 

@@ -14,7 +14,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+from storage_engine.errors import StoreUnavailable
+
+T = TypeVar("T")
 
 FIRST_RUN_MS = 1_000
 """A task first runs so long after the start (or after its interval, when that is shorter): a store that opens answers first."""
@@ -84,7 +88,7 @@ class Maintenance:
             self._begin()
 
     def stop(self) -> None:
-        """End the thread after the task under way; a second call does nothing. The caller holds no lock of the store."""
+        """End the thread and now() after the work under way; a second call does nothing. The caller holds no lock of the store."""
         with self._wake:
             self._is_stopping = True
             self._wake.notify_all()
@@ -92,6 +96,15 @@ class Maintenance:
         if thread is not None:
             assert thread is not threading.current_thread(), "a task does not close its store"
             thread.join()
+        with self._one_at_a_time:
+            pass  # what was asked for is done, and nothing begins any more
+
+    def now(self, work: Callable[[], T]) -> T:
+        """Do what somebody asks for alone, as a task is run. Errors: StoreUnavailable after stop(); those of the work."""
+        with self._one_at_a_time:
+            if self._is_stopping:
+                raise StoreUnavailable("the store is closing", where="maintenance", next_step="Ask again when it is open.")
+            return work()
 
     def run_once(self, now_ms: int) -> None:
         """Run every task once, in the order added, as if the clock said `now_ms`. A task's failure is raised."""

@@ -27,7 +27,7 @@ from storage_engine.log.log_file import FrameMoved
 from storage_engine.log.stored_frame import StoredFrame
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 from storage_engine.schema.keys import encode_keys
-from storage_engine.schema.rows import conform_keys
+from storage_engine.schema.rows import conform_keys, require_prefix_lookup
 
 _ONE_FOUND = pa.Array.from_buffers(pa.bool_(), 1, [None, pa.py_buffer(b"\x01")])  # pa.array() at import would load pandas
 
@@ -245,12 +245,7 @@ def prefix_lookup(
     Errors: ResultTooLarge when that is more than `rows_max`, before the rows are read.
     """
     descriptor = table.descriptor
-    if not descriptor.is_prefix_lookup_possible:
-        raise UserError(
-            f"{descriptor.name} has no prefix lookup: its bucket key is not a proper prefix of its primary key",
-            where=descriptor.name,
-            next_step="Use lookup() with the whole key, or create the table with a shorter 'bucket.key'.",
-        )
+    require_prefix_lookup(descriptor)
     needed = tuple(name for name in descriptor.primary_key if name in descriptor.partition_keys or name in descriptor.bucket_keys)
     checked = _keys(table.schemas, prefixes, needed, "prefix lookup")
     names = _columns(table.schemas, columns)
@@ -305,6 +300,7 @@ def read(buckets: Buckets, schemas: Schemas, steps: list[tuple[Bucket, np.ndarra
 
 
 def count(buckets: Buckets, table: TableState) -> int:
+    """Rows now: of a log by its offsets, of a primary-key table by its key indexes. Cost: an index that is not there is replayed."""
     if not table.descriptor.has_primary_key:
         return sum(bucket.frames.end_offset - bucket.frames.start_offset for bucket in buckets.of_table(table))
     return sum(buckets.kv_of(bucket).n_keys for bucket in buckets.of_table(table))

@@ -1,6 +1,7 @@
 """Rescale: move the rows of a partition whose bucket changes with the number of buckets, as one commit.
 
-Owner: engine/embedded.py, which holds the writer's lock while a move is planned and written, one partition after another.
+Owner: engine/embedded.py, for ALTER TABLE and for what was cut short before the store was opened. The writer's lock is held while a
+       move is planned and written, one partition after another; between them others write.
 Holds: a row is moved as it is: -D with its key alone in the bucket it leaves, +I in the bucket it enters, in internal frames. They
        take offsets and no reader of the changelog sees them. Killed anywhere, a partition has its rows in the old buckets or in the new.
 Cost:  three vectorised passes (keys, rows, frames). All rows that move are in memory once, encoded: a commit is written as a whole.
@@ -8,31 +9,51 @@ Cost:  three vectorised passes (keys, rows, frames). All rows that move are in m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.api import CommitRequest
+from storage_engine.engine.core import Core
 from storage_engine.engine.routing import bucket_of_rows
 from storage_engine.engine.state import TableState
 from storage_engine.engine.transaction import Transaction
 from storage_engine.log.frame_index import BucketId
+from storage_engine.schema.descriptor import TableDescriptor
 
 RESUME_MS: Final = 60_000
 
 
-class ResumeRescale:
-    """The task of a store that found a rescale cut short when it was opened: it completes it."""
+class Rescaler:
+    """Rescales tables of one store. As a task it completes what was cut short when the store was opened."""
 
     name = "rescale"
     interval_ms = RESUME_MS
 
-    def __init__(self, rescale_all: Callable[[], None]) -> None:
-        self._rescale_all = rescale_all
+    def __init__(self, core: Core) -> None:
+        self._core = core
 
     def run(self, now_ms: int) -> None:  # noqa: ARG002 - the task's form
-        self._rescale_all()
+        """Rescale every table with partitions that wait for it."""
+        with self._core.readers:
+            waiting = [table.descriptor for table in self._core.state.tables.values() if table.bucket_counts]
+        for descriptor in waiting:
+            self.rescale(descriptor)
+
+    def rescale(self, of: TableDescriptor) -> None:
+        """Move the rows of every partition that has another number of buckets than its table. Errors: WriteFailed."""
+        core = self._core
+        while True:
+            with core.writing():
+                table = core.state.by_id(of.table_id)
+                if table is None or not table.bucket_counts:
+                    return
+                partition = min(table.bucket_counts)
+                change = {"op": "rescale", "table": of.name, "partition": partition}
+                _, written = core.write(CommitRequest(), [change], plan=partial(plan_moves, table, partition))
+            core.await_durable(written)
 
 
 def plan_moves(table: TableState, partition: str, transaction: Transaction) -> int:

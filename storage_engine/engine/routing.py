@@ -30,6 +30,7 @@ def column_array(rows: pa.Table, name: str) -> pa.Array:
 
 
 def key_arrays(rows: pa.Table, names: tuple[str, ...]) -> list[pa.Array]:
+    """The columns of the names (n,), each one contiguous array."""
     return [column_array(rows, name) for name in names]
 
 

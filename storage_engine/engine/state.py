@@ -95,18 +95,22 @@ class CommitRecord:
 
 
 def encode_offsets(offsets: Mapping[str, Offsets]) -> dict[str, dict[str, int]]:
+    """Offsets by table and by the text of their bucket, as commit records and checkpoints hold them."""
     return {table: {str(bucket): offset for bucket, offset in by_bucket.items()} for table, by_bucket in offsets.items()}
 
 
 def decode_offsets(value: Mapping[str, Mapping[str, int]]) -> dict[str, Offsets]:
+    """The inverse of encode_offsets()."""
     return {table: {TableBucket.parse(bucket): offset for bucket, offset in by_bucket.items()} for table, by_bucket in value.items()}
 
 
 def encode_progress(progress: Progress) -> dict[str, Any]:
+    """Progress as commit records hold it: without `expected`, which was compared when it was written."""
     return {"owner": progress.owner, "offsets": encode_offsets(progress.offsets), "detail": dict(progress.detail)}
 
 
 def decode_progress(value: Mapping[str, Any]) -> Progress:
+    """The inverse of encode_progress()."""
     return Progress(value["owner"], decode_offsets(value["offsets"]), None, value.get("detail", {}))
 
 

@@ -100,6 +100,7 @@ def encode_state(state: StoreState, index: FrameIndex) -> bytes:
 
 
 def encode(record: Prepared | Moved | Expired | Removed) -> bytes:
+    """A record of cleaning as bytes for the log: JSON with `u` and no version (docs/store.md)."""
     match record:
         case Prepared():
             return _encode({"u": "prepared"})

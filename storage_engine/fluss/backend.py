@@ -24,6 +24,7 @@ from storage_engine.api import (
     Membership,
     OffsetSpec,
     Progress,
+    SpaceInfo,
     WriteOp,
 )
 from storage_engine.errors import (
@@ -348,6 +349,9 @@ class FlussBackend:
 
     def late_rows(self, table: str) -> int:  # noqa: ARG002
         self._refuse("late_rows")
+
+    def compact(self, table: str) -> SpaceInfo:  # noqa: ARG002
+        self._refuse("compaction")
 
     def backup(self, target: str, *, links: bool = True) -> BackupInfo:  # noqa: ARG002
         self._refuse("backup")

@@ -187,6 +187,7 @@ def _answers(port: int) -> bool:
 
 
 def main(arguments: list[str]) -> None:
+    """Start, stop or show a cluster of one node in a directory."""
     parser = argparse.ArgumentParser(prog="python -m storage_engine.fluss.cluster", description="A Fluss of one node on loopback.")
     parser.add_argument("action", choices=["start", "stop", "status"])
     parser.add_argument("directory", type=Path)

@@ -26,6 +26,7 @@ REMEDIES = {
     "objects": "Fluss keeps no definitions of views, functions and jobs: keep them in the bundled store.",
     "late_rows": "Fluss neither drops nor counts rows that come after retention: leave 'table.auto-partition.late-rows' out.",
     "statistics_of_buckets": "Fluss tells offsets only: see offsets('earliest') and offsets('latest').",
+    "compaction": "The cluster's tablet servers compact by themselves, by 'table.log.ttl' and their own options.",
     "backup": "The cluster keeps its own copies: back it up by its own means.",
     "retract": "Fluss has no retraction: aggregate before writing, and upsert the new totals.",
     "last_rows": "Fluss has no order over buckets: scan from offsets('latest') minus n per bucket, or by timestamp.",

@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.errors import SchemaMismatch, UserError
+from storage_engine.errors import SchemaMismatch
 from storage_engine.fluss.session import LOOKUPS_AT_ONCE, OpenTable
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.rows import conform_keys
+from storage_engine.schema.rows import conform_keys, require_prefix_lookup
 
 
 def selected(descriptor: TableDescriptor, columns: Sequence[str] | None) -> list[pa.Field]:
@@ -43,12 +43,7 @@ async def lookup(table: OpenTable, keys: pa.Table, columns: Sequence[str] | None
 async def prefix_lookup(table: OpenTable, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None) -> pa.Table:
     """Rows of each prefix in the order of the prefixes, at most `limit` each (cut here: the client reads them all)."""
     descriptor = table.descriptor
-    if not descriptor.is_prefix_lookup_possible:
-        raise UserError(
-            f"{descriptor.name} has no prefix lookup: its bucket key is not a proper prefix of its primary key",
-            where=descriptor.name,
-            next_step="Use lookup() with the whole key, or create the table with a shorter 'bucket.key'.",
-        )
+    require_prefix_lookup(descriptor)
     names = (*descriptor.partition_keys, *descriptor.bucket_keys)
     fields = selected(descriptor, columns)
     checked = conform_keys(descriptor, prefixes.select(list(names)) if set(names) <= set(prefixes.column_names) else prefixes, names)

@@ -20,6 +20,7 @@ def contiguous(rows: pa.Table, name: str) -> pa.Array:
 
 
 def key_columns(rows: pa.Table, names: Sequence[str]) -> list[pa.Array]:
+    """The columns of the names (n,), each one contiguous array."""
     return [contiguous(rows, name) for name in names]
 
 
@@ -44,4 +45,5 @@ def aligned(column: pa.Array, found: Bools) -> pa.Array:
 
 
 def take(column: pa.Array, positions: Int64s) -> pa.Array:
+    """The values at positions (n,) of a column."""
     return column.take(pa.array(positions))

@@ -98,6 +98,7 @@ def run_of(spread: Hashes, offsets: Int64s) -> KeyRun:
 
 
 def empty_run() -> KeyRun:
+    """A run without keys: only its end mark, which searches stop at."""
     return run_of(np.array([MARK]), np.array([MISSING], np.int64))
 
 

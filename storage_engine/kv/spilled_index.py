@@ -112,16 +112,17 @@ class _Database:
             Disk().remove_tree(self._path)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
+        cause: Exception | None = None
         if not self._is_broken:
             try:
                 return work()
-            except Exception as error:  # noqa: BLE001 - rocksdict raises plain Exception for whatever RocksDB reports
-                self._is_broken = True
-                _logger.warning("the key index on disk at %s failed and is made anew in memory: %s", self._path, error)
+            except Exception as error:
+                cause, self._is_broken = error, True
+                _logger.warning("the key index on disk at %s failed and is made anew in memory", self._path, exc_info=error)
                 self._on_failure()
         raise RetriableError(
             "the key index on disk cannot be used any more", where=str(self._path), next_step="Call again: it is rebuilt from the log."
-        )
+        ) from cause
 
 
 class SpilledIndex:

@@ -312,19 +312,24 @@ class CommitLog:
                 reached, fd = self._end, self._fd
             self._sync_began_s = begin = time.monotonic()
             try:
-                self._disk.fdatasync(fd)
-            except OSError as error:
-                self._poison(f"fdatasync failed: {error}")
-                self._end_sync(self._durable)
-                self._require_writable()
-            except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
-                self._end_sync(self._durable)
-                raise
+                self._sync_file(fd)
             finally:
                 self._sync_began_s = None
             self.sync_s += time.monotonic() - begin
             self.n_syncs += 1
             self._end_sync(reached)
+
+    def _sync_file(self, fd: int) -> None:
+        """fdatasync, by the caller who has set `_is_syncing`: a failure resets it. Errors: WriteFailed; the log then takes no writes."""
+        try:
+            self._disk.fdatasync(fd)
+        except OSError as error:
+            self._poison(f"fdatasync failed: {error}")
+            self._end_sync(self._durable)
+            self._require_writable()
+        except BaseException:  # interrupted: the next caller syncs, nobody waits for ever
+            self._end_sync(self._durable)
+            raise
 
     def _end_sync(self, durable: int) -> None:
         with self._state:
@@ -394,12 +399,7 @@ class CommitLog:
             self._require_writable()
             self._is_syncing = True
         old = self._fd
-        try:
-            self._disk.fdatasync(old)
-        except OSError as error:
-            self._poison(f"fdatasync failed: {error}")
-            self._end_sync(self._durable)
-            self._require_writable()
+        self._sync_file(old)
         try:
             self._start_file(self._end)
         except OSError as error:

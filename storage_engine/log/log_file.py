@@ -109,6 +109,7 @@ class LogFile:
 
 
 def file_name(start: int) -> str:
+    """The name of the log file that begins at a position: 20 digits, so that names sort as positions do."""
     return f"{start:020d}{_SUFFIX}"
 
 
@@ -119,6 +120,7 @@ def start_of(name: str) -> int | None:
 
 
 def encode_file_header(start: int, version: int = PLAIN_VERSION) -> bytes:
+    """The first 64 bytes of a log file: magic, CRC-32C of what follows it, version, position (docs/store.md)."""
     after_crc = _HEADER.pack(_FILE_MAGIC, 0, version, start)[12:]
     return _FILE_MAGIC + google_crc32c.value(after_crc).to_bytes(4, "little") + after_crc
 

@@ -13,15 +13,18 @@ from storage_engine.schema.reader import Reader
 
 
 def show_consumers(reader: Reader) -> st.Statement:
+    """SHOW CONSUMERS [ON table], read behind its first two words."""
     return st.ShowConsumers(reader.table_name() if reader.take_words("ON") else None, **reader.place)
 
 
 def describe_consumer(reader: Reader) -> st.Statement:
+    """DESCRIBE CONSUMER name [ON table], read behind its first two words."""
     name = _name(reader)
     return st.DescribeConsumer(name, reader.table_name() if reader.take_words("ON") else None, **reader.place)
 
 
 def drop_consumer(reader: Reader) -> st.Statement:
+    """DROP CONSUMER [IF EXISTS] name ON table, read behind its first two words. Errors: StatementRefused."""
     if_exists = reader.take_words("IF", "EXISTS")
     name = _name(reader)
     reader.expect_word("ON", "DROP CONSUMER name ON table")
@@ -29,6 +32,7 @@ def drop_consumer(reader: Reader) -> st.Statement:
 
 
 def reset_consumer(reader: Reader) -> st.Statement:
+    """RESET CONSUMER name ON table TO ..., read behind its first two words. Errors: StatementRefused."""
     name = _name(reader)
     reader.expect_word("ON", "RESET CONSUMER name ON table TO ...")
     table = reader.table_name()

@@ -10,11 +10,13 @@ from storage_engine.schema.reader import Reader
 
 
 def drop_job(reader: Reader) -> st.Statement:
+    """DROP JOB [IF EXISTS] name, read behind its first two words."""
     if_exists = reader.take_words("IF", "EXISTS")
     return st.DropJob(reader.job_name(), if_exists, **reader.place)
 
 
 def alter_job(reader: Reader) -> st.Statement:
+    """ALTER JOB name SET (...) or RESET (...), read behind its first two words. Errors: StatementRefused."""
     name = reader.job_name()
     if reader.take_words("SET"):
         return st.AlterJobSet(name, reader.options("SET"), **reader.place)

@@ -10,6 +10,7 @@ from storage_engine.schema.reader import Reader
 
 
 def update(reader: Reader) -> st.Statement:
+    """UPDATE table SET column = value, ... [WHERE condition], read behind its first word. Errors: StatementRefused."""
     table = reader.table_name()
     reader.expect_word("SET", "UPDATE table SET column = value, ... [WHERE condition]")
     assignments: dict[str, str] = {}
@@ -27,6 +28,7 @@ def update(reader: Reader) -> st.Statement:
 
 
 def delete(reader: Reader) -> st.Statement:
+    """DELETE FROM table [WHERE condition], read behind its first word. Errors: StatementRefused."""
     reader.expect_word("FROM", "DELETE FROM table [WHERE condition]")
     return st.Delete(reader.table_name(), _condition(reader), **reader.place)
 

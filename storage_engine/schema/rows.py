@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.errors import SchemaMismatch
+from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.validate import check_targets
 
@@ -49,6 +49,16 @@ def conform(descriptor: TableDescriptor, rows: Any, columns: Sequence[str] | Non
             raise SchemaMismatch(f"column {name} is filled by the store", where=where, next_step=f"Leave {name} out.")
         arrays.append(_fit(column, field, where, may_be_null=field.nullable or name == auto, is_key=name in descriptor.primary_key))
     return pa.Table.from_arrays(arrays, schema=pa.schema(list(wanted.values())))
+
+
+def require_prefix_lookup(descriptor: TableDescriptor) -> None:
+    """Errors: UserError for a table whose bucket key is not the beginning, and less than all, of its primary key."""
+    if not descriptor.is_prefix_lookup_possible:
+        raise UserError(
+            f"{descriptor.name} has no prefix lookup: its bucket key is not a proper prefix of its primary key",
+            where=descriptor.name,
+            next_step="Use lookup() with the whole key, or create the table with a shorter 'bucket.key'.",
+        )
 
 
 def conform_keys(descriptor: TableDescriptor, keys: Any, names: Sequence[str] | None = None) -> pa.Table:

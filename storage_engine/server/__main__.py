@@ -46,6 +46,7 @@ logger = logging.getLogger("storage_engine.server")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Serve a directory until a signal ends it; the exit status. A refusal is one line on standard error."""
     options = _parse(arguments)
     sys.meta_path.insert(0, _NoPandas())  # type: ignore[arg-type]
     faulthandler.register(signal.SIGUSR1)  # all threads' stacks to standard error, for a server that does not answer

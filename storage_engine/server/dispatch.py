@@ -46,11 +46,13 @@ def answer(backend: Backend, call: Call) -> Reply:
 
 
 def fetched(backend: Backend, arguments: Arguments) -> Iterator[FetchedFrame]:
+    """The frames of a fetch() call. Errors: MalformedMessage; as Backend.fetch()."""
     ranges = decode_ranges(arguments["ranges"])
     return backend.fetch(arguments["table"], ranges, arguments["columns"], arguments["where"], as_of=arguments["as_of"])
 
 
 def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
+    """The rows of a read() call. Errors: as Backend.read()."""
     return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"], arguments["limit"])
 
 
@@ -134,6 +136,7 @@ _HANDLERS: dict[str, Handler] = {
     "latest": _latest,
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
+    "compact": lambda backend, args, _: Reply(asdict(backend.compact(args["table"]))),
     "backup": lambda backend, args, _: Reply(asdict(backend.backup(args["target"], links=args["links"]))),
     "count": lambda backend, args, _: Reply(backend.count(args["table"])),
 }

@@ -58,6 +58,7 @@ class AccessFactory(fl.ServerMiddlewareFactory):
 
 
 def principal_of(context: fl.ServerCallContext) -> Principal:
+    """Who makes a call, as its middleware has found."""
     middleware = context.get_middleware(ACCESS)
     assert isinstance(middleware, AccessMiddleware), "every call starts with it"
     return middleware.principal

@@ -106,6 +106,7 @@ NEEDS: dict[str, Callable[[Arguments], Iterable[Need]]] = {
     "lookup": _lookup,
     "prefix_lookup": _on_table("READ"),
     "count": _on_table("READ"),
+    "compact": _on_table("ALTER"),
     "backup": lambda _arguments: [("ADMIN", CLUSTER)],
 }
 """Method -> the rights that it needs. Answers of those that need nothing are cut to what may be seen (VISIBLE)."""

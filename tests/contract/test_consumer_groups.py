@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
 from flashlake.supervisor.status import consumer_lines
 from storage_engine.errors import OffsetOutOfRange, ProgressConflict, StatementRefused, UnknownTable, UserError
 from storage_engine.schema.descriptor import TableBucket
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.needs("consumers")
 
@@ -41,13 +41,6 @@ def settled(*consumers) -> None:
     for _ in range(2):
         for consumer in consumers:
             consumer.poll(max_rows=0)
-
-
-def await_true(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        time.sleep(0.01)
 
 
 def test_members_share_the_buckets_and_every_row_is_read_by_one_of_them(shared, log):

@@ -7,9 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
@@ -25,6 +24,7 @@ from storage_engine import Store, connect
 from storage_engine.errors import InvalidPartition, UnknownTable, UserError
 from storage_engine.server import ServerProcess
 from tests.dagster.shop import START, create_tables, day, run_stream, sales, write_files
+from tests.waiting import await_true
 
 pytestmark = pytest.mark.dagster
 
@@ -63,16 +63,6 @@ class Live:
         return graphql(self.url, _EVENTS, {"key": {"path": table.split(".")}, "days": [ds]})["assetNodeOrError"]
 
 
-def await_that(found: Callable[[], Any], what: str, timeout_s: float) -> Any:
-    """Poll until something is found. Fails, saying what was awaited, at the deadline."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.5)
-    raise AssertionError(f"not within {timeout_s} s: {what}")
-
-
 def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/server_info", timeout=5) as response:
@@ -103,7 +93,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
                 start(folder, home, "dagster-daemon", "run", "-w", "workspace.yaml"),
             ]
             try:
-                await_that(lambda: answers(url), "the web server", 120)
+                await_true(lambda: answers(url), "the web server", timeout_s=120, every_s=0.5)
                 yield Live(url, store)
             finally:
                 for child in children:
@@ -132,8 +122,8 @@ def test_the_journal_sensor_reports_a_day_that_the_stream_has_filled(live: Live)
     live.store.table("ods.sales").append(sales(day(2), "1.00", "2.00", "3.00"))
     run_stream(live.store)
 
-    (source,) = await_that(lambda: live.events("ods.sales", day(2)), "ods.sales sealed by the journal sensor", 120)
-    (line,) = await_that(lambda: live.events("dwd.sale", day(2)), "dwd.sale sealed by the journal sensor", 60)
+    (source,) = await_true(lambda: live.events("ods.sales", day(2)), "ods.sales sealed by the journal sensor", timeout_s=120, every_s=0.5)
+    (line,) = await_true(lambda: live.events("dwd.sale", day(2)), "dwd.sale sealed by the journal sensor", timeout_s=60, every_s=0.5)
 
     assert source["numbers"]["log_rows"] == line["numbers"]["log_rows"] == 3
     assert source["runId"] == ""  # reported, not run
@@ -143,10 +133,10 @@ def test_the_schedule_seals_yesterday_and_its_check_proves_it(live: Live) -> Non
     def sealed() -> list[dict[str, Any]]:
         return [event for event in live.events("dws.shop_day", day(1)) if event["runId"]]
 
-    (event, *_) = await_that(sealed, "dws.shop_day materialized by the schedule", 180)
+    (event, *_) = await_true(sealed, "dws.shop_day materialized by the schedule", timeout_s=180, every_s=0.5)
 
     assert (event["numbers"]["dagster/row_count"], event["numbers"]["rows_compared"], event["numbers"]["rows_differing"]) == (1, 1, 0)
-    checks = await_that(lambda: live.asset("dws.shop_day", day(1))["assetChecksOrError"]["checks"], "the checks", 30)
+    checks = await_true(lambda: live.asset("dws.shop_day", day(1))["assetChecksOrError"]["checks"], "the checks", timeout_s=30, every_s=0.5)
     assert [check["executionForLatestMaterialization"]["status"] for check in checks] == ["SUCCEEDED"]
 
 

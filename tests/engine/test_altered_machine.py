@@ -258,7 +258,7 @@ def test_a_store_closed_between_the_change_and_the_move_completes_it_when_it_run
     with storage_engine.connection.wrap(backend) as store:
         store.execute("CREATE TABLE x.t (p STRING, k BIGINT, PRIMARY KEY (p, k) NOT ENFORCED) PARTITIONED BY (p) WITH ('bucket.num' = '2')")
         store.table("x.t").upsert({"p": ["a"] * 20 + ["b"] * 20, "k": list(range(40))})
-        backend._rescale = lambda of: None  # what a kill right after the first commit leaves  # type: ignore[method-assign]
+        backend._rescaler.rescale = lambda of: None  # what a kill right after the first commit leaves  # type: ignore[method-assign]
         store.execute("ALTER TABLE x.t SET ('bucket.num' = '5')")
         assert {bucket.bucket for bucket in store.table("x.t").offsets()} == {0, 1}
         assert store.table("x.t").lookup({"p": ["a", "b"], "k": [3, 33]}).num_rows == 2

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from storage_engine.engine.fsck import check_store
 from storage_engine.errors import AlreadyExists, DamagedFrame, UnsupportedFormatVersion, UserError
 from storage_engine.log import commit_log
 from tests.engine.test_key_snapshots import DDL, answers, change
+from tests.waiting import let_pass
 
 PAIR = """
 CREATE TABLE p.log (i BIGINT);
@@ -196,9 +196,7 @@ def test_a_kill_during_a_backup_leaves_the_store_and_only_whole_backups(tmp_path
     child = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
     assert child.stdout is not None, "opened as a pipe"
     child.stdout.readline()
-    deadline = time.monotonic() + delay_s
-    while time.monotonic() < deadline:
-        pass
+    let_pass(delay_s)  # the moment of the kill is the input of this test
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()

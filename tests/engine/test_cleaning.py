@@ -21,7 +21,7 @@ from storage_engine.engine.backup import restore
 from storage_engine.engine.checkpointer import CheckpointPolicy
 from storage_engine.engine.cleaner import CleaningPolicy
 from storage_engine.engine.fsck import check_store
-from storage_engine.errors import DamagedFrame, InvalidOption, OffsetOutOfRange
+from storage_engine.errors import DamagedFrame, InvalidOption, OffsetOutOfRange, StoreUnavailable
 from storage_engine.kv import KvBucket
 from tests.engine.cleaning import EAGER, HOUR_MS, Clock, backend_of, log_bytes, log_files, opened, small_files
 from tests.engine.test_key_snapshots import crash
@@ -66,6 +66,58 @@ def directory_of(store: Store) -> Path:
 
 def rows(store: Store, name: str = "c.pk") -> list[dict[str, object]]:
     return sorted(store.table(name).read().to_pylist(), key=lambda row: row["id"])
+
+
+# on demand
+
+
+def test_on_demand_what_is_dead_goes_however_little_it_is(tmp_path: Path, clock: Clock) -> None:
+    with small_files(20_000), opened(tmp_path / "s", clock, policy=CleaningPolicy()) as store:
+        store.execute(DDL)
+        overwrite(store, clock, 1)
+        overwrite(store, clock, 2, n_keys=20)
+        clock.pass_ms(2 * HOUR_MS)
+        expected = rows(store)
+        assert backend_of(store).clean().n_bytes_reclaimed == 0  # too little for the background
+
+        done = store.table("c.pk").compact()
+
+        assert done.n_bytes_reclaimed > done.n_bytes_rewritten > 0
+        assert rows(store) == expected
+        assert store.table("c.pk").compact().n_bytes_rewritten == 0  # nothing is left to do
+    assert check_store(tmp_path / "s", keys=True).findings == []
+
+
+def test_on_demand_rows_that_a_consumer_has_yet_to_read_stay_as_in_the_background(store: Store, clock: Clock) -> None:
+    append(store, clock, 10)
+    consumer = store.table("c.log").consumer("slow")
+    consumer.poll(max_rows=12)
+    consumer.commit()
+    clock.pass_ms(HOUR_MS + 600_000)
+
+    assert store.table("c.log").compact().n_rows_expired == 12
+    assert store.table("c.log").offsets("earliest") == {ONE: 12}
+    assert consumer.poll()["id"].to_pylist() == [n for n in range(4, 10) for _ in range(3)]
+
+
+def test_on_demand_another_table_keeps_what_has_expired(store: Store, clock: Clock) -> None:
+    append(store, clock, 4)
+    overwrite(store, clock, 4)
+    clock.pass_ms(2 * HOUR_MS)
+
+    store.table("c.pk").compact()
+
+    assert store.table("c.log").scan(start="earliest").read_all().num_rows == 12
+
+
+def test_a_closing_store_ends_a_compaction_and_begins_none(tmp_path: Path, clock: Clock) -> None:
+    store = opened(tmp_path / "s", clock)
+    store.execute(DDL)
+    backend_of(store).maintenance.stop()
+
+    with pytest.raises(StoreUnavailable, match="closing"):
+        store.table("c.pk").compact()
+    store.close()
 
 
 # primary-key tables

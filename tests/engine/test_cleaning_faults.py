@@ -11,7 +11,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from storage_engine.engine.mover import Mover
 from storage_engine.errors import WriteFailed
 from tests.engine.cleaning import HOUR_MS, Clock, backend_of, log_bytes, opened, small_files
 from tests.log.faulty_disk import FATES, Fate, FaultyDisk, PowerLost
+from tests.waiting import let_pass
 
 DDL = """
 CREATE TABLE f.pk (id BIGINT, v STRING, PRIMARY KEY (id) NOT ENFORCED) WITH ('table.log.ttl' = '1h');
@@ -198,9 +198,7 @@ def test_a_kill_in_the_middle_of_cleaning_loses_no_row_and_brings_none_back(tmp_
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
         assert child.stdout is not None, "opened as a pipe"
         child.stdout.readline()
-        deadline = time.monotonic() + chance.uniform(0.01, 0.5)
-        while time.monotonic() < deadline:
-            pass
+        let_pass(chance.uniform(0.01, 0.5))  # the moment of the kill is the input of this test
         child.send_signal(signal.SIGKILL)
         rest = child.stdout.read().splitlines()
         child.wait()

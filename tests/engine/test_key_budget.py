@@ -6,8 +6,6 @@ import errno
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from storage_engine.engine.key_budget import FOLDER
 from storage_engine.errors import RetriableError, WriteFailed
 from storage_engine.log.disk import Disk
 from tests.engine.test_key_snapshots import DDL, answers, change, crash
+from tests.waiting import await_true
 
 POLICY = CheckpointPolicy(commits=20, rows=200, rows_at_close=1)
 
@@ -33,13 +32,6 @@ def opened(directory: Path, bytes_max: int = 1, policy: CheckpointPolicy = POLIC
 def backend_of(store: Store) -> EmbeddedBackend:
     assert isinstance(store.backend, EmbeddedBackend), "an embedded store"
     return store.backend
-
-
-def await_true(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
 
 
 def n_spilled(store: Store) -> int:

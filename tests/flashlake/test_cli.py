@@ -13,12 +13,14 @@ import pytest
 
 import storage_engine
 from flashlake.cli import main
+from flashlake.cli.main import build_parser
+from flashlake.cli.options import run_of
 from flashlake.cli.output import csv_text, write_rows
 from flashlake.deploy import deploy
 from flashlake.new_project import make_project
 from storage_engine.errors import AlreadyExists
 
-COMMANDS = ["up", "down", "status", "sql", "ingest", "generate", "verify", "backfill", "demo", "init", "bench", "jobs"]
+COMMANDS = [name for action in build_parser()._actions if isinstance(action.choices, dict) for name in action.choices]
 
 
 def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,6 +40,39 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
     shown = capsys.readouterr().out
     assert ended.value.code == 0
     assert f"\n  flashlake {command}" in shown.replace("FLASHLAKE__STORE__PORT=9700 ", ""), "an example of its own"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sql", "--help"], ["ingst"]], ids=" ".join)
+def test_help_and_wrong_usage_load_no_part_of_the_platform(words):
+    heavy = ["pandas", "pyspark", "dagster", "duckdb", "pyarrow", "storage_engine", "query_engine"]
+    code = (
+        "import sys; from flashlake.cli import main\n"
+        f"try: main({words!r})\n"
+        f"except SystemExit: print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)"
+    )
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+    assert shown.stderr.splitlines()[-1] == "[]"
+
+
+def test_each_command_names_a_function_that_runs_it():
+    (parsers,) = (action.choices for action in build_parser()._actions if isinstance(action.choices, dict))
+
+    assert {"up", "sql", "verify", "fsck", "user", "demo"} <= set(parsers)
+    assert all(callable(run_of(parser.get_default("run"))) for parser in parsers.values())
+
+
+def test_help_names_the_services_events_and_tables_that_there_are(capsys):
+    from flashlake.generate.events import KINDS
+    from flashlake.ingest import TABLES
+    from flashlake.supervisor import SERVICE_NAMES
+
+    for command, names in (("up", SERVICE_NAMES), ("generate", KINDS), ("ingest", TABLES)):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert [name for name in names if name not in shown] == [], command
 
 
 @pytest.mark.parametrize(

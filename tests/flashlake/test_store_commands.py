@@ -1,4 +1,4 @@
-"""fsck, backup and restore on the command line."""
+"""fsck, compact, backup and restore on the command line."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def store_dir(tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-@pytest.mark.parametrize("command", ["fsck", "backup", "restore"])
+@pytest.mark.parametrize("command", ["fsck", "compact", "backup", "restore"])
 def test_each_command_explains_itself_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -58,3 +58,25 @@ def test_a_backup_comes_back_and_overwrites_nothing(store_dir, tmp_path, capsys)
     assert capsys.readouterr().err.count("is not empty") == 2
     with storage_engine.connect(f"file://{restored}") as store:
         assert store.table("c.t").read().to_pylist() == [{"id": 1, "n": 10}, {"id": 2, "n": 20}]
+
+
+def test_compact_says_for_each_table_what_it_gave_back(store_dir, capsys):
+    with storage_engine.connect(store_dir.as_uri()) as store:
+        store.execute("CREATE TABLE c.log (id BIGINT) WITH ('table.log.ttl' = '1ms')")
+        store.table("c.log").append({"id": list(range(10_000))})
+        n_bytes = sum(path.stat().st_size for path in (store_dir / "log").iterdir())
+
+    assert main(["compact", "--store", store_dir.as_uri(), "--format", "json"]) == 0
+
+    shown = capsys.readouterr()
+    log, other = json.loads(shown.out)
+    assert (log["table"], log["rows_expired"], other["table"], other["rows_expired"]) == ("c.log", 10_000, "c.t", 0)
+    assert f"{log['bytes_given_back'] + other['bytes_given_back']:,} bytes given back" in shown.err
+    assert sum(path.stat().st_size for path in (store_dir / "log").iterdir()) < n_bytes / 2
+    with storage_engine.connect(store_dir.as_uri()) as store:
+        assert store.table("c.t").read().to_pylist() == [{"id": 1, "n": 10}, {"id": 2, "n": 20}]
+
+
+def test_compact_refuses_a_table_that_there_is_not(store_dir, capsys):
+    assert main(["compact", "c.none", "--store", store_dir.as_uri()]) == 1
+    assert "c.none" in capsys.readouterr().err

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -21,6 +20,7 @@ from flashlake.supervisor.services import Service
 from flashlake.supervisor.supervise import Observed, Supervisor, backoff_seconds, decide
 from storage_engine.errors import InvalidConfiguration, StoreUnavailable
 from storage_engine.stream.run.worker_group import OWNER
+from tests.waiting import await_true
 
 SLEEPER = "import time; time.sleep(600)"
 PARENT = f"""
@@ -30,14 +30,6 @@ subprocess.Popen([sys.executable, "-c", {SLEEPER!r}], start_new_session=False)
 time.sleep(600)
 """
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
-
-
-def await_true(question, *, timeout_s=20.0, what="it"):
-    deadline = time.monotonic() + timeout_s
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.05)
-    return answer
 
 
 @contextmanager
@@ -291,7 +283,7 @@ def test_the_configured_number_of_stream_workers_is_started_watched_and_stopped(
         records = start_services(with_workers(2), ["store", "stream"])
         assert [record.name for record in records] == ["store", "stream", "stream-2"]
         with storage_engine.connect(records[0].address) as store:
-            await_true(lambda: len(store.progress(OWNER)[OWNER].detail["members"]) == 2, what="a group of two")
+            await_true(lambda: (group := store.progress(OWNER).get(OWNER)) and len(group.detail["members"]) == 2, what="a group of two")
         table, is_well = status_table(with_workers(2))
         os.kill(run_dir.service("stream-2").pid, signal.SIGKILL)
         first = run_dir.service("stream").pid

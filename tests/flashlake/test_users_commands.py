@@ -6,7 +6,6 @@ import io
 import json
 import stat
 import sys
-import time
 
 import pytest
 
@@ -14,6 +13,7 @@ import storage_engine
 from flashlake.cli import main
 from storage_engine.access import Users
 from tests.server.authority import Authority
+from tests.waiting import await_true
 
 CREDENTIALS = ("FLASHLAKE_USER", "FLASHLAKE_PASSWORD", "FLASHLAKE_TOKEN", "FLASHLAKE_TOKEN_FILE", "FLASHLAKE_TLS_CA")
 
@@ -86,10 +86,12 @@ def test_services_run_with_authentication_and_tls_as_their_own_users(project, mo
         )
         assert run(monkeypatch, "sql", "-e", statements, "--project", project) == 0
         with storage_engine.connect(url, tls_ca=authority.ca, token_file=project / "ana.token") as store:
-            deadline = time.monotonic() + 40
-            while store.table("a.sum").read().to_pylist() != [{"k": 1, "n": 5}] or "tier:a.sum" not in store.progress("tier:"):
-                assert time.monotonic() < deadline, [*(project / "data" / "logs").glob("*.log")]
-                time.sleep(0.1)
+            await_true(
+                lambda: store.table("a.sum").read().to_pylist() == [{"k": 1, "n": 5}] and "tier:a.sum" in store.progress("tier:"),
+                f"the sum is streamed and tiered; logs in {project / 'data' / 'logs'}",
+                timeout_s=40,
+                every_s=0.1,
+            )
         assert run(monkeypatch, "status", "--project", project) == 0
         monkeypatch.setenv("FLASHLAKE_USER", "ana")
         monkeypatch.setenv("FLASHLAKE_PASSWORD", "wrong horse")

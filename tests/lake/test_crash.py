@@ -22,6 +22,7 @@ from storage_engine.connection import wrap
 from storage_engine.lake import Limits, Tierer, find_snapshot, open_union, table_path
 from storage_engine.lake.columns import quoted_list
 from storage_engine.schema.descriptor import Column, TableDescriptor
+from tests.waiting import let_pass
 
 N_KILLS = int(os.environ.get("FLASHLAKE_CAMPAIGN", "8"))
 TIERED = {"table.datalake.enabled": "true", "table.datalake.freshness": "1s"}
@@ -110,7 +111,7 @@ def run_and_kill(tmp_path: Path, seed: int, after_s: float) -> None:
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n", (tmp_path / "errors.txt").read_text()
-            time.sleep(after_s)  # the moment of the kill is the input of this test
+            let_pass(after_s)  # the moment of the kill is the input of this test
             assert process.poll() is None, (tmp_path / "errors.txt").read_text()
         finally:
             process.kill()

@@ -20,6 +20,7 @@ from storage_engine.lake import Limits, Tierer, table_path, tier_lag
 from storage_engine.lake.columns import quoted_list
 from storage_engine.lake.planning import due_ms, plan_stop
 from storage_engine.schema.descriptor import Column, TableBucket, TableDescriptor
+from tests.waiting import await_true
 
 TIERED = {"table.datalake.enabled": "true", "table.datalake.freshness": "1s"}
 EVENTS = TableDescriptor(
@@ -328,10 +329,10 @@ def test_a_row_reaches_the_lake_within_the_tables_freshness(store, lake, lake_ro
 
 
 def await_rows(lake_rows, path: Path, n_rows: int, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not (path / "_delta_log" / f"{0:020d}.json").exists() or lake_rows(path, "count(*)") != [(n_rows,)]:
-        assert time.monotonic() < deadline, f"the lake has no {n_rows} rows after {timeout_s} s"
-        time.sleep(0.02)
+    def are_there() -> bool:
+        return (path / "_delta_log" / f"{0:020d}.json").exists() and lake_rows(path, "count(*)") == [(n_rows,)]
+
+    await_true(are_there, f"{n_rows} rows in the lake", timeout_s=timeout_s, every_s=0.02)
 
 
 def test_lag_counts_the_rows_and_the_age_of_what_the_lake_lacks(store, lake):

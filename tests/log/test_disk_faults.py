@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -187,7 +187,7 @@ class _SlowDisk(Disk):
         self.n_syncs = 0
         self.gate = threading.Event()
         self.entered = threading.Event()
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def fdatasync(self, fd: int) -> None:
         self.n_syncs += 1
@@ -206,7 +206,7 @@ def _wait_in_threads(log: CommitLog, ends: list[int]) -> tuple[list[threading.Th
         except WriteFailed as error:
             results[number] = error
 
-    threads = [threading.Thread(target=wait, args=(number,)) for number in range(len(ends))]
+    threads = [threading.Thread(target=wait, args=(number,), daemon=True) for number in range(len(ends))]
     for thread in threads:
         thread.start()
     return threads, results
@@ -233,6 +233,26 @@ def test_threads_that_wait_together_share_one_sync(tmp_path: Path, error: OSErro
     assert disk.n_syncs == 1
     assert [result is None for result in results] == [error is None] * len(ends)
     assert (log.durable == log.end) == (error is None)
+
+
+@pytest.mark.parametrize("step", [lambda log, end: log.sync(end), lambda log, end: log.begin_next_file()], ids=["sync", "next file"])
+def test_a_sync_that_is_interrupted_leaves_nobody_waiting(tmp_path: Path, step: Callable[[CommitLog, int], None]) -> None:
+    disk = _SlowDisk()
+    disk.gate.set()
+    log = CommitLog.open(disk, tmp_path)
+    list(log.recover())
+    end = log.append(encoded(COMMITS[0]), COMMITS[0].record).end
+    disk.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        step(log, end)
+    disk.error = None
+
+    (thread,), results = _wait_in_threads(log, [end])
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert results == [None]
+    assert log.durable == end
 
 
 def test_a_commit_appended_while_a_sync_runs_waits_for_the_next_one(tmp_path: Path) -> None:

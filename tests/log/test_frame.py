@@ -203,6 +203,7 @@ def test_a_message_with_flipped_bytes_is_damage_or_a_valid_batch(compression: st
     except DamagedFrame:
         return
     decoded.validate(full=True)
+    assert decoded.schema == batch.schema
 
 
 def test_a_message_from_another_place_than_this_program_is_taken_as_it_is() -> None:

@@ -29,6 +29,7 @@ from storage_engine.server import FlightServer, ServerProcess
 from storage_engine.server.admission import Admission, Limits
 from storage_engine.server.connections import Seen, verdict
 from storage_engine.server.socket_server import SocketServer
+from tests.waiting import await_true
 
 MB = 1 << 20
 TABLES = """
@@ -45,14 +46,6 @@ def rows(n_bytes: int, x: int = 0) -> dict[str, list[object]]:
 def anonymous_mb(pid: int) -> float:
     """Memory of a process that is its own: a mapped log is not."""
     return int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()).group(1)) / 1024
-
-
-def await_true(question, *, timeout_s=20.0):
-    deadline = time.monotonic() + timeout_s
-    while not (answer := question()):
-        assert time.monotonic() < deadline, f"not within {timeout_s} s"
-        time.sleep(0.02)
-    return answer
 
 
 # admission by itself

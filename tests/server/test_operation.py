@@ -16,6 +16,7 @@ import storage_engine
 from storage_engine.errors import FlashlakeError, StoreUnavailable
 from storage_engine.server import ServerProcess
 from storage_engine.server.metrics import BOUNDS_S, Metrics
+from tests.waiting import await_true
 
 TABLES = """
     CREATE TABLE a.t (k BIGINT NOT NULL, v STRING, PRIMARY KEY (k) NOT ENFORCED);
@@ -143,10 +144,7 @@ def test_a_stopping_server_finishes_what_it_has_begun_and_keeps_what_it_acknowle
     threads = [threading.Thread(target=write, args=(turn,)) for turn in range(4)]
     for thread in threads:
         thread.start()
-    deadline = time.monotonic() + 30
-    while min(map(len, acknowledged)) < 5:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    await_true(lambda: min(map(len, acknowledged)) >= 5, "five commits of each writer", timeout_s=30)
 
     assert server.stop() == 0
 
@@ -190,17 +188,14 @@ def test_a_second_signal_ends_a_stop_that_waits_and_one_given_twice_at_once_does
     child = server._child
     for _ in range(2):  # as a supervisor does: the group, then the process
         child.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + 20
-    while "stopping" not in server.log():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    await_true(lambda: "stopping" in server.log(), "the stop begins")
     assert child.poll() is None
 
-    while child.poll() is None:
-        assert time.monotonic() < deadline
+    def is_over_after_another_signal() -> bool:
         child.send_signal(signal.SIGTERM)
-        time.sleep(0.2)
+        return child.poll() is not None
 
+    await_true(is_over_after_another_signal, "the stop is cut short", every_s=0.2)
     assert child.returncode == 3
     assert "second signal" in server.log()
     held[0].close()

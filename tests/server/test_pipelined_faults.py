@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import random
 import select
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from storage_engine.errors import OutOfOrderSequence, SchemaMismatch, WriteFaile
 from storage_engine.server import FlightServer
 from storage_engine.server.socket_server import SocketServer
 from tests.torture.simulated_disk import Fault, SimulatedDisk
+from tests.waiting import await_true, let_pass
 
 STORE = Path("/store")
 DEADLINE_S = 30.0
@@ -53,13 +53,6 @@ def store(server: FlightServer) -> Iterator[storage_engine.Store]:
         store.execute("CREATE TABLE d.log (x BIGINT NOT NULL); CREATE TABLE d.pk (k BIGINT, v STRING, PRIMARY KEY (k) NOT ENFORCED)")
         yield store
     lanes.close()
-
-
-def await_that(is_so: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not is_so():
-        assert time.monotonic() < deadline, f"not so: {what}"
-        time.sleep(0.002)
 
 
 def break_syncs(disk: SimulatedDisk, times: int) -> None:
@@ -98,7 +91,7 @@ def await_answer(stream: SocketCommitStream, n_bytes: int = 0) -> int:
             seen[0] = len(connection.recv(1 << 16, 0x2))  # MSG_PEEK
         return seen[0] > n_bytes
 
-    await_that(has_more, "the server has answered")
+    await_true(has_more, "the server has answered", timeout_s=DEADLINE_S)
     return seen[0]
 
 
@@ -196,8 +189,7 @@ def test_a_stream_that_is_older_than_the_time_of_its_retries_still_rides_over_a_
         stream = stream_of(impatient)
         stream.send(append(1))
         stream.finish()
-        begun = time.monotonic()
-        await_that(lambda: time.monotonic() - begun > 0.4, "the time passes")
+        let_pass(0.4)  # longer than the time of its retries, which is what this test gives it
         stream.send(append(2))
         break_connection(stream)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,8 +13,9 @@ import storage_engine
 from storage_engine.client.wire import Call, encode_call
 from storage_engine.server.process import ServerProcess
 from storage_engine.server.spool import Spool
+from tests.waiting import await_true
 
-N_ROWS = 600_000
+N_ROWS = 300_000
 WIDE = 200
 
 
@@ -40,10 +40,7 @@ def test_readers_that_pause_do_not_add_up_in_the_servers_memory(tmp_path):
             client = clients.enter_context(fl.connect(server.url.replace("flashlake://", "grpc://")))
             stream = client.do_get(fl.Ticket(message.header))
             pausing.append((stream, [stream.read_chunk().data]))
-            deadline = time.monotonic() + 60
-            while server.log().count("went to a file") < n_pausing:
-                assert time.monotonic() < deadline, server.log()
-                time.sleep(0.05)
+            await_true(lambda n=n_pausing: server.log().count("went to a file") >= n, f"{n_pausing} in files", timeout_s=60, every_s=0.05)
             grown.append(anonymous_bytes(server.pid))
         store.table("a.t").upsert(rows(0, 1).set_column(1, "v", [["later"]]))  # it is not in them
         for stream, taken in pausing:
@@ -72,10 +69,7 @@ def test_a_spooled_answer_is_the_same_rows_in_the_same_order(tmp_path):
     spool = answer(tmp_path, pause_s=0.01)
     batches = spool.batches()
     taken = [next(batches)]
-    deadline = time.monotonic() + 30
-    while not spool.is_in_file:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    await_true(lambda: spool.is_in_file, "the rest is in a file", timeout_s=30)
     taken += batches
 
     assert pa.Table.from_batches(taken).equals(rows(0, 200_000))
@@ -86,10 +80,7 @@ def test_an_answer_whose_file_cannot_be_written_stays_in_memory(tmp_path, caplog
     spool = answer(tmp_path / "not there", pause_s=0.01)
     batches = spool.batches()
     taken = [next(batches)]
-    deadline = time.monotonic() + 30
-    while "stay in memory" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    await_true(lambda: "stay in memory" in caplog.text, "the refusal of the disk is logged", timeout_s=30)
     taken += batches
 
     assert pa.Table.from_batches(taken).equals(rows(0, 200_000))

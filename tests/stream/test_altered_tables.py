@@ -184,7 +184,7 @@ def test_a_key_that_changes_before_and_after_it_moved_ends_with_its_last_row_in_
     ]
     assert differing_jobs(store) == []
     session.execute("ALTER TABLE db.mirror SET ('bucket.num' = '5'); ALTER TABLE db.src SET ('bucket.num' = '1')")
-    assert worker.run_until_idle() >= 0
+    worker.run_until_idle()
     source.upsert({"k": [1], "grp": [9], "v": [9]})
     worker.run_until_idle()
     assert (1, 9) in sink_rows(store, "db.mirror")

@@ -20,6 +20,7 @@ from storage_engine.server import ServerProcess
 from storage_engine.stream import SqlSession, Worker
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 from tests.stream.test_stream_equals_batch import event, event_table
+from tests.waiting import let_pass
 
 pytestmark = pytest.mark.crash
 
@@ -150,7 +151,7 @@ def test_killing_a_worker_that_owns_the_store_loses_and_doubles_nothing(tmp_path
             store.table("db.events").append(event_table([event(rng, base + i) for i in range(400)]))
     for _ in range(ROUNDS):
         worker = WorkerProcess(url, tmp_path / "worker.log")
-        threading.Event().wait(0.8 + rng.random())  # starting takes most of it; then anywhere
+        let_pass(0.8 + rng.random())  # starting takes most of it; then anywhere
         worker.kill()
     with storage_engine.connect(url) as store:
         check(store, all_events(store))
@@ -170,7 +171,7 @@ def test_killing_the_server_under_a_worker_loses_and_doubles_nothing(tmp_path: P
                 for base in range(0, 2_000, 200):
                     store.table("db.events").append(event_table([event(rng, round_number * 2_000 + base + i) for i in range(200)]))
                 await_progress(store, seen)
-            threading.Event().wait(rng.random() * 0.3)
+            let_pass(rng.random() * 0.3)  # the moment of the kill is the input of this test
             server.kill()
             server = ServerProcess(tmp_path / "store", port=port).start()
         with storage_engine.connect(server.url) as store:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker, udf
 from storage_engine.stream.run.lanes import JOURNAL, Lanes, Report
+from tests.waiting import await_true
 
 ENTERED, RELEASED = threading.Event(), threading.Event()
 N_SOURCES = 3
@@ -48,13 +48,6 @@ def running(store: Store, **options: Any) -> Iterator[Worker]:
         thread.join(60)
         assert not thread.is_alive()
         assert errors == []
-
-
-def await_true(holds: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        threading.Event().wait(0.005)
 
 
 def count_job(session: SqlSession, name: str, source: str, expression: str = "n") -> None:
@@ -137,7 +130,7 @@ def test_a_job_that_found_nothing_does_not_sleep_through_what_came_before_it_sai
 
     worker, lanes = Worker(store), InTurn(write_behind_its_back)
     try:
-        await_true(lambda: worker._turn(lanes) is None and store.table("db.late").count() == 1, "the row is read", 20)
+        await_true(lambda: worker._turn(lanes) is None and store.table("db.late").count() == 1, "the row is read")
         assert written
     finally:
         lanes.close()

@@ -225,8 +225,8 @@ class World:
         try:
             if apply is not None:
                 apply(self.model.copy(), operation.args)
-        except Exception as refused:  # noqa: BLE001 - only the model's own
-            expected = getattr(refused, "error", "")
+        except Refused as refused:
+            expected = refused.error
         self.require(expected == type(error).__name__, f"{operation} was refused: {error!r}")
 
     def _has_failed(self, operation: Operation, error: FlashlakeError, *, is_faulty: bool) -> None:

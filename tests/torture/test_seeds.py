@@ -90,6 +90,8 @@ def _first_seed_that_fails(
             continue
         try:
             run(operations, seed, disk=disk_of(seed) if disk_of else None)
+        except (TypeError, AttributeError, NameError):
+            raise  # the mutant itself is wrong: it no longer fits what it replaces
         except Exception:  # noqa: BLE001 - any failure is a finding
             return seed
         n_run += 1
@@ -115,7 +117,7 @@ def _skip_checksum(data, offset, header, file="", data_at=0) -> None:
 
 
 def _forget_to_write_again(self, data, durable, end) -> None:
-    self._disk.truncate(self._fd, end - self._starts[-1])
+    self._disk.truncate(self._fd, end - self._set.files[-1].start)
     self._disk.fdatasync(self._fd)
 
 

@@ -4,37 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 import pyarrow as pa
 
-from flashlake.cli.options import a_count, command, config_of, with_format, with_store
+from flashlake.cli.options import config_of
 from flashlake.cli.output import progress_bars, say, write_rows
 from flashlake.sql import open_store
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "verify", run_verify, summary="prove that derived tables hold what a batch over the same input computes, row by row",
-        more="Exit status 1 when a row differs. Examples of such rows go to standard error.",
-        example="flashlake verify\nflashlake verify dws.store_hour_wide --partitions 2017-01-01..2017-01-03\n"
-        "flashlake verify dws.store_hour_wide --repair",
-    )  # fmt: skip
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help="derived tables (default: all)")
-    parser.add_argument("--partitions", metavar="A..B", help="only these partitions, both included, or one")
-    parser.add_argument("--repair", action="store_true", help="write what the batch says into the rows that differ, and prove again")
-    with_store(parser)
-    with_format(parser)
-    parser = command(
-        found, "backfill", run_backfill, summary="recompute partitions of a table through Dagster's queue",
-        more="It needs Dagster's web server and daemon (`flashlake up`) and honours the table's backfill policy.",
-        example="flashlake backfill dws.store_hour_wide --partitions 2017-01-01..2017-01-07\n"
-        "flashlake backfill features.product_minute --partitions 2017-01-02 --chunk 10",
-    )  # fmt: skip
-    parser.add_argument("table", metavar="TABLE")
-    parser.add_argument("--partitions", required=True, metavar="A..B", help="partitions from A to B, both included, or one")
-    parser.add_argument("--chunk", type=a_count, metavar="N", help="at most N partitions in one backfill, one after another")
-    with_format(parser)
 
 
 def run_verify(options: argparse.Namespace) -> int:

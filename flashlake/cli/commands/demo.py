@@ -5,36 +5,10 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
-from flashlake.cli.options import a_count, a_day, command, config_of, with_format
+from flashlake.cli.options import config_of
 from flashlake.cli.output import progress_bars, say, write_rows
 from storage_engine.errors import InvalidConfiguration
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "demo", run_demo_command, summary="run the whole path on real data and print what came of it",
-        more="It starts what it needs under data/, streams days of real transactions with made visits and exposures, tiers them,\n"
-        "materializes a day in Dagster, runs the Spark job and the views, and proves every result.\n"
-        "Repeating it counts nothing twice. Exit status 1 when a stage fails or a result differs.",
-        example="flashlake demo\nflashlake demo --days 31 --keep",
-    )  # fmt: skip
-    parser.add_argument(
-        "--from", dest="first_day", type=a_day, metavar="DAY", help="first day (default: demo.first_day of the configuration)"
-    )
-    parser.add_argument("--days", type=a_count, metavar="N", help="number of days (default: demo.days of the configuration)")
-    parser.add_argument("--keep", action="store_true", help="leave the services running at the end")
-    parser.add_argument("--skip", nargs="+", choices=["dagster", "spark"], default=[], help="stages to leave out")
-    with_format(parser)
-    parser = command(found, "init", run_init, summary="make a new project", example="flashlake init shop\ncd shop && flashlake up")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of the new project; made when it does not exist")
-    parser = command(
-        found, "bench", run_bench, summary="compare with sqlite and plain Parquet, and print the ratios",
-        more="Everything after `bench` is passed on to the benchmarks of the project.", example="flashlake bench",
-    )  # fmt: skip
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on")
 
 
 def run_demo_command(options: argparse.Namespace) -> int:

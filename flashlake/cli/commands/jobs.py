@@ -4,39 +4,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from flashlake.cli.options import command, config_of, with_format, with_store
+from flashlake.cli.options import config_of
 from flashlake.cli.output import say, write_rows
+from flashlake.cli.usage import JOB_CHANGES
 from flashlake.sql import open_store
 from storage_engine import Store
 from storage_engine.errors import UserError
-
-CHANGES = ("stop", "pause", "resume", "drop", "set", "reset")
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "jobs", run_jobs, summary="list, describe, stop, pause, resume and drop stream jobs, and change how they are run",
-        more="list: state, lag, rows per second, state size and last error of each. describe: all of one job, its plan and statement too.\n"
-        "drop: forget a stopped job with its state and progress; its rows stay. set, reset: options such as\n"
-        "table.exec.mini-batch.allow-latency, table.exec.mini-batch.size, pipeline.micro-batch.min, pipeline.poison-row.",
-        example="flashlake jobs list\nflashlake jobs describe shop_exposure --format json\nflashlake jobs pause shop_exposure\n"
-        "flashlake jobs set shop_exposure pipeline.poison-row=quarantine 'table.exec.mini-batch.allow-latency=1 s'\n"
-        "flashlake jobs reset shop_exposure pipeline.poison-row\nflashlake jobs stop shop_exposure\nflashlake jobs drop shop_exposure",
-    )  # fmt: skip
-    parser.add_argument("action", choices=["list", "describe", *CHANGES])
-    parser.add_argument("name", nargs="?", default="", metavar="JOB", help="the job's name")
-    parser.add_argument("options", nargs="*", metavar="OPTION", help="set: KEY=VALUE ...; reset: KEY ...")
-    parser.add_argument("--if-exists", action="store_true", help="drop: it is no error when there is no such job")
-    with_store(parser)
-    with_format(parser)
 
 
 def run_jobs(options: argparse.Namespace) -> int:
     _check_words(options)
     with open_store(config_of(options), options.store) as store:
-        if options.action in CHANGES:
+        if options.action in JOB_CHANGES:
             say(_change(options)(store))
         else:
             from storage_engine.stream import load_job

@@ -4,39 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
 import pyarrow as pa
 
-from flashlake.cli.options import command, config_of, with_format
+from flashlake.cli.options import config_of
 from flashlake.cli.output import say, write_rows
 from flashlake.config import Config
-from flashlake.supervisor import SERVICE_NAMES, start_services, status_table, stay_in_foreground, stop_services
-
-_SERVICES = f"services: {', '.join(SERVICE_NAMES)} (default: all)"
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "up", up, summary="start services and supervise them",
-        more="It returns when all are healthy and prints where they are; they go on until `flashlake down`.\n"
-        "With the stream worker the project's .sql definitions are brought into the store: tables, views, jobs.\n"
-        "Each is restarted when it ends; its output goes to the log directory.",
-        example="flashlake up\nflashlake up store\nFLASHLAKE__STORE__PORT=9700 flashlake up store stream",
-    )  # fmt: skip
-    parser.add_argument("services", nargs="*", metavar="SERVICE", help=_SERVICES)
-    parser.add_argument("--foreground", action="store_true", help="stay in the foreground until interrupted, then stop them")
-    parser.add_argument("--no-deploy", action="store_true", help="do not bring the project's definitions into the store")
-    with_format(parser)
-    parser = command(
-        found, "down", down, summary="stop services with all their processes", example="flashlake down\nflashlake down tiering"
-    )
-    parser.add_argument("services", nargs="*", metavar="SERVICE", help=_SERVICES)
-    parser = command(
-        found, "status", status, summary="show health, uptime and lag of services, stream jobs and tiering",
-        more="Exit status 1 when something that was started is not healthy.", example="flashlake status\nflashlake status --format json",
-    )  # fmt: skip
-    with_format(parser)
+from flashlake.supervisor import start_services, status_table, stay_in_foreground, stop_services
 
 
 def up(options: argparse.Namespace) -> int:

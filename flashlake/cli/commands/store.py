@@ -1,48 +1,21 @@
-"""fsck, backup, restore: the store's directory, verified, copied while it is written, and brought back."""
+"""fsck, compact, backup, restore: the store's directory, verified, made smaller, copied while it is written, and brought back."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from flashlake.cli.options import command, config_of, with_format, with_store
-from flashlake.cli.output import say, write_rows
+from flashlake.cli.options import config_of
+from flashlake.cli.output import progress_bars, say, write_rows
 from flashlake.sql import open_store
 from storage_engine.api import BackupInfo
 
+SPACE = pa.schema(
+    [("table", pa.string())]
+    + [(name, pa.int64()) for name in ("rows_expired", "rows_outlived", "files_removed", "bytes_rewritten", "bytes_given_back")]
+)
 FINDINGS = pa.schema([(name, pa.string()) for name in ("severity", "file")] + [("offset", pa.int64()), ("what", pa.string())])
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "fsck", run_fsck, summary="verify a store directory: every frame, offsets, checkpoint and key snapshots",
-        more="It changes nothing and works where the store refuses to open; a directory in use is refused.\n"
-        "Exit status 1 when something is damaged; notes (a torn tail that the next start cuts off) are no damage.",
-        example="flashlake fsck data/store\nflashlake fsck data/store --keys --format json",
-    )  # fmt: skip
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the store's directory: the one with FORMAT and log/")
-    parser.add_argument("--keys", action="store_true", help="also replay each changelog and compare its rows and key snapshots with it")
-    with_format(parser)
-    parser = command(
-        found, "backup", run_backup, summary="copy the store as it is now, while writers go on",
-        more="TARGET must be new or empty, on the machine of the store. Finished log files become hard links where possible.",
-        example="flashlake backup /backups/monday\nflashlake backup /mnt/usb/monday --copy --store flashlake://127.0.0.1:9650",
-    )  # fmt: skip
-    parser.add_argument("target", type=Path, metavar="TARGET", help="the backup's directory")
-    parser.add_argument("--copy", action="store_true", help="copy every byte; a hard link shares the disk's faults with the store")
-    with_store(parser)
-    with_format(parser)
-    parser = command(
-        found, "restore", run_restore, summary="make a store of a backup, every frame checked before it gets its name",
-        more="DIR must be new or empty: nothing is overwritten. Point the project's store.dir to it, or name it in --store.",
-        example="flashlake restore /backups/monday data/restored",
-    )  # fmt: skip
-    parser.add_argument("backup", type=Path, metavar="BACKUP", help="a directory that `flashlake backup` wrote")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the new store's directory")
-    with_format(parser)
 
 
 def run_fsck(options: argparse.Namespace) -> int:
@@ -61,6 +34,29 @@ def run_fsck(options: argparse.Namespace) -> int:
         say(f"damage: {next_step}")
     say(f"{len(report.damages)} damages, {len(report.findings) - len(report.damages)} notes")
     return 1 if report.damages else 0
+
+
+def run_compact(options: argparse.Namespace) -> int:
+    """One line per table, in whole log files: tables share them, so what one line gives back may have been another's."""
+    with open_store(config_of(options), options.store) as store, progress_bars() as bars:
+        names = options.tables or store.tables()
+        task = bars.add_task("compact", total=len(names), note="")
+        infos = []
+        for name in names:
+            bars.update(task, note=name)
+            infos.append(store.table(name).compact())
+            bars.advance(task)
+    rows = [
+        {
+            "table": info.table, "rows_expired": info.n_rows_expired, "rows_outlived": info.n_rows_outlived,
+            "files_removed": info.n_files_removed, "bytes_rewritten": info.n_bytes_rewritten, "bytes_given_back": info.n_bytes_reclaimed,
+        }
+        for info in infos
+    ]  # fmt: skip
+    write_rows(pa.Table.from_pylist(rows, schema=SPACE), options.format)
+    given, copied = (sum(row[name] for row in rows) for name in ("bytes_given_back", "bytes_rewritten"))
+    say(f"{given:,} bytes given back, {copied:,} written to do so")
+    return 0
 
 
 def run_backup(options: argparse.Namespace) -> int:

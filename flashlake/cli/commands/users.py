@@ -11,46 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 
-from flashlake.cli.options import a_span, command, config_of, with_format, with_store
+from flashlake.cli.options import config_of
 from flashlake.cli.output import say, write_rows
+from flashlake.cli.usage import SERVICE_RIGHTS
 from flashlake.sql import open_store
 from storage_engine.access import Grant, Scope, Users
 from storage_engine.errors import AlreadyExists, UserError
 
 _TIME = pa.timestamp("ms", "UTC")
 TOKENS = pa.schema([("token", pa.string()), ("user", pa.string()), ("label", pa.string()), ("created", _TIME), ("expires", _TIME)])
-SERVICE_RIGHTS = ("READ", "WRITE", "CREATE", "ALTER")
-
-
-def add_to(found: Any) -> None:
-    parser = command(
-        found, "user", run_user, summary="make, change, drop and list users of the store's server",
-        more="The password is the first line of standard input, or is asked for at a terminal.\n"
-        "Rights are given by SQL: flashlake sql -e \"GRANT READ ON DATABASE shop TO ana\".",
-        example="flashlake user add ana --admin\nflashlake user password ana < new-password\nflashlake user list",
-    )  # fmt: skip
-    parser.add_argument("action", choices=["add", "password", "drop", "list"])
-    parser.add_argument("name", nargs="?", default="", help="the user's name")
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--admin", action="store_true", help="add: with every right, and the management of users")
-    kind.add_argument(
-        "--service", action="store_true", help=f"add: without a password, for a worker: {', '.join(SERVICE_RIGHTS)} on the cluster"
-    )
-    with_store(parser)
-    with_format(parser)
-    parser = command(
-        found, "token", run_token, summary="make, revoke and list tokens of users",
-        more="A token is shown once, or written to a file that only its owner reads; the store keeps its hash.",
-        example="flashlake token create stream --label worker --expires 365d --out data/stream.token\n"
-        "flashlake token list\nflashlake token revoke 0123456789abcdef",
-    )  # fmt: skip
-    parser.add_argument("action", choices=["create", "revoke", "list"])
-    parser.add_argument("name", nargs="?", default="", help="create: the user; revoke: the token's id")
-    parser.add_argument("--label", default="", help="create: what it is for")
-    parser.add_argument("--expires", type=a_span, metavar="SPAN", help="create: 12h, 30d, 365d (default: it holds until it is revoked)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="create: write it there, mode 600, and not to standard output")
-    with_store(parser)
-    with_format(parser)
 
 
 def run_user(options: argparse.Namespace) -> int:

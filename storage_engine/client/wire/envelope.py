@@ -72,6 +72,7 @@ def encode_call(call: Call) -> Iterator[Message]:
 
 
 def decode_call(header: Mapping[str, Any], body: pa.Buffer | None) -> Call:
+    """The inverse of encode_call(). Errors: MalformedMessage."""
     with understood("a call"):
         method, arguments, sizes = header["method"], header["arguments"], header["sizes"]
         if not isinstance(method, str) or not isinstance(arguments, dict):
@@ -81,10 +82,12 @@ def decode_call(header: Mapping[str, Any], body: pa.Buffer | None) -> Call:
 
 
 def encode_reply(reply: Reply) -> Iterator[Message]:
+    """A result and its tables as messages: the header first, then the tables' bytes in chunks."""
     yield from _encode({"result": reply.result}, reply.tables, what="reply")
 
 
 def encode_error_reply(error: FlashlakeError) -> Iterator[Message]:
+    """An error in place of a result; decode_reply() raises it."""
     yield from _encode({"error": encode_error(error)}, (), what="error")
 
 
@@ -228,6 +231,7 @@ def understood(what: str) -> Iterator[None]:
 
 
 def malformed(what: str) -> MalformedMessage:
+    """The refusal of bytes that the other end's encoder does not write."""
     return MalformedMessage(what, where="wire", next_step="Both ends must be Flashlake, of the same protocol version.")
 
 
@@ -247,6 +251,7 @@ def _parse_header(header: bytes) -> dict[str, Any]:
 
 
 def are_sizes(value: Any) -> bool:
+    """Whether a value that came over the wire is a list of byte counts."""
     return isinstance(value, list) and all(type(size) is int and size >= 0 for size in value)
 
 

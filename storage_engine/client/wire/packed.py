@@ -76,11 +76,13 @@ def parse_head(payload: bytes | memoryview) -> tuple[int, int]:
 
 
 def encode_prepare(handle: int, method: str, arguments: dict[str, Any], keys: pa.Schema) -> bytes:
+    """A frame that names a lookup once, with the schema of its keys; later frames with `handle` carry keys only."""
     header = json.dumps({"method": method, "arguments": arguments}).encode()
     return frame(PREPARE, handle, LENGTH.pack(len(header)), header, keys.serialize())
 
 
 def decode_prepare(body: pa.Buffer) -> tuple[str, dict[str, Any], pa.Schema]:
+    """Method, arguments and key schema of a PREPARE. Errors: MalformedMessage."""
     try:
         n_header = LENGTH.unpack_from(memoryview(body), 0)[0]
         if n_header + LENGTH.size > body.size:
@@ -100,6 +102,7 @@ def decode_prepare(body: pa.Buffer) -> tuple[str, dict[str, Any], pa.Schema]:
 
 
 def encode_keys_message(keys: pa.RecordBatch, handle: int) -> bytes:
+    """A frame that runs a prepared lookup on keys in the columns that it was prepared with."""
     return frame(RUN, handle, keys.serialize())
 
 
@@ -124,6 +127,7 @@ def decode_batch(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
 
 
 def encode_envelope(kind: int, messages: list[Message]) -> bytes:
+    """A frame with a JSON header, padded to 64 bytes so that Arrow's buffers behind it lie aligned, and the chunks."""
     header = messages[0].header
     assert header is not None, "an envelope begins with its header"
     padding = bytes(-len(header) % 64)
@@ -131,6 +135,7 @@ def encode_envelope(kind: int, messages: list[Message]) -> bytes:
 
 
 def encode_call_frame(call: Call) -> bytes:
+    """A call, as one frame of the kind CALL."""
     return encode_envelope(CALL, list(encode_call(call)))
 
 
@@ -144,10 +149,12 @@ def call_frame_parts(call: Call) -> list[Any]:
 
 
 def n_bytes_of(parts: list[Any]) -> int:
+    """The bytes of all parts together."""
     return sum(memoryview(part).nbytes for part in parts)
 
 
 def encode_reply_frame(reply: Reply) -> bytes:
+    """A result and its tables, as one frame of the kind REPLY."""
     return encode_envelope(REPLY, list(encode_reply(reply)))
 
 
@@ -169,6 +176,7 @@ def decode_envelope(number: int, body: pa.Buffer) -> tuple[dict[str, Any], pa.Bu
 
 
 def decode_call_frame(number: int, body: pa.Buffer) -> Call:
+    """The inverse of encode_call_frame(); `number` is the length of its header. Errors: MalformedMessage."""
     header, tables = decode_envelope(number, body)
     if not isinstance(header.get("method"), str) or not isinstance(header.get("arguments"), dict):
         raise malformed("a call has no method and arguments")
@@ -193,6 +201,7 @@ def frame_rows(schema: pa.Schema, message: list[Any], known: pa.Schema | None) -
 
 
 def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[pa.RecordBatch, pa.Schema]:
+    """Rows and their schema: one of `number` bytes comes before the rows, with 0 it is the `known` one. Errors: MalformedMessage."""
     try:
         schema = readable(pa.ipc.read_schema(body.slice(0, number))) if number else known
         if schema is None or number > body.size:
@@ -203,14 +212,17 @@ def decode_rows(number: int, body: pa.Buffer, known: pa.Schema | None) -> tuple[
 
 
 def decode_reply_frame(number: int, body: pa.Buffer) -> Reply:
+    """The inverse of encode_reply_frame(). Errors: MalformedMessage; the error, where the reply carries one."""
     return decode_reply(*decode_envelope(number, body))
 
 
 def encode_error_frame(error: FlashlakeError) -> bytes:
+    """An error in place of rows."""
     return frame(ERROR, 0, json.dumps(encode_error(error)).encode())
 
 
 def decode_error_frame(body: pa.Buffer) -> FlashlakeError:
+    """The error that a frame carries; MalformedMessage, returned and not raised, when it carries none."""
     try:
         return decode_error(json.loads(body.to_pybytes()))
     except BROKEN as error:

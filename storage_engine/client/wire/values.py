@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import pyarrow as pa
 
-from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, Progress, WriteId, WriteOp
+from storage_engine.api import CommitInfo, CommitRequest, EncodedAppend, EncodedRows, OpKind, Progress, WriteId, WriteOp
 from storage_engine.client.wire.envelope import malformed, understood
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
+_KINDS = ("encoded", *get_args(OpKind))
 Ranges = Mapping[TableBucket, tuple[int, int]]
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -42,6 +43,7 @@ def encode_offsets(offsets: Offsets) -> dict[str, int]:
 
 @_understood
 def decode_offsets(value: Mapping[str, int]) -> Offsets:
+    """The inverse of encode_offsets(). Errors: MalformedMessage."""
     return {TableBucket.parse(text): offset for text, offset in value.items()}
 
 
@@ -52,10 +54,12 @@ def encode_ranges(ranges: Ranges) -> dict[str, list[int]]:
 
 @_understood
 def decode_ranges(value: Mapping[str, Sequence[int]]) -> dict[TableBucket, tuple[int, int]]:
+    """The inverse of encode_ranges(). Errors: MalformedMessage."""
     return {TableBucket.parse(text): (start, stop) for text, (start, stop) in value.items()}
 
 
 def encode_progress(progress: Progress) -> dict[str, Any]:
+    """Progress as JSON; `expected` stays null where nothing is compared."""
     return {
         "owner": progress.owner,
         "offsets": _encode_by_table(progress.offsets),
@@ -69,6 +73,7 @@ def encode_progress(progress: Progress) -> dict[str, Any]:
 
 @_understood
 def decode_progress(value: Mapping[str, Any]) -> Progress:
+    """The inverse of encode_progress(). Errors: MalformedMessage."""
     expected = value["expected"]
     return Progress(
         owner=value["owner"],
@@ -82,6 +87,7 @@ def decode_progress(value: Mapping[str, Any]) -> Progress:
 
 
 def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
+    """A commit of the journal as JSON; ranges are [start, stop) by table and bucket."""
     return {
         "version": info.version,
         "timestamp_ms": info.timestamp_ms,
@@ -91,6 +97,7 @@ def encode_commit_info(info: CommitInfo) -> dict[str, Any]:
 
 @_understood
 def decode_commit_info(value: Mapping[str, Any]) -> CommitInfo:
+    """The inverse of encode_commit_info(). Errors: MalformedMessage."""
     return CommitInfo(
         version=value["version"],
         timestamp_ms=value["timestamp_ms"],
@@ -146,6 +153,8 @@ def _encode_op(op: WriteOp | EncodedAppend) -> dict[str, Any]:
 
 
 def _decode_op(op: Mapping[str, Any], tables: Iterator[pa.Table], blobs: Iterator[pa.Buffer]) -> WriteOp | EncodedAppend:
+    if type(op["table"]) is not str or op["kind"] not in _KINDS:
+        raise TypeError("an operation's table and kind")
     if op["kind"] == "encoded":
         frames = [EncodedRows(partition, bucket, n_rows, next(blobs)) for partition, bucket, n_rows in op["frames"]]
         if not all(type(f.partition) is str and type(f.bucket) is int and type(f.n_rows) is int for f in frames):

@@ -27,6 +27,7 @@ class ChangePlan:
 
 
 def nothing(schema: pa.Schema) -> ChangePlan:
+    """The plan that changes no row."""
     return ChangePlan(schema.empty_table(), np.empty(0, np.uint8), np.empty(0, np.int64))
 
 

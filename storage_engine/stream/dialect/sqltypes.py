@@ -123,6 +123,7 @@ def map_of(key: SqlType, value: SqlType) -> SqlType:
 
 
 def row_of(fields: list[tuple[str, SqlType]]) -> SqlType:
+    """ROW of named fields, in order."""
     return SqlType("ROW", parts=tuple(fields))
 
 

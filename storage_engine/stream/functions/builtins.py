@@ -6,6 +6,7 @@ Holds: results are Flink's; where an engine error differs (DuckDB raises on inte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,9 @@ def _common(args: Sequence[Value]) -> SqlType:
     return common_type([arg.type for arg in args])
 
 
+_NOTHING = (Value(exp.Null(), types.NULL),)
+
+
 def _variadic(name: str) -> Callable[[Sequence[Value]], exp.Expr]:
     return lambda args: exp.Anonymous(this=name, expressions=[arg.ast for arg in args])
 
@@ -101,9 +105,10 @@ def _date_format(args: Sequence[Value]) -> exp.Expr:
 
 def _parsed(args: Sequence[Value], target: str) -> exp.Expr:
     if len(args) == 1:
-        return render(f"TRY_CAST(_0 AS {target})", args[0].ast)
-    pattern = string(to_strftime(literal_text(args[1], "the pattern")))
-    return render(f"CAST(TRY_STRPTIME(_0, _1) AS {target})", args[0].ast, pattern)
+        read = render("TRY_CAST(_0 AS TIMESTAMP)", args[0].ast)
+    else:
+        read = render("TRY_STRPTIME(_0, _1)", args[0].ast, string(to_strftime(literal_text(args[1], "the pattern"))))
+    return cast(render("date_trunc('milliseconds', _0)", read) if target == "TIMESTAMP_MS" else read, target)
 
 
 def _from_unixtime(args: Sequence[Value]) -> exp.Expr:
@@ -136,17 +141,28 @@ def _part(unit: str) -> Builtin:
 def date_part(unit: str, value: Value) -> exp.Expr:
     """EXTRACT(unit FROM value), BIGINT; DOW counts from 1 = Sunday, WEEK is ISO."""
     name = {"DAYOFMONTH": "DAY", "DAYOFYEAR": "DOY", "DAYOFWEEK": "DOW"}.get(unit, unit)
-    template = "date_part('dow', _0) + 1" if name == "DOW" else f"date_part('{name.lower()}', _0)"
+    whole = {
+        "DOW": "date_part('dow', _0) + 1",
+        "EPOCH": "CAST(floor(date_part('epoch', _0)) AS BIGINT)",
+        "MILLISECOND": "date_part('millisecond', _0) % 1000",
+        "MICROSECOND": "date_part('microsecond', _0) % 1000000",
+    }
+    template = whole.get(name, f"date_part('{name.lower()}', _0)")
     return render(template, as_timestamp(value))
 
 
 def _substring(args: Sequence[Value]) -> exp.Expr:
-    start = render("CASE WHEN _0 = 0 THEN 1 ELSE _0 END", args[1].ast) if not _is_positive(args[1]) else args[1].ast
-    if len(args) == 2:
-        return render("SUBSTRING(_0, _1)", args[0].ast, start)
-    if _is_positive(args[2]):
-        return render("SUBSTRING(_0, _1, _2)", args[0].ast, start, args[2].ast)
-    return render("CASE WHEN _2 >= 0 THEN SUBSTRING(_0, _1, _2) END", args[0].ast, start, args[2].ast)
+    text, start = args[0].ast, args[1].ast
+    if _is_positive(args[1]):
+        found = render("SUBSTRING(_0, _1)", text, start) if len(args) == 2 else render("SUBSTRING(_0, _1, _2)", text, start, args[2].ast)
+    else:  # from the end, and nothing where that is before the beginning
+        first = render("CASE WHEN _0 = 0 THEN 1 ELSE _0 END", start)
+        cut = "SUBSTRING(_0, _1)" if len(args) == 2 else "SUBSTRING(_0, _1, _2)"
+        operands = [text, first, *[arg.ast for arg in args[2:]]]
+        found = render(f"CASE WHEN _1 < -length(_0) THEN '' ELSE {cut} END", *operands)
+    if len(args) == 2 or _is_positive(args[2]):
+        return found
+    return render("CASE WHEN _0 >= 0 THEN _1 END", args[2].ast, found)
 
 
 def _is_positive(value: Value) -> bool:
@@ -212,22 +228,33 @@ def _key_value(args: Sequence[Value]) -> exp.Expr:
 def _locate(args: Sequence[Value]) -> exp.Expr:
     if len(args) == 2:
         return render("CAST(strpos(_1, _0) AS INT)", *[arg.ast for arg in args])
-    found = "strpos(substring(_1, _2), _0)"
-    return render(f"CAST(CASE WHEN _2 < 1 OR {found} = 0 THEN 0 ELSE {found} + _2 - 1 END AS INT)", *[arg.ast for arg in args])
+    found = "strpos(substring(_1, greatest(_2, 1)), _0)"
+    return render(f"CAST(CASE WHEN {found} = 0 THEN 0 ELSE {found} + greatest(_2, 1) - 1 END AS INT)", *[arg.ast for arg in args])
 
 
 def _regexp_extract(args: Sequence[Value]) -> exp.Expr:
+    if len(args) == 3 and all(isinstance(arg.ast, exp.Literal) for arg in args[1:]):
+        try:
+            n_groups = re.compile(args[1].ast.name).groups
+        except re.error:  # RE2 has the last word on what is an expression
+            n_groups = int(args[2].ast.name)
+        if int(args[2].ast.name) > n_groups:
+            return exp.Null()
     group = args[2].ast if len(args) == 3 else exp.Literal.number(0)
     return render("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1, _2) END", args[0].ast, args[1].ast, group)
 
 
 _CONVERT_TZ = "strftime(timezone(_2, timezone(_1, TRY_CAST(_0 AS TIMESTAMP))), '%Y-%m-%d %H:%M:%S')"
-_DOUBLE_OF = {
-    name: Builtin(1, 1, types.DOUBLE, _t(f"{name.lower()}(_0)")) for name in ("SQRT", "LN", "LOG10", "LOG2", "EXP", "SIN", "COS", "TAN")
+_LOG = "CASE WHEN _0 > 0 THEN {}(_0) WHEN _0 = 0 THEN CAST('-inf' AS DOUBLE) WHEN _0 < 0 THEN CAST('nan' AS DOUBLE) END"
+DOUBLE_OF = {
+    **{name: Builtin(1, 1, types.DOUBLE, _t(f"{name.lower()}(_0)")) for name in ("EXP", "SIN", "COS", "TAN")},
+    **{name: Builtin(1, 1, types.DOUBLE, _t(_LOG.format(name.lower()))) for name in ("LN", "LOG10", "LOG2")},
+    "SQRT": Builtin(1, 1, types.DOUBLE, _t("CASE WHEN _0 < 0 THEN CAST('nan' AS DOUBLE) ELSE sqrt(_0) END")),
 }
+"""Out of their domain they give what IEEE 754 gives, as Java does; DuckDB would fail."""
 
 BUILTINS: dict[str, Builtin] = {
-    **_DOUBLE_OF,
+    **DOUBLE_OF,
     **{
         unit: _part(unit)
         for unit in ("YEAR", "QUARTER", "MONTH", "WEEK", "DAYOFYEAR", "DAYOFMONTH", "DAYOFWEEK", "HOUR", "MINUTE", "SECOND")
@@ -245,15 +272,15 @@ BUILTINS: dict[str, Builtin] = {
     "LOWER": Builtin(1, 1, types.STRING, _t("lower(_0)")),
     **dict.fromkeys(("CHAR_LENGTH", "CHARACTER_LENGTH", "LENGTH"), Builtin(1, 1, types.INT, _t("CAST(length(_0) AS INT)"))),
     "CONCAT": Builtin(1, 255, types.STRING, _concat),
-    "CONCAT_WS": Builtin(2, 255, types.STRING, _variadic("concat_ws")),
+    "CONCAT_WS": Builtin(1, 255, types.STRING, lambda args: _variadic("concat_ws")([*args, *_NOTHING][: max(len(args), 2)])),
     **dict.fromkeys(("SUBSTRING", "SUBSTR"), Builtin(2, 3, types.STRING, _substring, "always")),
     "REPLACE": Builtin(3, 3, types.STRING, _t("replace(_0, _1, _2)")),
     "LPAD": Builtin(3, 3, types.STRING, _t("lpad(_0, CAST(_1 AS INT), _2)")),
     "RPAD": Builtin(3, 3, types.STRING, _t("rpad(_0, CAST(_1 AS INT), _2)")),
     "LTRIM": Builtin(1, 2, types.STRING, _variadic("ltrim")),
     "RTRIM": Builtin(1, 2, types.STRING, _variadic("rtrim")),
-    "LEFT": Builtin(2, 2, types.STRING, _t("left(_0, _1)")),
-    "RIGHT": Builtin(2, 2, types.STRING, _t("right(_0, _1)")),
+    "LEFT": Builtin(2, 2, types.STRING, _t("left(_0, greatest(_1, 0))")),
+    "RIGHT": Builtin(2, 2, types.STRING, _t("right(_0, greatest(_1, 0))")),
     "REVERSE": Builtin(1, 1, types.STRING, _t("reverse(_0)")),
     "REPEAT": Builtin(2, 2, types.STRING, _t("repeat(_0, _1)")),
     "LOCATE": Builtin(2, 3, types.INT, _locate),

@@ -21,7 +21,17 @@ def cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
         return _cast_to_text(value, written)
     if source == target:
         return value.ast
+    if target.is_timestamp and (source == types.STRING or (source.is_timestamp and (source.precision or 0) > (target.precision or 0))):
+        return as_precise(value.ast, target)
     return cast(value.ast, target.duckdb)
+
+
+def as_precise(ast: exp.Expr, target: SqlType) -> exp.Expr:
+    """A time with the fraction that its type has: what is finer is cut off (DuckDB would round)."""
+    unit = {0: "second", 3: "milliseconds"}.get(target.precision if target.precision is not None else 6)
+    if unit is None:
+        return cast(ast, target.duckdb)
+    return cast(render(f"date_trunc('{unit}', _0)", cast(ast, "TIMESTAMPTZ" if "LTZ" in target.name else "TIMESTAMP")), target.duckdb)
 
 
 def try_cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:

@@ -81,9 +81,7 @@ class ExpressionBinder:
             return Value(cast(exp.Literal.number(text), "DOUBLE"), types.DOUBLE, nullable=False)
         if "." in text:
             whole, _, fraction = text.partition(".")
-            return Value(
-                exp.Literal.number(text), SqlType("DECIMAL", max(len(whole.lstrip("0")) + len(fraction), 1), len(fraction)), nullable=False
-            )
+            return Value(exp.Literal.number(text), SqlType("DECIMAL", len(whole) + len(fraction), len(fraction)), nullable=False)
         return Value(exp.Literal.number(text), types.INT if abs(int(text)) < 2**31 else types.BIGINT, nullable=False)
 
     def _boolean(self, node: exp.Boolean) -> Value:
@@ -287,7 +285,7 @@ class ExpressionBinder:
         name = unit.name.lower()
         time = as_timestamp(value)
         result = _moved(value.type, name)
-        floor = render(f"date_trunc('{name}', _0)", time)
+        floor = render(_FLOOR_TO_WEEK if name == "week" else f"date_trunc('{name}', _0)", time)
         made = floor if word == "floor" else render(f"CASE WHEN _1 = _0 THEN _0 ELSE _1 + INTERVAL '1' {name} END", time, floor)
         return Value(cast(made, result.duckdb), result, value.nullable)
 
@@ -309,7 +307,8 @@ class ExpressionBinder:
     def _overlay(self, node: exp.Overlay) -> Value:
         value, new, start = (self.bind(part) for part in (node.this, node.expression, node.args["from_"]))
         length = self.bind(node.args["for_"]).ast if node.args.get("for_") is not None else render("length(_0)", new.ast)
-        made = render("left(_0, _2 - 1) || _1 || substring(_0, _2 + _3)", value.ast, new.ast, start.ast, length)
+        placed = "left(_0, _2 - 1) || _1 || substring(_0, _2 + _3)"
+        made = render(f"CASE WHEN _2 BETWEEN 1 AND length(_0) THEN {placed} ELSE _0 END", value.ast, new.ast, start.ast, length)
         return Value(made, types.STRING, value.nullable or new.nullable or start.nullable)
 
     def _call(self, node: exp.Anonymous) -> Value:
@@ -406,6 +405,9 @@ class ExpressionBinder:
 
     def _refuse(self, what: str, next_step: str) -> StatementRefused:
         return StatementRefused(what, where=self._where, next_step=next_step)
+
+
+_FLOOR_TO_WEEK = "date_trunc('week', _0 + INTERVAL '1' DAY) - INTERVAL '1' DAY"  # a week begins on Sunday here, though WEEK() is ISO's
 
 
 def _as_regular_expression(pattern: str) -> str:

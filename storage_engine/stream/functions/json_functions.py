@@ -45,7 +45,7 @@ def bind_json(node: exp.Anonymous, bind: Bind, returning: CastText, where: str) 
     kind = render("json_type(_0, _1)", checked, path)
     if name == "JSON_EXISTS":
         failed = _instead(node, "on_error", "FALSE", name, bind, "BOOLEAN")
-        template = "CASE WHEN _0 IS NULL THEN NULL WHEN NOT json_valid(_0) THEN _1 ELSE _2 IS NOT NULL END"
+        template = "CASE WHEN _0 IS NULL THEN NULL WHEN NOT json_valid(_0) THEN _1 ELSE COALESCE(_2 <> 'NULL', FALSE) END"
         return Value(render(template, document.ast, failed, kind), types.BOOLEAN, document.nullable)
     wanted = node.meta.get("returning")
     empty = _instead(node, "on_error" if is_strict else "on_empty", "NULL", name, bind, "TEXT")

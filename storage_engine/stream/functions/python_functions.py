@@ -320,7 +320,7 @@ def _first_failure(
     for i in range(len(columns[0])):
         try:
             call([item.slice(i, 1) for item in columns])
-        except Exception as alone:  # noqa: BLE001
+        except Exception as alone:  # noqa: BLE001 - whatever the user's function raises; it is what this call returns
             return _failed(definition, tuple(item[i].as_py() for item in columns), alone)
     return _failed(definition, tuple(item[0].as_py() for item in columns), error, f" (of {len(columns[0])} rows together)")
 

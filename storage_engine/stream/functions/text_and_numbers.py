@@ -10,7 +10,7 @@ from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
 from storage_engine.stream.dialect.render import cast, render, string
 from storage_engine.stream.dialect.sqltypes import SqlType
-from storage_engine.stream.functions.builtins import Builtin, Value, literal_text
+from storage_engine.stream.functions.builtins import DOUBLE_OF, Builtin, Value, literal_text
 from storage_engine.stream.functions.printf import formatted
 from storage_engine.stream.functions.urls import part_of_url
 
@@ -21,6 +21,13 @@ def _t(template: str) -> Callable[[Sequence[Value]], exp.Expr]:
 
 def _same(args: Sequence[Value]) -> SqlType:
     return args[0].type
+
+
+def _within_one(name: str) -> Builtin:
+    """A function of [-1, 1]: beyond it NaN, as in Java."""
+    inside = "CAST(_0 AS DOUBLE) BETWEEN -1 AND 1"
+    made = f"CASE WHEN {inside} THEN {name}(CAST(_0 AS DOUBLE)) WHEN _0 IS NOT NULL THEN CAST('nan' AS DOUBLE) END"
+    return Builtin(1, 1, types.DOUBLE, _t(made))
 
 
 def _double(name: str, n_args: int = 1) -> Builtin:
@@ -35,9 +42,8 @@ def _sha2(args: Sequence[Value]) -> exp.Expr:
 
 
 def _log(args: Sequence[Value]) -> exp.Expr:
-    if len(args) == 1:
-        return render("ln(CAST(_0 AS DOUBLE))", args[0].ast)
-    return render("ln(CAST(_1 AS DOUBLE)) / ln(CAST(_0 AS DOUBLE))", *[arg.ast for arg in args])
+    natural = [DOUBLE_OF["LN"].build([arg]) for arg in args]
+    return natural[0] if len(args) == 1 else render("_1 / _0", *natural)
 
 
 def _hex(args: Sequence[Value]) -> exp.Expr:
@@ -54,8 +60,11 @@ def _truncate(args: Sequence[Value]) -> exp.Expr:
     return cast(made, kind.duckdb) if kind.is_known else made
 
 
-_WORDS = "regexp_extract_all(lower(_0), '[a-z0-9]+|[^a-z0-9]+')"
-_INITCAP = f"array_to_string(list_transform({_WORDS}, _w -> upper(left(_w, 1)) || substring(_w, 2)), '')"
+_UPPER, _LOWER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz"
+_WORDS = f"regexp_extract_all(translate(_0, '{_UPPER}', '{_LOWER}'), '[a-z0-9]+|[^a-z0-9]+')"
+_CAPITAL = f"translate(left(_w, 1), '{_LOWER}', '{_UPPER}') || substring(_w, 2)"
+_INITCAP = f"array_to_string(list_transform({_WORDS}, _w -> {_CAPITAL}), '')"  # letters are those of ASCII, as in Flink
+_URL_DECODE = "CASE WHEN NOT regexp_matches(_0, '%([^0-9A-Fa-f]|.[^0-9A-Fa-f]|.?$)') THEN url_decode(replace(_0, '+', ' ')) END"
 _REGEXP_INSTR = (  # what comes before the first match, as long as it is
     "CAST(CASE WHEN regexp_matches(_0, _1) THEN length(regexp_extract(_0, '(?s)^(.*?)(?:' || _1 || ')', 1)) + 1 ELSE 0 END AS INT)"
 )
@@ -90,7 +99,9 @@ def _truncated(args: Sequence[Value]) -> SqlType:
 
 
 TEXT_AND_NUMBERS: dict[str, Builtin] = {
-    **{name: _double(name.lower()) for name in ("ACOS", "ASIN", "ATAN", "COT", "DEGREES", "RADIANS", "SINH", "COSH", "TANH")},
+    **{name: _double(name.lower()) for name in ("ATAN", "COT", "DEGREES", "RADIANS", "SINH", "COSH", "TANH")},
+    "ACOS": _within_one("acos"),
+    "ASIN": _within_one("asin"),
     "ATAN2": _double("atan2", 2),
     "PI": Builtin(0, 0, types.DOUBLE, _t("pi()")),
     "E": Builtin(0, 0, types.DOUBLE, _t("exp(CAST(1 AS DOUBLE))")),
@@ -99,7 +110,7 @@ TEXT_AND_NUMBERS: dict[str, Builtin] = {
     "CEILING": Builtin(1, 1, _same, _t("ceil(_0)")),
     "SHA2": Builtin(2, 2, types.STRING, _sha2),
     "ASCII": Builtin(1, 1, types.INT, _t("CAST(ascii(_0) AS INT)")),
-    "CHR": Builtin(1, 1, types.STRING, _t("chr(CAST(_0 AS INT))")),
+    "CHR": Builtin(1, 1, types.STRING, _t("chr(CAST(_0 % 256 AS INT))")),
     "TRANSLATE": Builtin(3, 3, types.STRING, _t("translate(_0, _1, _2)")),
     "BTRIM": Builtin(1, 2, types.STRING, lambda args: exp.Anonymous(this="trim", expressions=[arg.ast for arg in args])),
     "BIN": Builtin(1, 1, types.STRING, _t("bin(CAST(_0 AS BIGINT))")),
@@ -107,7 +118,7 @@ TEXT_AND_NUMBERS: dict[str, Builtin] = {
     "TO_BASE64": Builtin(1, 1, types.STRING, _t("to_base64(encode(_0))")),
     "FROM_BASE64": Builtin(1, 1, types.STRING, _t("decode(from_base64(_0))")),
     "URL_ENCODE": Builtin(1, 1, types.STRING, _t("replace(url_encode(_0), '%20', '+')")),
-    "URL_DECODE": Builtin(1, 1, types.STRING, _t("url_decode(replace(_0, '+', ' '))"), "always"),
+    "URL_DECODE": Builtin(1, 1, types.STRING, _t(_URL_DECODE), "always"),
     "REGEXP_LIKE": Builtin(2, 2, types.BOOLEAN, _t("regexp_matches(_0, _1)")),
     "REGEXP_COUNT": Builtin(2, 2, types.INT, _t("CAST(len(regexp_extract_all(_0, _1)) AS INT)")),
     "REGEXP_SUBSTR": Builtin(2, 2, types.STRING, _t("CASE WHEN regexp_matches(_0, _1) THEN regexp_extract(_0, _1) END"), "always"),
@@ -128,7 +139,7 @@ TEXT_AND_NUMBERS: dict[str, Builtin] = {
         _t("CASE WHEN regexp_full_match(_0, '(?s)\".*\"') AND json_valid(_0) THEN json_extract_string(_0, '$') ELSE _0 END"),
     ),
     "TYPEOF": Builtin(1, 1, types.STRING, _typeof, "never"),
-    "IS_DIGIT": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '[0-9]+'), FALSE)"), "never"),
-    "IS_ALPHA": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '[A-Za-z]+'), FALSE)"), "never"),
+    "IS_DIGIT": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '\\p{Nd}+'), FALSE)"), "never"),
+    "IS_ALPHA": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(regexp_full_match(_0, '\\p{L}+'), FALSE)"), "never"),
     "IS_DECIMAL": Builtin(1, 1, types.BOOLEAN, _t("COALESCE(TRY_CAST(_0 AS DOUBLE) IS NOT NULL, FALSE)"), "never"),
 }

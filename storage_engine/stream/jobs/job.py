@@ -166,6 +166,7 @@ def load_job(store: Store, name: str) -> JobDescriptor:
 
 
 def save_job(store: Store, job: JobDescriptor) -> None:
+    """Store a job's definition, in place of an earlier one of that name."""
     store.put_object(KIND, job.name, job.to_json())
 
 

@@ -132,6 +132,7 @@ class OpenKeys:
             self._keys[name] = newest.filter(is_open).select(key)
 
     def add(self, poison: Poison) -> None:
+        """A key of its source is open from this poison row on."""
         if poison.key is not None:
             held = self._keys.get(poison.source)
             self._keys[poison.source] = poison.key if held is None else pa.concat_tables([held, poison.key.cast(held.schema)])
@@ -153,6 +154,7 @@ class OpenKeys:
         return pa.array(kept), changes.take(gone).select(names)
 
     def close(self, source: str, ended: pa.Table) -> None:
+        """Keys of a source are open no more."""
         self._keys[source] = self._keys[source].join(ended, ended.column_names, join_type="left anti", use_threads=False)
 
 

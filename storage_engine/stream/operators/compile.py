@@ -43,22 +43,27 @@ CLOCK = (POSITION[0], POSITION[2])
 
 
 def quoted(name: str) -> str:
+    """A name as DuckDB's identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def source_name(node: Scan) -> str:
+    """The relation that holds a source's new rows."""
     return f"src_{node.id}"
 
 
 def lookup_name(node: LookupJoin) -> str:
+    """The relation that holds the rows a lookup join has found."""
     return f"lk_{node.id}"
 
 
 def aggregate_name(node: Aggregate) -> str:
+    """The relation that holds an aggregate's groups of this micro-batch."""
     return f"agg_{node.id}"
 
 
 def keyed_name(node: DeltaJoin | Rank | Session | Over) -> str:
+    """The relation that holds what an operator with kept rows sends."""
     return f"{'dj' if isinstance(node, DeltaJoin) else type(node).__name__.lower()}_{node.id}"
 
 
@@ -309,6 +314,7 @@ def distinct_partial(node: Aggregate, members: tuple[str, ...]) -> str:
 
 
 def distinct_state_keys(keys: tuple[tuple[str, exp.Expr], ...], relation_name: str) -> str:
+    """The query of the state keys (names and expressions) of a relation's rows."""
     return f"SELECT {', '.join(f'{sql(tree)} AS {quoted(name)}' for name, tree in keys)} FROM {relation_name}"
 
 

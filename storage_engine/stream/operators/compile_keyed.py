@@ -26,6 +26,7 @@ def moment_name(side: Side, moment: Moment) -> str:
 
 
 def changes_name(side: KeptSide) -> str:
+    """The relation that holds the changes of a kept side's rows."""
     return f"kept_{side.id}_changes"
 
 

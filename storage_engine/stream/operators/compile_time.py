@@ -31,6 +31,7 @@ def in_time(rows: str, last_ms: str) -> str:
 
 
 def is_late(last_ms: str) -> str:
+    """The condition that a row's last moment lies at or below the watermark; false where there is none."""
     return f"COALESCE({last_ms} <= {WATERMARK}, FALSE)"
 
 
@@ -69,6 +70,7 @@ def final_ms(node: Session) -> str:
 
 
 def emitted_sessions(node: Session, rows: str) -> str:
+    """The query of the sessions among `rows` whose end the watermark has passed by the gap."""
     emission = node.emission
     assert emission is not None, "only a session that is emitted once has a watermark"
     return f"SELECT * FROM ({rows}) WHERE {final_ms(node)} <= (SELECT ms FROM {watermark_name(emission)})"

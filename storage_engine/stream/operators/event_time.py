@@ -130,6 +130,7 @@ def least_watermark(marks: Sequence[int | None]) -> int | None:
 
 
 def declared_of(table: TableDescriptor) -> Watermark:
+    """The watermark that a table declares."""
     assert table.watermark is not None, "only a table with WATERMARK has an event time"
     return table.watermark
 

@@ -157,6 +157,7 @@ def enforce_not_null(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> pa.Tabl
 
 
 def write_upserts(plan: JobPlan, rows: pa.Table, outcome: Outcome) -> None:
+    """Add rows in the job's target columns to what the micro-batch commits, and count them."""
     append_op(outcome, WriteOp(plan.sink.name, "upsert", rows, plan.targets))
     outcome.n_rows_out += rows.num_rows
 

@@ -6,6 +6,7 @@ Holds: a micro-batch ends at a commit of the store (never between the rows of on
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ from storage_engine.stream.operators.compile import POSITION, SEQUENCE
 from storage_engine.stream.plan.tree import Scan
 
 _METADATA = ("_commit_timestamp", "_partition", "_bucket", "_log_offset")
-TAKEN_BACK = pa.array(["-U", "-D"], pa.string())
+TAKEN_BACK = pa.StringArray.from_buffers(2, pa.py_buffer(struct.pack("<3i", 0, 2, 4)), pa.py_buffer(b"-U-D"))
+"""The change types of rows that are no more. Made of its buffers: pa.array() at import would load pandas."""
 
 
 @dataclass(frozen=True)

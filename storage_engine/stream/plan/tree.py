@@ -457,10 +457,12 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 def scans(node: Node) -> list[Scan]:
+    """The sources below a node, from left to right."""
     return [item for item in walk(node) if isinstance(item, Scan)]
 
 
 def lookups(node: Node) -> list[LookupJoin]:
+    """The lookup joins below a node, from left to right."""
     return [item for item in walk(node) if isinstance(item, LookupJoin)]
 
 

@@ -30,6 +30,7 @@ def tables(store: Store, database: str | None) -> pa.Table:
 
 
 def views(store: Store, temporary: Mapping[str, ViewDefinition]) -> pa.Table:
+    """SHOW VIEWS: name and kind, sorted; temporary ones are of the session."""
     rows = [(name, "temporary") for name in temporary]
     rows += [(name, "view") for name in store.objects("view")] + [
         (name, "materialized view") for name in store.objects("materialized_view")
@@ -39,6 +40,7 @@ def views(store: Store, temporary: Mapping[str, ViewDefinition]) -> pa.Table:
 
 
 def columns(descriptor: TableDescriptor) -> pa.Table:
+    """DESCRIBE table: a row per column."""
     items = descriptor.columns
     return pa.table(
         {
