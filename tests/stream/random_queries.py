@@ -1,4 +1,4 @@
-"""Random queries and histories: a seed makes a statement, its twin for plain DuckDB, and inserts, updates, deletes, late and repeated rows.
+"""Random queries: a seed makes a statement, its twin for plain DuckDB, and what happens to the sources (random_histories.py).
 
 The twin is written beside the statement, piece by piece, from what the pieces mean; it shares no code with the planner. Every statement
 is run over random cuts into commits and micro-batches, with restarts and pauses in between, and must leave in its sink what the twin says
@@ -10,18 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_job
+from tests.engine.cleaning import Clock, opened
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
-from tests.stream.test_stream_equals_batch import EVENTS, KEYED, event, event_table
-
-SHOPS = "CREATE TABLE db.shops (shop BIGINT, city STRING, size INT, PRIMARY KEY (shop) NOT ENFORCED)"
-ORDER_COLUMNS = ["id", "shop", "kind", "qty", "amount"]
+from tests.stream.random_histories import DIMENSIONS, ORDER_COLUMNS, SHOPS, History
+from tests.stream.test_stream_equals_batch import EVENTS, KEYED
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,60 @@ def topped(rng: random.Random) -> Relation:
     return Relation(f"({head.format(down, of.flink, n)})", f"({head.format(f'{down} NULLS {nulls}', of.duck, n)})", columns, ("shop", "rn"))
 
 
+def looked_up(rng: random.Random) -> Relation:
+    """Rows with what a lookup finds. The tables looked into do not change during the run: only then is a lookup join reproducible."""
+    left = narrow(rng)
+    kind, more = rng.choice(["JOIN", "LEFT JOIN"]), rng.choice(["", " AND r.size > 1", " AND l.qty > r.size"])
+    is_prefix = rng.random() < 0.4
+    table = "parts" if is_prefix else "fixed"
+    time = rng.choice(["PROCTIME()", "l.pt"])
+    body = "SELECT l.id, l.shop, COALESCE(r.city, l.kind) AS kind, l.qty, l.amount, r.size AS uid "
+    body += f"FROM {{}} l {kind} {{}} r ON l.shop = r.shop{more}"
+    timed = f"(SELECT *, PROCTIME() AS pt FROM {left.flink})" if time == "l.pt" else left.flink
+    columns = {**{name: EVENT_COLUMNS[name] for name in ORDER_COLUMNS}, "uid": "INT"}
+    return Relation(
+        f"({body.format(timed, f'db.{table} FOR SYSTEM_TIME AS OF {time} AS')})",
+        f"({body.format(left.duck, table)})",
+        columns,
+        () if is_prefix else left.key,
+    )
+
+
 def windowed(rng: random.Random) -> Relation:
+    """Rows in windows of their own time, or of their processing time: when they were committed, which the history knows."""
+    return rng.choice([_by_event_time, _cumulated, _by_commit])(rng)
+
+
+def _cumulated(rng: random.Random) -> Relation:
+    of = base(rng, log=True)
+    size, step = rng.choice([(24, 6), (24, 8), (48, 12)])
+    flink = f"TABLE(CUMULATE(TABLE {of.flink}, DESCRIPTOR(ts), INTERVAL '{step}' HOUR, INTERVAL '{size}' HOUR))"
+    return _in_cumulating_windows(of, flink, "ts", size * 3600, step * 3600)
+
+
+def _in_cumulating_windows(of: Relation, flink: str, time: str, size_s: int, step_s: int) -> Relation:
+    started = f"(SELECT *, time_bucket(INTERVAL '{size_s} seconds', {time}, TIMESTAMP '1970-01-01') AS window_start FROM {of.duck})"
+    ends = f"[window_start + to_seconds(i) FOR i IN range({step_s}, {size_s + 1}, {step_s})]"
+    duck = f"(SELECT * FROM (SELECT *, unnest({ends}) AS window_end FROM {started}) WHERE window_end > {time})"
+    return Relation(flink, duck, {**EVENT_COLUMNS, "window_end": "TIMESTAMP(3)"})
+
+
+def _by_commit(rng: random.Random) -> Relation:
+    of = base(rng, log=True)
+    of = filtered(rng, of) if rng.random() < 0.5 else of
+    data = f"(SELECT *, PROCTIME() AS pt FROM {of.flink}), DESCRIPTOR(pt)"
+    if rng.random() < 0.3:
+        flink = f"TABLE(CUMULATE({data}, INTERVAL '5' SECOND, INTERVAL '20' SECOND))"
+        return _in_cumulating_windows(of, flink, "committed", 20, 5)
+    size, step = rng.choice([(10, 10), (20, 5), (9, 3)])
+    spans = f"INTERVAL '{size}' SECOND" if size == step else f"INTERVAL '{step}' SECOND, INTERVAL '{size}' SECOND"
+    flink = f"TABLE({'TUMBLE' if size == step else 'HOP'}({data}, {spans}))"
+    first = f"time_bucket(INTERVAL '{step} seconds', committed, TIMESTAMP '1970-01-01')"
+    starts = f"unnest([{first} - to_seconds(i) FOR i IN range(0, {size}, {step})])"
+    return Relation(flink, f"(SELECT *, {starts} AS window_start FROM {of.duck})", {**EVENT_COLUMNS, "window_start": "TIMESTAMP(3)"})
+
+
+def _by_event_time(rng: random.Random) -> Relation:
     of = base(rng, log=True)
     size, step = rng.choice([(12, 12), (24, 12), (24, 6)])
     kind = "TUMBLE" if size == step else "HOP"
@@ -139,7 +190,7 @@ def windowed(rng: random.Random) -> Relation:
 
 
 def rows_of_any(rng: random.Random) -> Relation:
-    made = rng.choice([base, narrow, narrow, lambda r: computed(narrow(r)), united, joined, joined, topped])(rng)
+    made = rng.choice([base, narrow, narrow, lambda r: computed(narrow(r)), united, joined, joined, topped, looked_up])(rng)
     return made
 
 
@@ -165,10 +216,15 @@ KEYS = [
 ]  # fmt: skip
 
 
+def window_of(of: Relation) -> str | None:
+    """The column that says which window a row lies in."""
+    return next((name for name in ("window_start", "window_end") if name in of.columns), None)
+
+
 def aggregate(rng: random.Random, of: Relation, shape: str) -> Case:
     keys = rng.sample(KEYS, rng.choice([1, 1, 2]))
-    if "window_start" in of.columns:
-        keys = [("window_start", "window_start", "TIMESTAMP(3)"), *keys[:1]]
+    if window := window_of(of):
+        keys = [(window, window, "TIMESTAMP(3)"), *keys[:1]]
     calls = [make(rng, of.columns) for make in rng.sample(AGGREGATES, rng.randrange(1, 5))]
     having = ("", "")
     if rng.random() < 0.3:
@@ -197,7 +253,7 @@ def two_levels(rng: random.Random) -> Case:
 
 
 def rows_as_they_are(rng: random.Random) -> Case:
-    of = rng.choice([lambda r: narrow(r), lambda r: computed(narrow(r)), joined, topped])(rng)
+    of = rng.choice([lambda r: narrow(r), lambda r: computed(narrow(r)), joined, topped, looked_up])(rng)
     columns = {name: kind for name, kind in of.columns.items() if name in (*ORDER_COLUMNS, "rn")}
     listed = ", ".join(columns)
     if of.key == ("shop", "rn"):
@@ -232,8 +288,8 @@ def shared(rng: random.Random) -> Case:
     """One aggregate twice, with its keys in another order and under other names: it is kept once."""
     of = windowed(rng) if rng.random() < 0.5 else rows_of_any(rng)
     of = of if "kind" in of.columns else base(rng)
-    first = "window_start" if "window_start" in of.columns else "id % 5"
-    kind = of.columns.get("window_start", "BIGINT")
+    window = window_of(of)
+    first, kind = (window, "TIMESTAMP(3)") if window is not None else ("id % 5", "BIGINT")
     inner = (
         f"(SELECT {first} AS g, COALESCE(kind, '-') AS kind, COUNT(*) AS n, SUM(qty) AS q FROM {{0}} GROUP BY {first}, COALESCE(kind, '-'))"
     )
@@ -257,71 +313,28 @@ def make_case(seed: int) -> Case:
     return {"rows": rows_as_they_are, "distinct": distinct, "two levels": two_levels, "pairs": pairs, "shared": shared}[shape](rng)
 
 
-# histories
-
-
-class History:
-    """What happens to the sources: appends with late and repeated rows; upserts and deletes of orders and shops."""
-
-    def __init__(self, store: Store, seed: int) -> None:
-        self._store = store
-        self._rng = random.Random(seed)
-        self.events: list[dict[str, Any]] = []
-        self.orders: dict[int, dict[str, Any]] = {}
-        self.shops: dict[int, dict[str, Any]] = {}
-
-    def step(self) -> None:
-        rng = self._rng
-        if rng.random() < 0.8:
-            rows = [event(rng, len(self.events) + i) for i in range(rng.randrange(1, 25))]
-            if self.events and rng.random() < 0.3:
-                rows += rng.sample(self.events, min(3, len(self.events)))  # delivered twice, and late
-            self.events += rows
-            self._store.table("db.events").append(event_table(rows))
-        if rng.random() < 0.8:
-            rows_by_id = {number: event(rng, number) for number in (rng.randrange(25) for _ in range(rng.randrange(1, 12)))}
-            self.orders.update(rows_by_id)
-            self._store.table("db.orders").upsert(event_table(list(rows_by_id.values())).select(ORDER_COLUMNS))
-        if rng.random() < 0.4:
-            gone = [number for number in self.orders if rng.random() < 0.2]
-            if gone:
-                self._store.table("db.orders").delete({"id": gone})
-                self.orders = {number: row for number, row in self.orders.items() if number not in gone}
-        if rng.random() < 0.5:
-            shop = rng.randrange(1, 6)
-            if shop in self.shops and rng.random() < 0.3:
-                self._store.table("db.shops").delete({"shop": [shop]})
-                del self.shops[shop]
-            else:
-                self.shops[shop] = {"shop": shop, "city": rng.choice(["x", "y"]), "size": rng.randrange(4)}
-                self._store.table("db.shops").upsert([self.shops[shop]])
-
-    def tables(self) -> dict[str, Any]:
-        shops = pa.table(
-            {
-                "shop": pa.array([row["shop"] for row in self.shops.values()], pa.int64()),
-                "city": pa.array([row["city"] for row in self.shops.values()], pa.string()),
-                "size": pa.array([row["size"] for row in self.shops.values()], pa.int32()),
-            }
-        )
-        return {"events": event_table(self.events), "orders": event_table(list(self.orders.values())), "shops": shops}
-
-
-def check_seed(store: Store, seed: int) -> str:
-    """Run one seed on an empty store: "equal", "equal, and empty", or "refused: ..." for a statement that the planner does not take.
+def check_seed(directory: Path, seed: int) -> str:
+    """Run one seed on a new store: "equal", "equal, and empty", or "refused: ..." for a statement that the planner does not take.
 
     Errors: AssertionError with seed and statements when a result is another one.
     """
     case = make_case(seed)
     about = f"seed {seed} ({case.shape})\n{case.sink}\n{case.flink}\n{case.duck}"
+    clock = Clock()
+    with opened(directory, clock) as store:
+        return _checked(store, clock, case, seed, about)
+
+
+def _checked(store: Store, clock: Clock, case: Case, seed: int, about: str) -> str:
     session = SqlSession(store)
-    session.execute(f"{EVENTS}; {KEYED}; {SHOPS}; {case.sink}; SET 'pipeline.name' = 'job'")
+    session.execute(f"{EVENTS}; {KEYED}; {SHOPS}; {DIMENSIONS}; {case.sink}; SET 'pipeline.name' = 'job'")
+    session.execute("SET 'table.optimizer.non-deterministic-update.strategy' = 'IGNORE'")  # what is looked into does not change
+    history = History(store, clock, seed + 2)
     try:
         session.execute(f"INSERT INTO db.s {case.flink}")
     except StatementRefused as error:
         return f"refused: {error.what}"
     rng = random.Random(seed + 1)
-    history = History(store, seed + 2)
     worker = Worker(store, n_rows_max=rng.choice([5, 37, 100_000]))
     for _ in range(rng.randrange(3, 9)):
         history.step()

@@ -32,7 +32,7 @@ _SYNONYMS = {
     "TIMESTAMPNTZ": "TIMESTAMP",
     "BLOB": "BYTES",
 }
-_DUCKDB = {"STRING": "TEXT", "BYTES": "BLOB", "INT": "INT", "TIMESTAMP_LTZ": "TIMESTAMPTZ", "NULL": "INT"}
+_DUCKDB = {"STRING": "TEXT", "BYTES": "BLOB", "INT": "INT", "TIMESTAMP_LTZ": "TIMESTAMPTZ", "NULL": "INT", "PROCTIME": "TIMESTAMP_MS"}
 _TEXT = re.compile(r"^([A-Za-z_]+)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?$")
 
 
@@ -40,7 +40,8 @@ _TEXT = re.compile(r"^([A-Za-z_]+)\s*(?:\(\s*(\d+)\s*(?:,\s*(\d+)\s*)?\))?$")
 class SqlType:
     """One type. `precision` and `scale` of DECIMAL; `precision` of TIMESTAMP, TIMESTAMP_LTZ (fraction digits).
 
-    Lengths of CHAR and VARCHAR are not kept: all text is STRING. NULL is the type of a bare NULL, UNKNOWN of what only DuckDB knows.
+    Lengths of CHAR and VARCHAR are not kept: all text is STRING. NULL is the type of a bare NULL, UNKNOWN of what only DuckDB knows,
+    PROCTIME of a column that is a processing time: no value of the statement, only the time of windows and lookup joins.
     """
 
     name: str
@@ -130,7 +131,7 @@ def row_of(fields: list[tuple[str, SqlType]]) -> SqlType:
 BOOLEAN, INT, BIGINT, FLOAT, DOUBLE = SqlType("BOOLEAN"), SqlType("INT"), SqlType("BIGINT"), SqlType("FLOAT"), SqlType("DOUBLE")
 STRING, BYTES, DATE, TIME = SqlType("STRING"), SqlType("BYTES"), SqlType("DATE"), SqlType("TIME")
 TIMESTAMP3, TIMESTAMP6, TIMESTAMP_LTZ3 = SqlType("TIMESTAMP", 3), SqlType("TIMESTAMP", 6), SqlType("TIMESTAMP_LTZ", 3)
-INTERVAL, NULL, UNKNOWN = SqlType("INTERVAL"), SqlType("NULL"), SqlType("UNKNOWN")
+INTERVAL, NULL, UNKNOWN, PROCTIME = SqlType("INTERVAL"), SqlType("NULL"), SqlType("UNKNOWN"), SqlType("PROCTIME")
 
 
 def parse_type(text: str) -> SqlType:

@@ -65,7 +65,7 @@ class Flink(Dialect):
             return table
 
         def _parse_window_function(self, name: str) -> exp.Expr:
-            """The arguments as written: TABLE t, DESCRIPTOR(c), intervals; each may be named (SIZE => INTERVAL ...)."""
+            """The arguments as written: TABLE t or (SELECT ...), DESCRIPTOR(c), intervals; each may be named (SIZE => INTERVAL ...)."""
             return exp.Anonymous(this=name, expressions=self._parse_csv(self._parse_window_argument))
 
         def _parse_window_argument(self) -> exp.Expr | None:
@@ -73,13 +73,11 @@ class Flink(Dialect):
             if self._next is not None and self._next.token_type == TokenType.FARROW:
                 label = self._curr.text.upper()
                 self._advance(2)
-            if self._match(TokenType.TABLE):
-                argument = self._parse_table_parts()
+            is_table = self._match(TokenType.TABLE) and self._curr.token_type != TokenType.L_PAREN  # else TABLE (SELECT ...)
+            argument = self._parse_table_parts() if is_table else self._parse_assignment()
+            if argument is not None:
                 if self._match(TokenType.PARTITION_BY):
                     argument.meta["partition_by"] = self._parse_partition_columns()
-            else:
-                argument = self._parse_assignment()
-            if argument is not None:
                 argument.meta["label"] = label
             return argument
 

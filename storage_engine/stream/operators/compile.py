@@ -17,6 +17,7 @@ from storage_engine.stream.functions.aggregates import WEIGHT, Accumulator
 from storage_engine.stream.operators import compile_panes, compile_time
 from storage_engine.stream.operators.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.plan.tree import (
+    PROCESSING_TIME,
     Aggregate,
     Calc,
     DeltaJoin,
@@ -85,7 +86,7 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     """A SELECT for the node's rows (batch) or changes (stream). `carried`: further columns of the source to pass through."""
     hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
-        listed = [f"{quoted(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
+        listed = [f"{_stored(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
         made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): f"row({POSITION[0]}, {node.id}, {POSITION[2]}, {POSITION[3]})"}
         hidden = [f"{made[name]} AS {name}" if name in made else name for name in hidden]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
@@ -113,6 +114,11 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         found = total(node, aggregate_input(node, batch=True))
         return found if node.emission is None or node.emission.is_whole else compile_time.emitted_groups(node, found)
     return f"SELECT {', '.join([quoted(item.name) for item in node.fields] + hidden)} FROM {aggregate_name(node)}"
+
+
+def _stored(name: str) -> str:
+    """A column of a scan's rows; the processing time is when their commit was done."""
+    return f"CAST(make_timestamp_ms({POSITION[0]}) AS TIMESTAMP_MS)" if name == PROCESSING_TIME else quoted(name)
 
 
 def _union(node: Union, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
@@ -253,7 +259,7 @@ def _group(node: Aggregate) -> tuple[list[str], str]:
 
 def aggregate_input(node: Aggregate, *, batch: bool = False) -> str:
     """The rows that an aggregate counts: all, or those that are in time for their window."""
-    if node.emission is None or node.emission.is_whole:
+    if node.emission is None or node.emission.is_whole or node.emission.by_commit:
         return relation(node.input, batch=batch, carried=POSITION if batch and node.is_ordered else ())
     return compile_time.in_time(relation(node.input, batch=batch, carried=(WATERMARK,)), compile_time.group_last_ms(node))
 

@@ -22,7 +22,7 @@ SOURCE: Final = "__source"
 
 def watermark_name(emission: Emission) -> str:
     """The relation (one row, column ms) of the watermark of the emission's logs, for recomputations."""
-    return f"wm_{'_'.join(str(scan.id) for scan in emission.scans)}"
+    return f"{'commit' if emission.by_commit else 'wm'}_{'_'.join(str(scan.id) for scan in emission.scans)}"
 
 
 def in_time(rows: str, last_ms: str) -> str:

@@ -264,7 +264,7 @@ class LateRows:
 
 def note_late(emission: Emission, late_sql: str, tables: Registry, outcome: Outcome) -> None:
     """Add the places of late rows to the outcome; nothing is asked when no row is behind its watermark."""
-    if tables.event_time.has_late_rows:
+    if tables.event_time.has_late_rows and not emission.by_commit:
         found = tables.query(late_sql)
         if found.num_rows:
             outcome.late.append((emission, found))

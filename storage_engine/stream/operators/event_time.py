@@ -5,6 +5,7 @@ lane's time before it, less the table's delay; the table's watermark is the leas
 With `watermark.idle-after` a lane is never further behind than that: a row's lane counts as at least the largest time of all rows that were
 committed before the row's moment, less the bound. Commits of one millisecond are one moment: rows that come together do not make each other
 late.
+Processing time has one clock for all buckets, that of the store: how far it has come is when the newest row was committed.
 State: clocks, and what operators keep until later, live in the job's progress, so they commit with the offsets they belong to.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch
 from storage_engine.schema.descriptor import TableDescriptor, Watermark
@@ -70,8 +72,12 @@ class EventTime:
     def __init__(self, emissions: Sequence[Emission] = (), recorded: Mapping[str, Any] | None = None) -> None:
         kept = (recorded or {}).get(KEY, {})
         clocks = kept.get("clocks", {})
-        self._tables = {scan.table.name: scan.table for item in emissions for scan in item.scans}
-        self._scans = {scan.id for item in emissions for scan in item.scans}
+        scanned = [(item.by_commit, scan) for item in emissions for scan in item.scans]
+        self._tables = {scan.table.name: scan.table for by_commit, scan in scanned if not by_commit}
+        self._scans = {scan.id for by_commit, scan in scanned if not by_commit}
+        self._by_commit = {scan.id: scan.table.name for by_commit, scan in scanned if by_commit}
+        self._moments_before: dict[str, int] = dict(kept.get("moments", {}))
+        self._moments_after = dict(self._moments_before)
         self._before = {
             name: Clock.from_json(clocks[name]) if name in clocks else Clock.at_begin(table) for name, table in self._tables.items()
         }
@@ -94,6 +100,12 @@ class EventTime:
         self.has_late_rows = self.has_late_rows or bool((times <= marks).any())
         return rows.append_column(WATERMARK, _shown(marks))
 
+    def note_commits(self, scan_id: int, rows: pa.Table, moment: str) -> None:
+        """The rows of a scan whose commits say what is final. `moment`: the column that says when."""
+        name = self._by_commit.get(scan_id)
+        if name is not None and rows.num_rows:
+            self._moments_after[name] = max(self._moments_after.get(name, _NONE), pc.max(rows[moment]).as_py())
+
     def keep_open(self, operator: str, bounds: Sequence[int | None]) -> None:
         """Between the least and the largest of these watermarks everything is final that the operator keeps. None: it keeps nothing."""
         known = [bound for bound in bounds if bound is not None]
@@ -108,25 +120,34 @@ class EventTime:
 
     def watermark_ms(self, emission: Emission) -> int | None:
         """The watermark of the emission's logs after this micro-batch; None as long as one of their buckets had no row."""
+        if emission.by_commit:
+            return least_watermark([passed_ms(self._moments_after.get(scan.table.name)) for scan in emission.scans])
         return least_watermark([self._after[scan.table.name].watermark_ms(declared_of(scan.table)) for scan in emission.scans])
 
     def watermark_before_ms(self, emission: Emission) -> int | None:
         """The watermark up to which the micro-batches before this one have sent."""
+        if emission.by_commit:
+            return least_watermark([passed_ms(self._moments_before.get(scan.table.name)) for scan in emission.scans])
         return least_watermark([self._before[scan.table.name].watermark_ms(declared_of(scan.table)) for scan in emission.scans])
 
     def recorded(self) -> dict[str, Any]:
         """What to keep in the job's progress, and the job's watermark for people to see: the least over its sources."""
         if not self._tables:
-            return {}
+            return {KEY: {"moments": self._moments_after, "open": self.open_ms}} if self._by_commit else {}
         least = least_watermark([self._after[name].watermark_ms(declared_of(table)) for name, table in self._tables.items()])
         clocks = {name: clock.to_json() for name, clock in self._after.items()}
-        return {KEY: {"clocks": clocks, "open": self.open_ms}, "watermark_ms": least}
+        return {KEY: {"clocks": clocks, "moments": self._moments_after, "open": self.open_ms}, "watermark_ms": least}
 
 
 def least_watermark(marks: Sequence[int | None]) -> int | None:
     """The watermark of several logs; None while one of them has none."""
     known = [mark_ms for mark_ms in marks if mark_ms is not None]
     return min(known) if len(known) == len(marks) else None
+
+
+def passed_ms(moment: int | None) -> int | None:
+    """The watermark of processing time, from when the newest row was committed: rows of that moment may still come, of one before not."""
+    return None if moment is None else moment - 1
 
 
 def declared_of(table: TableDescriptor) -> Watermark:

@@ -12,6 +12,7 @@ from storage_engine.stream.operators.arrangement import Arrangement
 from storage_engine.stream.plan.placement import Placement
 from storage_engine.stream.plan.startup import Startup
 from storage_engine.stream.plan.tree import (
+    PROCESSING_TIME,
     Aggregate,
     InTime,
     Node,
@@ -80,11 +81,12 @@ class JobPlan:
 
     @functools.cached_property
     def positioned_scans(self) -> frozenset[int]:
-        """Ids of the scans of logs whose rows are kept, ranked, or brought together, by their places in the log."""
+        """Ids of the scans of logs whose rows are kept, ranked, or brought together, by their places or their times in the log."""
         if self.is_ordered_union:
             return frozenset(scan.id for scan in scans(self.root))
         sides = [side for node in walk(self.root) if isinstance(node, Sided) for side in node.sides]
-        return self.timed_scans | {scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node)}
+        by_arrival = {scan.id for scan in scans(self.root) if PROCESSING_TIME in scan.columns}
+        return self.timed_scans | by_arrival | {scan.id for side in sides if is_positioned(side.node) for scan in scans(side.node)}
 
     @functools.cached_property
     def is_last_row(self) -> bool:
@@ -102,12 +104,12 @@ class JobPlan:
     @functools.cached_property
     def timed_scans(self) -> frozenset[int]:
         """Ids of the scans whose watermark decides when a result is sent."""
-        return frozenset(scan.id for item in self.emissions for scan in item.scans)
+        return frozenset(scan.id for item in self.emissions if not item.by_commit for scan in item.scans)
 
     @property
     def emissions(self) -> list[Emission]:
         found = [node.emission for node in walk(self.root) if isinstance(node, Aggregate | Session | InTime) and node.emission is not None]
-        return found + [Emission((scan,), None) for scan in scans(self.root) if len(scan.stored_columns) < len(scan.columns)]
+        return found + [Emission((scan,), None) for scan in scans(self.root) if scan.marks]
 
     @property
     def late_tables(self) -> tuple[str, ...]:

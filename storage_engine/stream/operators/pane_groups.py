@@ -57,7 +57,7 @@ class PaneGroups:
         note_late(self._emission, self._late_sql, tables, outcome)
         watermark_ms, before_ms = event_time.watermark_ms(self._emission), event_time.watermark_before_ms(self._emission)
         span, is_due = event_time.open_ms.get(name), event_time.is_due(name, self._emission)
-        deltas = tables.query(self._counted_sql[event_time.has_late_rows])
+        deltas = tables.query(self._counted_sql[event_time.has_late_rows and not self._emission.by_commit])
         tables.put(f"{name}_p", deltas)
         keys = tables.query(self._keys_sql)
         last_ms = self._last_ms(keys, tables)

@@ -31,6 +31,7 @@ from storage_engine.stream.plan.tree import (
     Union,
     Windows,
     columns_of,
+    is_hidden,
 )
 
 _NARROW = ("BOOLEAN", "TINYINT", "SMALLINT", "INT", "BIGINT", "DATE", "TIMESTAMP")
@@ -105,9 +106,9 @@ def _prune_scan(node: Scan, needed: set[str]) -> Scan:
     marks = [node.columns[i].removeprefix(MARK) for i in kept if node.columns[i].startswith(MARK)]
     if marks and marks[0] not in (node.columns[i] for i in kept):  # a watermark is made of times
         kept = sorted([*kept, node.columns.index(marks[0])])
-    if not kept:  # COUNT(*) counts rows: read the narrowest column
-        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW and not node.columns[i].startswith(MARK)]
-        kept = [(narrow or [0])[0]]
+    if all(is_hidden(node.columns[i]) for i in kept):  # COUNT(*) counts rows: read the narrowest column
+        narrow = [i for i, item in enumerate(node.fields) if item.type.name in _NARROW and not is_hidden(node.columns[i])]
+        kept = sorted([(narrow or [0])[0], *kept])
     return replace(node, columns=tuple(node.columns[i] for i in kept), fields=tuple(node.fields[i] for i in kept))
 
 

@@ -182,7 +182,8 @@ def _same_emission(one: Emission | None, other: Emission | None, names: Names) -
     if one is None or other is None:
         return one is other
     field = names.get(other.field) if other.field is not None else None
-    return (one.field, one.shift_ms, one.late_tables, _logs(one)) == (field, other.shift_ms, other.late_tables, _logs(other))
+    how = [(item.shift_ms, item.by_commit, item.late_tables, _logs(item)) for item in (one, other)]
+    return one.field == field and how[0] == how[1]
 
 
 def _logs(emission: Emission) -> list[str]:

@@ -53,14 +53,15 @@ class Field:
 
 
 MARK: Final = "$watermark of "
+PROCESSING_TIME: Final = "$proctime"
 PANE, OPENS = "$pane", "$opens"
 """Of an aggregate that counts by pane: the pane's end, and the end of the first window that its rows are in time for (compile_panes.py)."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """All changes of a table. `fields` are named "alias.column". A log with a WATERMARK has one column more, MARK and its time column's
-    name, which is not stored: the row's watermark (CURRENT_WATERMARK).
+    """All changes of a table. `fields` are named "alias.column". A log has columns more, which are not stored: PROCESSING_TIME, when the
+    row's commit was done, and with a WATERMARK one called MARK and its time column's name: the row's watermark (CURRENT_WATERMARK).
     """
 
     table: TableDescriptor
@@ -72,7 +73,12 @@ class Scan:
 
     @property
     def stored_columns(self) -> list[str]:
-        return [name for name in self.columns if not name.startswith(MARK)]
+        return [name for name in self.columns if not is_hidden(name)]
+
+    @property
+    def marks(self) -> list[str]:
+        """Its columns that are watermarks."""
+        return [name for name in self.columns if name.startswith(MARK)]
 
     @property
     def is_retracting(self) -> bool:
@@ -464,6 +470,11 @@ def scans(node: Node) -> list[Scan]:
 def lookups(node: Node) -> list[LookupJoin]:
     """The lookup joins below a node, from left to right."""
     return [item for item in walk(node) if isinstance(item, LookupJoin)]
+
+
+def is_hidden(name: str) -> bool:
+    """True for a column that a scan has beside those of its table: no * selects it."""
+    return name == PROCESSING_TIME or name.startswith(MARK)
 
 
 def columns_of(tree: exp.Expr | None) -> set[str]:

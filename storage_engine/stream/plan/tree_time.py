@@ -33,12 +33,21 @@ class Emission:
     field       aggregate: the field of its input (and a key of it) that says which window; None: the input arrives whole (a session's rows)
     shift_ms    what is added to that field's time for the end of the window
     late_tables per log, where its late rows are written as well; None: they are counted only
+    by_commit   windows go by processing time: the watermark is the millisecond before the newest row's commit, and no row is late
     """
 
     scans: tuple[Scan, ...]
     field: str | None
     shift_ms: int = 0
     late_tables: tuple[str | None, ...] = ()
+    by_commit: bool = False
+
+    @property
+    def when(self) -> str:
+        """When a window is sent, in words."""
+        if self.by_commit:
+            return f"a row of {self.of} comes that was committed after the window"
+        return f"the watermark of {self.of} passes the window"
 
     @property
     def of(self) -> str:

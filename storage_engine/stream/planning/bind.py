@@ -18,7 +18,7 @@ from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.dialect.parts import refuse_unread
 from storage_engine.stream.dialect.render import column
-from storage_engine.stream.dialect.sqltypes import NULL, TIMESTAMP3, UNKNOWN, parse_type
+from storage_engine.stream.dialect.sqltypes import NULL, PROCTIME, TIMESTAMP3, UNKNOWN, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, parse_select, query_hints, table_hints, table_name, text_of
 from storage_engine.stream.functions.aggregates import CallBuilder
 from storage_engine.stream.functions.builtins import Value
@@ -26,7 +26,7 @@ from storage_engine.stream.functions.expressions import ExpressionBinder
 from storage_engine.stream.functions.function_calls import mark_calls
 from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.plan.startup import STARTUP_HINTS, Startup, parse_startup
-from storage_engine.stream.plan.tree import MARK, Aggregate, Calc, Field, Node, Query, Scan, ViewDefinition
+from storage_engine.stream.plan.tree import MARK, PROCESSING_TIME, Aggregate, Calc, Field, Node, Query, Scan, ViewDefinition, is_hidden
 from storage_engine.stream.planning.bind_delta import bind_delta, conjuncts
 from storage_engine.stream.planning.bind_emission import emitted_once
 from storage_engine.stream.planning.bind_group import bind_groups, has_calls, unaliased
@@ -37,6 +37,7 @@ from storage_engine.stream.planning.bind_set import bind_set
 from storage_engine.stream.planning.bind_subquery import Subqueries, has_subquery
 from storage_engine.stream.planning.bind_window import bind_windows, window_call
 from storage_engine.stream.planning.legacy_windows import with_marks, with_window_table
+from storage_engine.stream.planning.processing_time import as_relation, is_relation, passed_through, time_columns
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
 INERT_TABLE_HINTS = frozenset(
@@ -80,7 +81,6 @@ class Scope:
 
     where: str
     columns: list[tuple[str, str, Field]] = field(default_factory=list)
-    time_attributes: set[tuple[str, str]] = field(default_factory=set)
 
     def add(self, alias: str, names: Sequence[str], fields: Sequence[Field]) -> None:
         if any(alias == known for known, _, _ in self.columns):
@@ -89,7 +89,7 @@ class Scope:
 
     def rename(self, alias: str, names: Sequence[str]) -> None:
         """Give the columns of an alias other names, in their order. Errors: StatementRefused for another number of names."""
-        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not name.startswith(MARK)]
+        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not is_hidden(name)]
         if len(theirs) != len(names):
             what = f"{alias} names {len(names)} columns, there are {len(theirs)}"
             raise StatementRefused(what, where=self.where, next_step="Name as many.")
@@ -97,13 +97,13 @@ class Scope:
             self.columns[i] = (alias, name, self.columns[i][2])
 
     def resolve(self, node: exp.Column) -> Value:
-        if (node.table, node.name) in self.time_attributes:
+        found = self._named(node)
+        if any(item.type == PROCTIME for item in found):
             raise StatementRefused(
-                f"{text_of(node)} is the processing time; it can only stand in FOR SYSTEM_TIME AS OF",
+                f"{text_of(node)} is the processing time; it can only stand in FOR SYSTEM_TIME AS OF, or be the time of a window",
                 where=self.where,
                 next_step="Take the time from a column of the event.",
             )
-        found = [item for alias, name, item in self.columns if name == node.name and node.table in ("", alias)]
         if len(found) == 1:
             return Value(column(found[0].name), found[0].type, found[0].nullable)
         if found:
@@ -116,22 +116,36 @@ class Scope:
                 where=self.where,
                 next_step=f"Known are {', '.join(sorted(aliases))}.",
             )
-        names = [name for alias, name, _ in self.columns if node.table in ("", alias)]
+        names = [name for alias, name, _ in self.columns if node.table in ("", alias) and not is_hidden(name)]
         alike = difflib.get_close_matches(node.name, names, n=2)
         hint = f"Did you mean {' or '.join(alike)}?" if alike else f"Known are {', '.join(dict.fromkeys(names))}."
         raise StatementRefused(f"column {text_of(node)} is not known", where=self.where, next_step=hint)
 
+    def time(self, node: exp.Column) -> Field | None:
+        """The processing time that a column is; None for any other column."""
+        return next((item for item in self._named(node) if item.type == PROCTIME), None)
+
+    def _named(self, node: exp.Column) -> list[Field]:
+        return [item for alias, name, item in self.columns if name == node.name and node.table in ("", alias)]
+
 
 class Binder:
-    """Binds one statement. `where` names the statement in errors."""
+    """Binds one statement. `where` names the statement in errors; `waits_for_commits`: windows of processing time are sent once."""
 
     def __init__(
-        self, catalog: Catalog, *, default_database: str = "", where: str = "statement", settings: Mapping[str, str] | None = None
+        self,
+        catalog: Catalog,
+        *,
+        default_database: str = "",
+        where: str = "statement",
+        settings: Mapping[str, str] | None = None,
+        waits_for_commits: bool = False,
     ) -> None:
         self.catalog = catalog
         self.default_database = default_database
         self.where = where
         self.settings = dict(settings or {})
+        self.waits_for_commits = waits_for_commits
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
         self.used_functions: dict[str, FunctionDefinition] = {}
@@ -195,7 +209,7 @@ class Binder:
         scope = Scope(self.where)
         node = self._from(select, scope)
         where = select.args.get("where")
-        items = self._expand_stars(select, scope)
+        items = self._expand_stars(select, scope, with_times=is_relation(select))
         names = tuple(_name_of(item, i) for i, item in enumerate(items))
         extra, positions = ordered_items(self, select, items, names)
         items = [*items, *extra]
@@ -204,11 +218,14 @@ class Binder:
         group = select.args.get("group")
         having = select.args.get("having")
         distinct = select.args.get("distinct")
+        grouped = group is not None or having is not None or any(has_calls(item) for item in items)
+        times = time_columns(scope, [unaliased(item) for item in items[: len(names)]], grouped=grouped) if is_relation(select) else {}
+        bound = [exp.Null() if i in times else item for i, item in enumerate(items)]
         qualify = select.args["qualify"].this if select.args.get("qualify") is not None else None
-        if group is not None or having is not None or any(has_calls(item) for item in items):
+        if grouped:
             if qualify is not None or windows_of(items):
                 raise self.refuse("ROW_NUMBER over GROUP BY in one SELECT", "Put the GROUP BY into a subquery.")
-            node, values, condition = bind_groups(self, node, scope, items, group, having)
+            node, values, condition = bind_groups(self, node, scope, bound, group, having)
             if distinct is not None:
                 raise self.refuse(
                     "SELECT DISTINCT over GROUP BY is not kept incrementally",
@@ -216,13 +233,21 @@ class Binder:
                 )
         else:
             subqueries = Subqueries(self, scope)
-            node, binder = self._numbered(node, scope, [*items, *([qualify] if qualify is not None else [])], subqueries)
-            values = [binder.bind(unaliased(item)) for item in items]
+            node, binder = self._numbered(node, scope, [*bound, *([qualify] if qualify is not None else [])], subqueries)
+            values = [binder.bind(unaliased(item)) for item in bound]
             condition = binder.condition(qualify) if qualify is not None else None
             node = subqueries.applied(node)
+        values = [times.get(i, value) for i, value in enumerate(values)]
+        passed = passed_through(scope) if is_relation(select) and not (grouped or distinct or positions) else None
+        if passed is not None:
+            items.append(exp.column(PROCESSING_TIME))
+            values.append(Value(column(passed.name), PROCTIME, passed.nullable))
+            names = (*names, PROCESSING_TIME)
         fields = _unique_fields(prefix, tuple(_name_of(item, i) for i, item in enumerate(items)), values)
         made: Node = Calc(node, tuple(zip(fields, (value.ast for value in values), strict=True)), condition)
         if distinct is not None:
+            if times:
+                raise self.refuse("SELECT DISTINCT with PROCTIME(): no two rows would be equal", "Take PROCTIME() in a query around it.")
             if extra:
                 raise self.refuse(f"ORDER BY {text_of(unaliased(extra[0]))} is not selected, and DISTINCT drops it", "Select it.")
             made = self.distinct(made)
@@ -318,6 +343,8 @@ class Binder:
 
     def _scan(self, table: TableDescriptor, alias: str, scope: Scope, startup: Startup | None) -> Scan:
         names, fields = table.column_names, table_fields(table, alias)
+        if not table.has_primary_key:
+            names, fields = (*names, PROCESSING_TIME), (*fields, Field(f"{alias}.{PROCESSING_TIME}", PROCTIME, nullable=False))
         if table.watermark is not None:
             mark = f"{MARK}{table.watermark.column}"
             names, fields = (*names, mark), (*fields, Field(f"{alias}.{mark}", TIMESTAMP3))
@@ -345,15 +372,11 @@ class Binder:
             self.default_database, self._named = database, named
 
     def _derived(self, tree: exp.Expr, alias: str, scope: Scope, renamed: tuple[str, ...] | None = None) -> Node:
-        times = [item.alias for item in tree.expressions if _is_proctime(unaliased(item))] if isinstance(tree, exp.Select) else []
-        if times:
-            tree = tree.copy()
-            tree.set("expressions", [item for item in tree.expressions if not _is_proctime(unaliased(item))])
-            scope.time_attributes.update((name, time) for time in times for name in (alias, ""))
-        node, names = self.query(tree, prefix=f"{alias}.")
-        if renamed is not None and len(renamed) != len(names):
-            raise self.refuse(f"view {alias} names {len(renamed)} columns, its SELECT has {len(names)}", "Name as many.")
-        scope.add(alias, renamed or names, node.fields)
+        node, names = self.query(as_relation(tree), prefix=f"{alias}.")
+        passed = names[-1:] if names[-1] == PROCESSING_TIME else ()
+        if renamed is not None and len(renamed) != len(names) - len(passed):
+            raise self.refuse(f"view {alias} names {len(renamed)} columns, its SELECT has {len(names) - len(passed)}", "Name as many.")
+        scope.add(alias, (*renamed, *passed) if renamed is not None else names, node.fields)
         return node
 
     def describe(self, name: str) -> TableDescriptor:
@@ -399,7 +422,7 @@ class Binder:
             node = filtered
         return node
 
-    def _expand_stars(self, select: exp.Select, scope: Scope) -> list[exp.Expr]:
+    def _expand_stars(self, select: exp.Select, scope: Scope, *, with_times: bool) -> list[exp.Expr]:
         items: list[exp.Expr] = []
         for item in select.expressions:
             star_of = (
@@ -412,7 +435,11 @@ class Binder:
             if star_of is None:
                 items.append(item)
                 continue
-            owned = [(alias, name) for alias, name, _ in scope.columns if star_of in ("", alias) and not name.startswith(MARK)]
+            owned = [
+                (alias, name)
+                for alias, name, item in scope.columns
+                if star_of in ("", alias) and not is_hidden(name) and (with_times or item.type != PROCTIME)
+            ]
             if not owned:
                 raise self.refuse(f"{star_of}.*: no table in FROM is called {star_of}", "Use an alias of FROM.")
             items.extend(
@@ -430,10 +457,6 @@ def table_fields(table: TableDescriptor, alias: str, *, nullable: bool = False) 
         Field(f"{alias}.{item.name}", parse_type(item.type), nullable or (item.nullable and item.name not in table.primary_key))
         for item in table.columns
     )
-
-
-def _is_proctime(node: exp.Expr) -> bool:
-    return isinstance(node, exp.Anonymous) and str(node.this).upper() == "PROCTIME"
 
 
 def _name_of(item: exp.Expr, position: int) -> str:

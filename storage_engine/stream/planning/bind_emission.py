@@ -13,7 +13,7 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.plan.tree import Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
+from storage_engine.stream.plan.tree import PROCESSING_TIME, Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
 from storage_engine.stream.plan.tree_time import Emission
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def emitted_once(binder: Binder, node: Aggregate) -> Aggregate:
     if node.input.is_retracting or node.keeps_rows:
         return node
     for _, tree in node.keys:
-        found = _origin(node.input, tree.name) if isinstance(tree, exp.Column) else None
+        found = origin_of(node.input, tree.name) if isinstance(tree, exp.Column) else None
         if found is None:
             continue
         window, name = found
@@ -44,7 +44,7 @@ def emitted_at(node: Node, name: str) -> Emission | None:
     """When all rows with one value of the field come, at once: those of a window that was sent. `shift_ms`: they come with the watermark
     that reaches the value and the shift, less a millisecond. None: they may come at different times.
     """
-    found = _origin(node, name)
+    found = origin_of(node, name)
     if found is None:
         return None
     source, field = found
@@ -57,7 +57,7 @@ def emitted_at(node: Node, name: str) -> Emission | None:
             return None
         if source.emission.is_whole:
             return emitted_at(source.input, tree.name)
-        window = _origin(source.input, tree.name)
+        window = origin_of(source.input, tree.name)
         shift_ms = _shift_to_end(window[0], window[1]) if window is not None and isinstance(window[0], Windows) else None
         return replace(source.emission, shift_ms=shift_ms) if shift_ms is not None else None
     return None
@@ -74,8 +74,13 @@ def _shift_to_end(window: Windows, name: str) -> int | None:
 
 
 def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
-    """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update."""
+    """How rows of the node become final; None when their time is not the event time of a log with a WATERMARK, or late rows update; by
+    processing time, when the sink can take a row once only.
+    """
     found = _scans_of(node, time)
+    if found and all(name == f"{scan.alias}.{PROCESSING_TIME}" for scan, name in found):
+        scans = tuple(scan for scan, _ in found)
+        return Emission(scans, None, 0, (None,) * len(scans), by_commit=True) if binder.waits_for_commits else None
     sides: list[str | None] = []
     for scan, name in found or ():
         declared = scan.table.watermark
@@ -93,7 +98,7 @@ def emission_of(binder: Binder, node: Node, time: str) -> Emission | None:
 
 def _scans_of(node: Node, name: str) -> list[tuple[Scan, str]] | None:
     """The logs that a field comes from unchanged; None when it does not in one branch of a union."""
-    found = _origin(node, name)
+    found = origin_of(node, name)
     if found is None:
         return None
     source, field = found
@@ -117,7 +122,7 @@ def _check_late_table(binder: Binder, source: str, name: str) -> None:
         )
 
 
-def _origin(node: Node, name: str) -> tuple[Node, str] | None:
+def origin_of(node: Node, name: str) -> tuple[Node, str] | None:
     """The window, log or sent group that a field comes from unchanged, with its name there; None when it is computed, or of joined rows."""
     while True:
         if isinstance(node, Scan | Union):

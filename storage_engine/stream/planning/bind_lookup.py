@@ -112,7 +112,7 @@ def _check_time(binder: Binder, item: exp.Table, scope: Scope) -> None:
     version = item.args["version"]
     time = version.args.get("expression")
     is_proctime = isinstance(time, exp.Anonymous) and str(time.this).upper() == "PROCTIME"
-    is_attribute = isinstance(time, exp.Column) and (time.table, time.name) in scope.time_attributes
+    is_attribute = isinstance(time, exp.Column) and scope.time(time) is not None
     if str(version.args.get("kind")).upper() != "AS OF" or not (is_proctime or is_attribute):
         raise StatementRefused(
             f"{text_of(item)}: only FOR SYSTEM_TIME AS OF PROCTIME() is supported",

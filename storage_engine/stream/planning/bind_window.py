@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Final
 
 from sqlglot import exp
 
-from storage_engine.stream.dialect.sqltypes import TIMESTAMP3
+from storage_engine.stream.dialect.render import column
+from storage_engine.stream.dialect.sqltypes import PROCTIME, TIMESTAMP3
 from storage_engine.stream.dialect.syntax import WINDOW_FUNCTIONS, alias_of, text_of
-from storage_engine.stream.plan.tree import Field, KeptSide, Node, Session, Windows, is_positioned
+from storage_engine.stream.plan.tree import PROCESSING_TIME, Calc, Field, KeptSide, Node, Scan, Session, Windows, is_positioned
 from storage_engine.stream.planning.bind_delta import stored_side
-from storage_engine.stream.planning.bind_emission import emission_of
+from storage_engine.stream.planning.bind_emission import emission_of, origin_of
+from storage_engine.stream.planning.processing_time import is_proctime
 
 if TYPE_CHECKING:
     from storage_engine.stream.planning.bind import Binder, Scope
@@ -50,7 +52,9 @@ def bind_windows(binder: Binder, item: exp.Expr, call: exp.Anonymous, scope: Sco
     alias = alias_of(item) or alias_of(table)
     known = len(scope.columns)
     node = binder.source(exp.alias_(table.copy(), alias, table=True), scope)
-    time = _time_field(binder, arguments["TIMECOL"], scope, known, what)
+    time, is_processing = _time_field(binder, arguments["TIMECOL"], scope, known, what)
+    if is_processing:
+        node = _by_commit(binder, node, time, name, what)
     fields = tuple(Field(f"{alias}.{label}", TIMESTAMP3, nullable=False) for label in NAMES)
     if name == "SESSION":
         by = [_partition_field(binder, item, scope, known, what) for item in table.meta.get("partition_by", ())]
@@ -90,14 +94,31 @@ def _named(binder: Binder, call: exp.Anonymous, name: str, what: str) -> dict[st
     return found
 
 
-def _time_field(binder: Binder, written: exp.Expr, scope: Scope, known: int, what: str) -> str:
-    column = written.expressions[0] if isinstance(written, exp.Anonymous) and len(written.expressions) == 1 else written
-    found = [item for _, label, item in scope.columns[known:] if isinstance(column, exp.Column) and label == column.name]
+def _time_field(binder: Binder, written: exp.Expr, scope: Scope, known: int, what: str) -> tuple[str, bool]:
+    """The field of DESCRIPTOR(...), and whether it is a processing time."""
+    named = written.expressions[0] if isinstance(written, exp.Anonymous) and len(written.expressions) == 1 else written
+    wanted = PROCESSING_TIME if is_proctime(named) else named.name if isinstance(named, exp.Column) else ""
+    found = [item for _, label, item in scope.columns[known:] if label == wanted]
     if len(found) != 1:
-        raise binder.refuse(f"{what}: {text_of(column)} is no column of the table", "Write DESCRIPTOR(column of the event's time).")
-    if found[0].type.name != "TIMESTAMP":
-        raise binder.refuse(f"{what}: {text_of(column)} is {found[0].type}", "Windows go by a TIMESTAMP column; CAST it in a subquery.")
-    return found[0].name
+        raise binder.refuse(f"{what}: {text_of(named)} is no column of the table", "Write DESCRIPTOR(column of the event's time).")
+    is_processing = found[0].type == PROCTIME
+    if found[0].type.name != "TIMESTAMP" and not is_processing:
+        raise binder.refuse(f"{what}: {text_of(named)} is {found[0].type}", "Windows go by a TIMESTAMP column; CAST it in a subquery.")
+    return found[0].name, is_processing
+
+
+def _by_commit(binder: Binder, node: Node, time: str, name: str, what: str) -> Node:
+    """The rows with their processing time as a plain field. Errors: StatementRefused where no log says it, and for sessions."""
+    if name == "SESSION":
+        raise binder.refuse(f"{what}: sessions of processing time are not kept", "Take TUMBLE, or a column of the event's time.")
+    found = origin_of(node, time)
+    if found is None or not isinstance(found[0], Scan):
+        raise binder.refuse(
+            f"{what}: PROCTIME() of rows that are not those of one log: the time of a row is when its commit into the log was done",
+            "Take the window over the log, and join or aggregate around it.",
+        )
+    fields = (Field(time, TIMESTAMP3, nullable=False) if item.name == time else item for item in node.fields)
+    return Calc(node, tuple((item, column(item.name)) for item in fields))
 
 
 def _partition_field(binder: Binder, written: exp.Expr, scope: Scope, known: int, what: str) -> str:

@@ -14,6 +14,7 @@ from storage_engine.stream.dialect.render import sql
 from storage_engine.stream.functions.aggregates import Accumulator
 from storage_engine.stream.operators.arrangement import Arrangement
 from storage_engine.stream.plan.tree import (
+    PROCESSING_TIME,
     Aggregate,
     Calc,
     DeltaJoin,
@@ -58,6 +59,7 @@ def explain(plan: JobPlan) -> list[str]:
         *(f"Cost: {line}" for node in nodes for line in _cost(plan, node)),
         *(_function_line(plan, name) for name in sorted(plan.functions)),
         *_reproducible(plan, nodes),
+        *_processing_times(nodes),
         *(f"Late rows: written to {name}" for name in plan.late_tables),
         *(f"Notice: {notice}" for notice in plan.notices),
     ]
@@ -106,7 +108,7 @@ def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[s
         line = f"Aggregate by {by}: {', '.join(call.text for _, call in node.calls) or 'distinct'}"
         line += ", a touched group is computed anew from its kept rows" if node.keeps_rows else ""
         line += ", counted by pane, panes put together to windows" if node.by_pane else ""
-        line += f", sent once when the watermark of {node.emission.of} passes the window" if node.emission else ""
+        line += f", sent once when {node.emission.when}" if node.emission else ""
     if id(node) in told:
         return [f"{pad}{line} [shared: computed once, told above]"]
     told.add(id(node))
@@ -236,6 +238,15 @@ def _reproducible(plan: JobPlan, nodes: list[Node]) -> list[str]:
     if inexact:
         lines.append(f"Reproducible: up to the order of additions: {', '.join(inexact)} adds up FLOAT or DOUBLE")
     return lines or ["Reproducible: yes: the batch over the recorded offsets gives the same rows"]
+
+
+def _processing_times(nodes: list[Node]) -> list[str]:
+    names = dict.fromkeys(node.table.name for node in nodes if isinstance(node, Scan) and PROCESSING_TIME in node.columns)
+    return [
+        f"Processing time: PROCTIME() of a row of {name} is when its commit was done, as the log says ({PROCESSING_TIME}): it depends on "
+        "when a row was written, never on when it is read"
+        for name in names
+    ]
 
 
 def _is_inexact(needs: tuple[Accumulator, ...]) -> bool:

@@ -63,7 +63,9 @@ def plan_insert(
     Errors: StatementRefused, UnknownTable.
     """
     where = f"job {job}"
-    binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
+    binder = Binder(
+        catalog, default_database=default_database, where=where, settings=settings, waits_for_commits=not sink.has_primary_key
+    )  # fmt: skip
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
     meant = optimize(with_result_key(_to_sink(query, sink, targets, where), sink))

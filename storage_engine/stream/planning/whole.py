@@ -25,6 +25,6 @@ def _come_at_once(join: DeltaJoin) -> bool:
         return False
     for mine, other in zip(join.left.on, join.right.on, strict=True):
         left, right = emitted_at(join.left.node, mine), emitted_at(join.right.node, other)
-        if left is not None and right is not None and left.shift_ms == right.shift_ms:
+        if left is not None and right is not None and (left.shift_ms, left.by_commit) == (right.shift_ms, right.by_commit):
             return {scan.table.name for scan in left.scans} == {scan.table.name for scan in right.scans}
     return False

@@ -28,7 +28,7 @@ from storage_engine.stream.jobs.quarantine import is_kept, quarantined, without
 from storage_engine.stream.jobs.upgrade import eras_of
 from storage_engine.stream.operators.compile import ORDER, POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.operators.compile_time import WATERMARK, watermark_name
-from storage_engine.stream.operators.event_time import Clock, declared_of, least_watermark, mark, marked_batches
+from storage_engine.stream.operators.event_time import Clock, declared_of, least_watermark, mark, marked_batches, passed_ms
 from storage_engine.stream.operators.execute import Outcome, enforce_not_null
 from storage_engine.stream.operators.job_plan import JobPlan
 from storage_engine.stream.operators.point_reads import newest_partition
@@ -182,6 +182,8 @@ def _watermark_at(
     store: Store, emission: Emission, plan: JobPlan, bounds: Mapping[str, Offsets], left_out: Mapping[str, pa.Table]
 ) -> int | None:
     """The watermark of an emission's logs at the offsets that bound them, without rows that were left out."""
+    if emission.by_commit:
+        return least_watermark([passed_ms(_newest_commit(store, scan, plan, bounds, left_out)) for scan in emission.scans])
     marks = []
     for table in {scan.table.name: scan.table for scan in emission.scans}.values():
         declared = declared_of(table)
@@ -193,6 +195,19 @@ def _watermark_at(
             clock = mark(table, rows[declared.column], rows["_commit_timestamp"], rows["_bucket"], clock)[2]
         marks.append(clock.watermark_ms(declared))
     return least_watermark(marks)
+
+
+def _newest_commit(store: Store, scan: Scan, plan: JobPlan, bounds: Mapping[str, Offsets], left_out: Mapping[str, pa.Table]) -> int | None:
+    """When the newest of a log's rows was committed; None without any."""
+    name, newest = scan.table.name, None
+    start, stop = plan.starts.get(name, {}), dict(sorted(bounds.get(name, {}).items()))
+    for batch in store.table(name).scan(scan.stored_columns[:1], start=start, stop=stop, metadata=True):
+        rows = pa.Table.from_batches([batch])
+        rows = without(rows, left_out[name]) if name in left_out else rows
+        if rows.num_rows:
+            last = pc.max(rows["_commit_timestamp"].cast(pa.int64())).as_py()
+            newest = last if newest is None else max(newest, last)
+    return newest
 
 
 def _sql_number(value: int | None) -> str:
@@ -231,7 +246,7 @@ def _register_scan(
             rows = pa.RecordBatchReader.from_batches(schema, marked_batches(scan.table, rows, ("_commit_timestamp", "_bucket"), schema))
         if is_timed:
             mark_ms = "CAST(NULL AS BIGINT)" if is_bounded else WATERMARK
-            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.columns if name not in scan.stored_columns]
+            shown = [f"make_timestamp_ms({mark_ms}) AS {quoted(name)}" for name in scan.marks]
             order = "".join(f", {text}" for text in [f"{mark_ms} AS {WATERMARK}", *shown])
         con.register(f"{name}_log", rows)
         if ordered:

@@ -160,6 +160,7 @@ class JobRunner:
         """The rows of a scan, without those that follow a row in quarantine, with their watermarks where the plan waits for them."""
         if scan.table.name in ended:
             return rows.filter(ended[scan.table.name][0])
+        event_time.note_commits(scan.id, rows, CLOCK[0])
         if not event_time.is_timed(scan.id) or scan.table.watermark is None:
             return rows
         marked = event_time.marked(scan.table, rows, CLOCK)
