@@ -49,10 +49,9 @@ class Follower:
                     is_last = self._stop.is_set()
                     reached = store.await_version(version, 0.0 if is_last else _WAIT_S)
                     if reached != version or is_last:
-                        table = store.table(self._table)
-                        latest = table.offsets("latest")
+                        latest = store.backend.offsets(self._table, "latest")
                         if latest != offsets:
-                            rows = table.scan(self._columns, start=offsets, stop=latest).read_all()
+                            rows = store.table(self._table).scan(self._columns, start=offsets, stop=latest).read_all()
                             self.received.append(Received(time.time_ns() / 1e6, max(reached, store.version()), rows))
                             offsets = latest
                     version = reached

@@ -2,7 +2,7 @@
 
 Control calls are actions (JSON both ways); lookups, small commits and the questions that stream jobs ask in every micro-batch go over
 sockets (socket_lane.py), larger ones over kept-open Flight streams (lane.py), which carry everything where no socket lane is reachable;
-fetch and read are streams.
+fetch and read are streams, but for a fetch of few rows, which is such a question.
 Holds: a call that may safely be sent twice is sent again after a broken connection (link.py), for `retry_s` long. Commits are such calls:
 each has a write id, the caller's own or one of the lane's writer. DDL without IF [NOT] EXISTS is not, and says so.
 Never: caches anything that the server owns; sends a call that needs what the server's backend does not declare.
@@ -36,6 +36,7 @@ from storage_engine.client.capabilities import features_of_commit, features_of_l
 from storage_engine.client.commit_stream import Connections, SocketCommitStream
 from storage_engine.client.endpoint import endpoint_of
 from storage_engine.client.lane import LaneBroken, Writer
+from storage_engine.client.latest import Latest, latest_of
 from storage_engine.client.link import Link, Retry
 from storage_engine.client.socket_lane import AnswerTooLarge
 from storage_engine.client.wire import (
@@ -56,6 +57,8 @@ from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 _LONG_CALL_TIMEOUT_S = 6 * 3600.0
 _AWAIT_SLICE_S = 10.0
 _SOCKET_COMMIT_BYTES = 12 << 20  # a frame holds 16 MiB, and nbytes is an estimate
+LANE_FETCH_ROWS = 1 << 14
+"""Rows that are fetched in one answer of the socket lane. Should their bytes be too many, the server says so and Flight carries them."""
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +166,12 @@ class FlightBackend(Link):
     def version(self) -> int:
         return self._control("version")
 
+    def latest(self, tables: Sequence[str]) -> Latest:
+        if "latest" not in self._lane_calls:
+            return latest_of(self, tables)
+        found = self._control("latest", {"tables": list(tables)})
+        return found["version"], {table: decode_offsets(offsets) for table, offsets in found["offsets"].items()}
+
     def await_version(self, after: int, timeout_s: float) -> int:
         deadline = time.monotonic() + timeout_s
         while True:
@@ -203,9 +212,18 @@ class FlightBackend(Link):
         *,
         as_of: int | None = None,
     ) -> Iterator[FetchedFrame]:
-        """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came."""
+        """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came.
+
+        Few rows come at once, in one answer of the socket lane.
+        """
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
+        if "fetch" in self._lane_calls and 0 < sum(stop - start for start, stop in left.values()) <= LANE_FETCH_ROWS:
+            arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "where": where, "as_of": as_of}
+            frames = self._frames_over_socket(Call("fetch", arguments))
+            if frames is not None:
+                yield from frames
+                return
         retry = Retry(self._retry_s)
         while left:
             arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "where": where, "as_of": as_of}

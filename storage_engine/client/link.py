@@ -23,7 +23,7 @@ from storage_engine.client.endpoint import Endpoint, endpoint_of
 from storage_engine.client.lane import Lane, LaneBroken, Writer, WriterPool
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.throttle import Throttle
-from storage_engine.client.wire import Call, Reply, decode_error, decode_frames, decode_reply, encode_call
+from storage_engine.client.wire import Call, Reply, decode_error, decode_frames, decode_reply, encode_call, frames_of_reply
 from storage_engine.errors import AuthenticationFailed, Backpressure, MalformedMessage, StoreUnavailable
 from storage_engine.schema.point import LONG_WAY, LongWay, PointLookup
 
@@ -119,17 +119,28 @@ class Link:
                     writer.disconnect_socket()
         return self._call_lane(writer, call).tables[0]
 
+    def _frames_over_socket(self, call: Call) -> list[FetchedFrame] | None:
+        """The frames of a small fetch; None: Flight must carry it."""
+        with self._writers.borrow() as writer:
+            reply = self._retried(lambda: self._over_socket(writer, call), is_repeatable=True)
+        return None if reply is None else frames_of_reply(reply)
+
+    def _over_socket(self, writer: Writer, call: Call) -> Reply | None:
+        """The answer of the socket lane; None: there is no such lane, or the answer is too large for it."""
+        lane = self._socket_of(writer)
+        if lane is None:
+            return None
+        try:
+            return lane.call(call)
+        except AnswerTooLarge:
+            return None
+        finally:
+            if not lane.is_usable:
+                writer.disconnect_socket()
+
     def _call(self, writer: Writer, call: Call, *, is_small: bool) -> Reply:
-        lane = self._socket_of(writer) if is_small else None
-        if lane is not None:
-            try:
-                return lane.call(call)
-            except AnswerTooLarge:
-                pass
-            finally:
-                if not lane.is_usable:
-                    writer.disconnect_socket()
-        return self._call_lane(writer, call)
+        reply = self._over_socket(writer, call) if is_small else None
+        return self._call_lane(writer, call) if reply is None else reply
 
     def _socket_of(self, writer: Writer) -> SocketLane | None:
         """The writer's socket lane, connected; None: the server has none that can be reached, and Flight carries everything."""

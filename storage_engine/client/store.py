@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from storage_engine.api import Backend, BackupInfo, CommitInfo, CommitRequest, CommitResult, Progress, WriteId, WriteOp
+from storage_engine.client.latest import AnswersLatest, Latest, latest_of
 from storage_engine.client.table import Table
 from storage_engine.errors import UserError, unknown_table
 from storage_engine.schema.descriptor import TableDescriptor
@@ -98,6 +99,10 @@ class Store:
     def version(self) -> int:
         """The newest version of the whole store; each commit is one. Errors: UnsupportedByBackend without a journal."""
         return self.backend.version()
+
+    def latest(self, tables: Sequence[str]) -> Latest:
+        """The store's version, and the next offsets of each table at that version."""
+        return self.backend.latest(tables) if isinstance(self.backend, AnswersLatest) else latest_of(self.backend, tables)
 
     def await_version(self, after: int, timeout_s: float) -> int:
         """Block until there is a version after `after`, or the time is over; the version then."""

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _IDLE_S = 1.0
 _TICK_S = 0.2
+_LOOK_SHARE = 0.05
+"""Part of the shortest freshness that a commit may wait until the journal is looked at."""
 _RETRY_S = 5.0
 _SMOOTHING = 0.3
 
@@ -88,6 +90,7 @@ class Tierer:
             wait_s = self._wait_s()
             if wait_s is None:
                 self._store.await_version(seen, _IDLE_S)
+                stop.wait(self._pause_s())
             elif wait_s > 0:
                 stop.wait(min(wait_s, _TICK_S))
 
@@ -158,6 +161,11 @@ class Tierer:
         if oldest is None:
             return None
         return due_ms(oldest, freshness_ms(descriptor), self._round_ms.get(descriptor.name, 0.0))
+
+    def _pause_s(self) -> float:
+        """How long commits may wait for a look at the journal: one look takes many of them, and a busy store is not asked for each."""
+        shortest_ms = min(map(freshness_ms, tiered_tables(self._store)), default=int(_TICK_S * 1000 / _LOOK_SHARE))
+        return min(shortest_ms / 1000 * _LOOK_SHARE, _TICK_S)
 
     def _wait_s(self) -> float | None:
         """Seconds until the next round is due, None when none is."""

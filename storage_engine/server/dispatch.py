@@ -13,6 +13,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from storage_engine.api import Backend, CommitResult, FetchedFrame
+from storage_engine.client.latest import latest_of
 from storage_engine.client.wire import (
     PROTOCOL_VERSION,
     Call,
@@ -29,8 +30,9 @@ from storage_engine.schema.descriptor import TableDescriptor
 
 Arguments = Mapping[str, Any]
 Handler = Callable[[Backend, Arguments, Sequence[pa.Table]], Reply]
-LANE_CALLS: Final = ("version", "offsets", "commits", "progress", "objects", "tables")
-"""Control calls that the socket lane answers too: short questions that are asked often, none of which waits for others' commits."""
+LANE_CALLS: Final = ("version", "latest", "offsets", "commits", "progress", "objects", "tables", "fetch")
+"""Calls that the socket lane answers too: short questions that are asked often, none of which waits for others' commits; and a fetch of
+few rows."""
 
 
 def answer(backend: Backend, call: Call) -> Reply:
@@ -103,6 +105,11 @@ def _offsets(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]
     return Reply(encode_offsets(backend.offsets(arguments["table"], arguments["which"], arguments["at_version"], arguments["bound"])))
 
 
+def _latest(backend: Backend, arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
+    version, offsets = latest_of(backend, arguments["tables"])
+    return Reply({"version": version, "offsets": {table: encode_offsets(ends) for table, ends in offsets.items()}})
+
+
 _HANDLERS: dict[str, Handler] = {
     "hello": _hello,
     "create_table": _create_table,
@@ -126,6 +133,7 @@ _HANDLERS: dict[str, Handler] = {
     "late_rows": lambda backend, args, _: Reply(backend.late_rows(args["table"])),
     "bucket_statistics": _bucket_statistics,
     "offsets": _offsets,
+    "latest": _latest,
     "lookup": _lookup,
     "prefix_lookup": _prefix_lookup,
     "compact": lambda backend, args, _: Reply(asdict(backend.compact(args["table"]))),

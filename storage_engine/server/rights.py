@@ -100,6 +100,7 @@ NEEDS: dict[str, Callable[[Arguments], Iterable[Need]]] = {
     "late_rows": _on_table("DESCRIBE"),
     "bucket_statistics": _on_table("DESCRIBE"),
     "offsets": _on_table("DESCRIBE"),
+    "latest": lambda arguments: [("DESCRIBE", table(str(name))) for name in arguments["tables"]],
     "fetch": _on_table("READ"),
     "read": _on_table("READ"),
     "lookup": _lookup,

@@ -28,9 +28,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from storage_engine.api import CommitRequest, CommitResult
+from storage_engine.api import CommitRequest, CommitResult, FetchedFrame
 from storage_engine.client.frame_reader import FrameReader, FrameTooLong
-from storage_engine.client.wire import Call, Reply
+from storage_engine.client.wire import Call, Reply, reply_of_frames
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
 from storage_engine.engine.gather import GATHER_ROWS_MAX
@@ -47,6 +47,7 @@ from storage_engine.server.tls import Certificate
 
 _COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
 _TOGETHER_MAX: Final = 64  # lookups answered in one pass
+_FETCHED_BYTES_MAX: Final = 8 << 20  # of frames in one answer; more goes over Flight, which need not hold it all
 _METHODS: Final = ("commit", "lookup", "prefix_lookup", *LANE_CALLS)
 
 logger = logging.getLogger(__name__)
@@ -317,7 +318,9 @@ class _Connection:
                 if call.method not in _METHODS:
                     raise malformed(f"{call.method} is no call of this lane")
                 self._method = call.method
-                done = self._commit(call) if call.method == "commit" else self._guard.answer(self._principal, call)
+                done = self._done(call)
+                if done is None:
+                    return wire.frame(wire.TOO_LARGE, 0)
                 reply = wire.encode_reply_frame(done)
             else:
                 raise malformed(f"there is no request of kind {kind}")
@@ -334,6 +337,26 @@ class _Connection:
             where = f"server, request {request}"
             return wire.encode_error_frame(ServerFault(f"{type(error).__name__}: {error}", where=where, next_step=next_step))
         return reply if len(reply) <= wire.FRAME_BYTES_MAX else wire.frame(wire.TOO_LARGE, 0)
+
+    def _done(self, call: Call) -> Reply | None:
+        """Do a call; None: its answer is too large for this lane."""
+        match call.method:
+            case "commit":
+                return self._commit(call)
+            case "fetch":
+                return self._fetch(call)
+            case _:
+                return self._guard.answer(self._principal, call)
+
+    def _fetch(self, call: Call) -> Reply | None:
+        frames: list[FetchedFrame] = []
+        n_bytes = 0
+        for frame in self._guard.fetched(self._principal, call.arguments):
+            n_bytes += frame.n_message_bytes
+            if n_bytes > _FETCHED_BYTES_MAX:
+                return None
+            frames.append(frame)
+        return reply_of_frames(frames)
 
     def _commit(self, call: Call) -> Reply:
         """Do a commit; what its answer has still to wait for is in `_until`."""

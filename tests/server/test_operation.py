@@ -59,7 +59,7 @@ def test_the_page_counts_each_call_once_and_says_what_the_store_says(tmp_path):
     assert 0 < value("request_seconds_sum", lane="socket", method="lookup") < 50
     assert value("requests_total", lane="socket", method="commit", outcome="ok") == 10
     assert value("requests_total", lane="flight", method="count", outcome="UnknownTable") == 1
-    assert value("requests_total", lane="flight", method="fetch", outcome="ok") == 2
+    assert value("requests_total", lane="socket", method="fetch", outcome="ok") == 2
     assert value("rows_written_total", table="a.t") == 7
     assert value("rows_written_total", table="a.log") == 15
     assert value("lag_rows", owner="consumer:c:a.log") == lag > 0

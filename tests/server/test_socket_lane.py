@@ -15,8 +15,8 @@ import storage_engine
 from storage_engine.client.flight import FlightBackend
 from storage_engine.client.frame_reader import FrameReader
 from storage_engine.client.lane import LaneBroken
-from storage_engine.client.socket_lane import SocketLane
-from storage_engine.client.wire import Call, Reply
+from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
+from storage_engine.client.wire import Call, Reply, encode_ranges, frames_of_reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.errors import MalformedMessage, UnknownTable
 from storage_engine.server import ServerProcess
@@ -79,6 +79,38 @@ def test_an_answer_beyond_a_frame_comes_over_flight(store: storage_engine.Store)
         table.upsert({"k": [k], "v": ["x" * (1 << 20)]})
     assert table.lookup(list(range(20)))["k"].to_pylist() == list(range(20))
     assert table.lookup([3])["k"].to_pylist() == [3]
+
+
+def test_a_small_fetch_is_the_same_over_both_lanes(store: storage_engine.Store) -> None:
+    store.execute("CREATE TABLE l.few (v STRING) WITH ('bucket.num' = '2')")
+    for n in range(5):
+        store.table("l.few").append({"v": [f"{n} {i}" for i in range(40)]})
+    backend = store.backend
+    assert isinstance(backend, FlightBackend)
+    version, ends = store.latest(["l.few", "l.t"])
+    assert (version, ends["l.few"]) == (store.version(), backend.offsets("l.few", "latest"))
+    ranges = encode_ranges({bucket: (end // 3, end) for bucket, end in ends["l.few"].items()})
+    call = Call("fetch", {"table": "l.few", "ranges": ranges, "columns": ["v"], "where": None, "as_of": version})
+    lane = SocketLane("127.0.0.1", address_of(store))
+    frames = frames_of_reply(lane.call(call))
+    assert frames == list(backend._stream_frames(call))
+    assert frames
+    nothing = Call("fetch", {**call.arguments, "ranges": encode_ranges({})})
+    assert frames_of_reply(lane.call(nothing)) == []
+    lane.close()
+
+
+def test_a_fetch_beyond_a_frame_comes_over_flight(store: storage_engine.Store) -> None:
+    store.execute("CREATE TABLE l.wide (v STRING) WITH ('table.log.arrow.compression.type' = 'none')")
+    table = store.table("l.wide")
+    for n in range(20):
+        table.append({"v": [str(n) * (1 << 20)]})
+    ranges = encode_ranges({bucket: (0, end) for bucket, end in table.offsets("latest").items()})
+    lane = SocketLane("127.0.0.1", address_of(store))
+    with pytest.raises(AnswerTooLarge):
+        lane.call(Call("fetch", {"table": "l.wide", "ranges": ranges, "columns": None, "where": None, "as_of": None}))
+    lane.close()
+    assert [row["v"] for row in table.scan().read_all().to_pylist()] == [str(n) * (1 << 20) for n in range(20)]
 
 
 def test_a_call_that_the_lane_does_not_have_is_refused(store: storage_engine.Store) -> None:

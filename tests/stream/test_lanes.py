@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -132,6 +133,56 @@ def test_a_job_that_found_nothing_does_not_sleep_through_what_came_before_it_sai
     try:
         await_true(lambda: worker._turn(lanes) is None and store.table("db.late").count() == 1, "the row is read")
         assert written
+    finally:
+        lanes.close()
+        worker.close()
+
+
+class Counting(InTurn):
+    """Lanes without threads that note the rows of each micro-batch."""
+
+    def __init__(self) -> None:
+        super().__init__(self._note)
+        self.rows: dict[str, list[int]] = {}
+
+    def _note(self, name: str, outcome: Any) -> None:
+        if name != JOURNAL:
+            self.rows.setdefault(name, []).append(outcome.n_rows)
+
+
+def test_a_job_whose_rows_come_singly_learns_not_to_ask_for_more_after_them(store: Store) -> None:
+    count_job(SqlSession(store), "single", "a")
+    worker, lanes = Worker(store), Counting()
+
+    def has_rested() -> bool:
+        worker._turn(lanes)
+        slot = worker._slots["single"]
+        return not slot.is_awake and slot.due_s < time.monotonic()
+
+    try:
+        for n in range(4):
+            await_true(has_rested, "it sleeps")
+            store.table("db.a").append({"n": [n]})
+            await_true(lambda n=n: worker._turn(lanes) is None and store.table("db.single").count() == n + 1, "the row is read")
+        await_true(has_rested, "it sleeps")
+        assert lanes.rows == {"single": [0, 1, 1, 1, 1]}
+    finally:
+        lanes.close()
+        worker.close()
+
+
+def test_a_commit_of_a_job_wakes_who_reads_its_sink_without_the_journal(store: Store) -> None:
+    session = SqlSession(store)
+    count_job(session, "first", "a")
+    count_job(session, "second", "first")
+    worker, lanes = Worker(store), Counting()
+    try:
+        await_true(lambda: worker._turn(lanes) is None and not any(s.is_awake for s in worker._slots.values()), "both sleep")
+        store.table("db.a").append({"n": [1]})
+        await_true(lambda: worker._turn(lanes) is None and lanes.rows["first"][-1] == 1, "the first job reads the row")
+        looked = worker._looked
+        await_true(lambda: worker._turn(lanes) is None and store.table("db.second").count() == 1, "the second job reads it")
+        assert worker._looked == looked
     finally:
         lanes.close()
         worker.close()

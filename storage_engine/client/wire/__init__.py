@@ -22,7 +22,7 @@ from storage_engine.client.wire.envelope import (
     encode_reply,
 )
 from storage_engine.client.wire.errors import decode_error, encode_error
-from storage_engine.client.wire.frames import FRAME_SCHEMA, decode_frames, encode_frames
+from storage_engine.client.wire.frames import FRAME_SCHEMA, decode_frames, encode_frames, frames_of_reply, reply_of_frames
 from storage_engine.client.wire.values import (
     decode_commit,
     decode_commit_info,
@@ -67,4 +67,6 @@ __all__ = [
     "encode_progress",
     "encode_ranges",
     "encode_reply",
+    "frames_of_reply",
+    "reply_of_frames",
 ]

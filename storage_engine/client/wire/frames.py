@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.api import FetchedFrame
-from storage_engine.client.wire.envelope import understood
+from storage_engine.client.wire.envelope import Reply, understood
 from storage_engine.schema.descriptor import TableBucket
 
 FRAME_SCHEMA = pa.schema(
@@ -63,6 +64,11 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
     """The inverse of encode_frames. Errors: MalformedMessage."""
     with understood("frames"):
         lists = json.loads(header.to_pybytes())
+    return _decoded(batch, lists)
+
+
+def _decoded(batch: pa.RecordBatch, lists: Any) -> Iterator[FetchedFrame]:
+    with understood("frames"):
         columns, types = ([tuple(names) for names in lists[key]] for key in ("columns", "types"))
         timestamps = {int(row): tuple((int(end), int(ms)) for end, ms in pairs) for row, pairs in lists.get("timestamps", {}).items()}
         batch.validate(full=True)
@@ -96,6 +102,23 @@ def decode_frames(batch: pa.RecordBatch, header: pa.Buffer) -> Iterator[FetchedF
             parts=(data.slice(start, n_bytes),),
             timestamps=timestamps.get(number),
         )
+
+
+def reply_of_frames(frames: Sequence[FetchedFrame]) -> Reply:
+    """The frames of a small fetch in one answer."""
+    if not frames:
+        return Reply()
+    batch, header = encode_frames(frames)
+    return Reply(json.loads(header.to_pybytes()), [pa.Table.from_batches([batch])])
+
+
+def frames_of_reply(reply: Reply) -> list[FetchedFrame]:
+    """The inverse of reply_of_frames. Errors: MalformedMessage."""
+    if not reply.tables:
+        return []
+    with understood("frames"):
+        (batch,) = reply.tables[0].to_batches()
+    return list(_decoded(batch, reply.result))
 
 
 def _message_cells(frames: Sequence[FetchedFrame]) -> pa.LargeBinaryArray:

@@ -15,6 +15,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from sqlglot import exp
 
 from storage_engine.api import WriteOp
 from storage_engine.errors import SchemaMismatch
@@ -229,8 +230,10 @@ class _Aggregation:
         self._rows = sql_of.rows_accumulator(node)
         is_simple = not node.input.is_retracting and isinstance(root, Calc) and root.input is node and root.condition is None
         self._changes_sql = sql_of.aggregate_changes(node, f"{self._name}_n", with_old=not is_simple)
+        self._key_names = _names_of(placement.keys)
+        self._removes = self._rows is not None and placement.mode != "merge"  # an aggregation table removes empty groups itself
         if is_direct:
-            self._output = _output_sql(root, node, f"{self._name}_n")
+            self._output = _output_sql(root, node, f"{self._name}_n" if self._removes else f"({self._merged_sql})")
 
     def run(self, plan: JobPlan, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         deltas = tables.query(self._partial_sql)
@@ -248,8 +251,7 @@ class _Aggregation:
 
     def _write_direct(self, plan: JobPlan, deltas: pa.Table, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         placement = self._placement
-        tables.put(f"{self._name}_p", deltas)
-        keys = tables.query(self._keys_sql)
+        keys = self._keys_of(deltas, tables)
         if any(keys[name].null_count for name in keys.column_names):
             has_nulls = enforce_not_null(plan, keys.append_column("__i", pa.array(np.arange(keys.num_rows))), outcome)
             kept = has_nulls["__i"]
@@ -262,22 +264,31 @@ class _Aggregation:
             empty = {sql_of.old_name(item): stored[name] for item, name in placement.columns}
             found = stored["_found"]
         tables.put(f"{self._name}_m", _beside(deltas, empty, found))
-        advanced = tables.query(self._merged_sql)
-        tables.put(f"{self._name}_n", advanced)
-        rows = tables.query(self._output)
-        if self._rows is not None and placement.mode != "merge":  # an aggregation table removes empty groups itself
+        if not self._removes:
+            rows = tables.query(self._output)
+        else:
+            advanced = tables.query(self._merged_sql)
+            tables.put(f"{self._name}_n", advanced)
+            rows = tables.query(self._output)
+            assert self._rows is not None, "who removes groups counts their rows"
             gone = pc.less_equal(advanced[self._rows], 0)
             write_deletes(plan, rows.filter(pc.and_(gone, pc.fill_null(advanced["__found"], fill_value=False))), outcome)
             rows = rows.filter(pc.invert(gone))
         write_upserts(plan, enforce_not_null(plan, rows, outcome), outcome)
+
+    def _keys_of(self, deltas: pa.Table, tables: Registry) -> pa.Table:
+        """The state's key of each group: columns of the deltas by their names there, or a query where they are computed."""
+        if self._key_names is not None:
+            return deltas.select(list(self._key_names.values())).rename_columns(list(self._key_names))
+        tables.put(f"{self._name}_p", deltas)
+        return tables.query(self._keys_sql)
 
     # state in a table of the job
 
     def _advance_table(self, deltas: pa.Table, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         placement, node = self._placement, self._node
         table = placement.table
-        tables.put(f"{self._name}_p", deltas)
-        keys = tables.query(self._keys_sql)
+        keys = self._keys_of(deltas, tables)
         columns = [name for _, name in placement.columns] or [table.primary_key[0]]
         stored = reader.lookup(table.name, keys, columns)
         olds = {sql_of.old_name(item): stored[name] for item, name in placement.columns}
@@ -323,6 +334,12 @@ class _Distinct:
         state = keys.append_column("n", counts)
         append_op(outcome, WriteOp(self._table.name, "upsert", state.filter(pc.invert(gone)), None))
         append_op(outcome, WriteOp(self._table.name, "delete", keys.filter(pc.and_(gone, stored["_found"])), None))
+
+
+def _names_of(keys: tuple[tuple[str, exp.Expr], ...]) -> dict[str, str] | None:
+    """Of each key the column that it is; None when one is computed."""
+    columns = {name: tree.name for name, tree in keys if isinstance(tree, exp.Column)}
+    return columns if len(columns) == len(keys) else None
 
 
 def _beside(deltas: pa.Table, olds: Mapping[str, pa.Array | pa.ChunkedArray], found: pa.Array | pa.ChunkedArray) -> pa.Table:

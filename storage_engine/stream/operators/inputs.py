@@ -48,8 +48,8 @@ def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> i
 
 def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offsets], after_version: int, n_rows_max: int) -> InputRange:
     """The next rows to read: up to the newest commit, or as many whole commits as fit into n_rows_max."""
-    newest = as_of = store.version()
-    stop = _offsets_at(store, tables, newest)
+    as_of, stop = store.latest(tables)
+    newest = as_of
     n_rows = rows_between(start, stop)
     if n_rows > n_rows_max:
         low, high = after_version, newest  # rows at low fit, rows at high do not

@@ -84,7 +84,8 @@ class StoreReader:
         names = list(dict.fromkeys([*columns, *table.descriptor.primary_key]))
         stop = self._work.stop.get(table.name, {})
         rows = self._current(side, keys, names)  # first: what changes meanwhile is in the changelog read next
-        later = _changes(table, stop, table.offsets("latest"), names)
+        version, latest = self._store.latest([table.name])
+        later = _changes(table, stop, latest[table.name], names, as_of=version)
         after = _put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
         before = _put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
         return before.select(columns), after.select(columns)

@@ -61,6 +61,12 @@ class JobRunner:
         self._schema_ids = self._current_schemas()
         self._is_partitioned = any(store.describe(name).partition_keys for name in self.plan.source_tables)
         self._checked_version = -1
+        self.as_of = -1
+        """The store's version at which the ends of its sources were last read."""
+        self.is_at_end = False
+        """True when the last micro-batch took all that was there then."""
+        self.committed = -1
+        """The version of its last commit."""
         self._reload()
 
     def step(self) -> int:
@@ -94,7 +100,10 @@ class JobRunner:
             return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound)
 
         work = read()
-        return read() if work.n_rows == 0 and self._reloads_after_drop(work.as_of) else work
+        if work.n_rows == 0 and self._reloads_after_drop(work.as_of):
+            work = read()
+        self.as_of, self.is_at_end = work.as_of, work.version == work.as_of
+        return work
 
     def _run(self, work: InputRange) -> None:
         began = time.perf_counter()
@@ -136,10 +145,11 @@ class JobRunner:
         detail = advanced_detail(self._detail, counts, work.version or self._version, seconds, time.time_ns() // 1_000_000)
         detail |= recorded or {}
         try:
-            self._store.commit(ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
+            result = self._store.commit(ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
             self._reload()
             raise
+        self.committed = result.version
         self._offsets, self._detail = dict(work.stop), detail
         self._version = work.version or self._version
 

@@ -10,8 +10,10 @@ Holds: a job has one micro-batch at a time; while it waits for an answer or for 
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -53,6 +55,7 @@ class _Slot:
     """One running job, and when it may run next (monotonic seconds). Asleep: its sources had no more rows when it last looked.
 
     has_news    its sources changed while its micro-batch ran: that one may not have seen it
+    sleeps_early  its rows come more slowly than it rests: it sleeps after a micro-batch that took all, and asks for no more
     in_lane     its micro-batch runs now; the slot is settled when it has ended
     is_leaving  it is let go of as soon as that has ended
     """
@@ -62,6 +65,7 @@ class _Slot:
     retry_s: float = 0.0
     is_awake: bool = True
     has_news: bool = False
+    sleeps_early: bool = False
     in_lane: bool = False
     is_leaving: bool = False
 
@@ -69,6 +73,25 @@ class _Slot:
     def waits(self) -> bool:
         """True when it will run by itself, at due_s."""
         return self.is_awake and not self.in_lane and self.runner.job.refresh_s is not None
+
+    def wake(self, version: int) -> bool:
+        """A commit changed its sources; True when it slept. What it has read of them since then is no news."""
+        if not self.in_lane and self.runner.as_of >= version:
+            return False
+        slept = not self.is_awake
+        if slept and self.due_s > time.monotonic():
+            self.sleeps_early = False
+        self.is_awake = self.has_news = True
+        return slept
+
+    def settle(self, n_rows: int, seconds: float) -> None:
+        """Its micro-batch took `n_rows` rows: when may the next one run?"""
+        self.retry_s = 0.0
+        takes_no_more = n_rows == 0 or (self.sleeps_early and self.runner.is_at_end)
+        self.sleeps_early = self.sleeps_early or n_rows == 0
+        self.is_awake = self.has_news or not takes_no_more
+        rest_s = pause_s(n_rows, seconds, self.runner.n_rows_max, self.runner.options)
+        self.due_s = time.monotonic() + (self.runner.job.refresh_s or rest_s)
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,7 @@ class Worker:
         self._n_lanes = n_lanes
         self._group = group
         self._slots: dict[str, _Slot] = {}
+        self._readers: dict[str, set[str]] = {}  # the jobs that read a table
         self._catalog_checked_s = -CATALOG_CHECK_S
         self._is_catalog_new = True
         self._is_settled = group is None
@@ -197,12 +221,19 @@ class Worker:
         is_all = version < looked or len(commits) >= LOOK_MAX  # a store that lost what was not synced, or one that is busy
         if is_all or sum(commit.version <= version for commit in commits) != version - looked:
             self._is_catalog_new = True
-        changed = {table for commit in commits for table in commit.ranges}
-        concerned = [slot for slot in self._slots.values() if is_all or not changed.isdisjoint(slot.runner.plan.source_tables)]
-        is_any_woken = not all(slot.is_awake for slot in concerned)
-        for slot in concerned:
-            slot.is_awake = slot.has_news = True
-        return is_any_woken
+        if is_all:
+            return any([slot.wake(sys.maxsize) for slot in self._slots.values()])
+        return self._wake_readers({table: commit.version for commit in commits for table in commit.ranges})
+
+    def _wake_readers(self, changed: Mapping[str, int]) -> bool:
+        """Wake the jobs that read these tables, which a commit of that version changed; True when one slept."""
+        found = [
+            (slot, version)
+            for table, version in changed.items()
+            for name in self._readers.get(table, ())
+            if (slot := self._slots.get(name)) is not None
+        ]
+        return any([slot.wake(version) for slot, version in found])
 
     # jobs
 
@@ -238,6 +269,10 @@ class Worker:
             {name: (*plan.source_tables, *plan.lookup_tables) for name, plan in plans.items()},
         )
         self._slots = {name: self._slots[name] for name in order}
+        self._readers = {}
+        for name, plan in plans.items():
+            for table in plan.source_tables:
+                self._readers.setdefault(table, set()).add(name)
 
     def _let_go(self, name: str) -> None:
         self._slots.pop(name).runner.close()
@@ -273,10 +308,9 @@ class Worker:
         """What follows from how a micro-batch ended; the rows it took."""
         slot.in_lane = False
         if step.error is None:
-            slot.retry_s = 0.0
-            slot.is_awake = step.n_rows > 0 or slot.has_news
-            rest_s = pause_s(step.n_rows, step.seconds, slot.runner.n_rows_max, slot.runner.options)
-            slot.due_s = time.monotonic() + (slot.runner.job.refresh_s or rest_s)
+            slot.settle(step.n_rows, step.seconds)
+            if step.n_rows:  # who reads what it wrote need not wait for the journal
+                self._wake_readers({slot.runner.plan.sink.name: slot.runner.committed})
         else:
             self._settle_failed(name, slot, step.error)
         if slot.is_leaving and name in self._slots:
