@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
 import json
 import math
 from pathlib import Path
@@ -91,16 +92,21 @@ def resolve(node: exp.Column) -> Value:
     return Value(column(node.name), kinds[node.name])
 
 
-def evaluate(statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+@functools.cache
+def connection() -> duckdb.DuckDBPyConnection:
     con = open_connection()
     con.execute("CREATE TABLE ev AS SELECT 7 AS id, 'a' AS k, 7::INT AS v")
+    return con
+
+
+def evaluate(statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
     select = parse_select(statement)
     bound = [ExpressionBinder(resolve, where="test").bind(item) for item in select.expressions]
     source = select.args.get("from_")
     text = "SELECT " + ", ".join(sql(value.ast) for value in bound)
     if source is not None:
         text += " FROM ev" if source.this.name == "ev" else f" {source.sql('duckdb')}"
-    return [str(value.type) for value in bound], con.execute(text).fetchall()
+    return [str(value.type) for value in bound], connection().execute(text).fetchall()
 
 
 def as_printed_by_flink(ours: Any, flinks: Any) -> Any:
