@@ -9,7 +9,7 @@ from typing import TypeVar
 Answer = TypeVar("Answer")
 
 
-def await_true(question: Callable[[], Answer], what: object = "it", *, timeout_s: float = 20.0, every_s: float = 0.005) -> Answer:
+def await_true(question: Callable[[], Answer], what: object = "it", *, timeout_s: float = 20.0, every_s: float = 0.02) -> Answer:
     """Ask until the answer is true, and return it. AssertionError, naming `what`, when it is not within `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (answer := question()):
