@@ -15,7 +15,7 @@ from storage_engine.server.process import ServerProcess
 from storage_engine.server.spool import Spool
 from tests.waiting import await_true
 
-N_ROWS = 300_000
+N_ROWS = 200_000
 WIDE = 200
 
 
@@ -36,7 +36,7 @@ def test_readers_that_pause_do_not_add_up_in_the_servers_memory(tmp_path):
         arguments = {"table": "a.t", "columns": None, "partitions": None, "at_version": None, "limit": None}
         (message,) = encode_call(Call("read", arguments))
         grown, pausing = [], []
-        for n_pausing in range(1, 6):
+        for n_pausing in range(1, 5):
             client = clients.enter_context(fl.connect(server.url.replace("flashlake://", "grpc://")))
             stream = client.do_get(fl.Ticket(message.header))
             pausing.append((stream, [stream.read_chunk().data]))
@@ -50,7 +50,7 @@ def test_readers_that_pause_do_not_add_up_in_the_servers_memory(tmp_path):
             assert found.equals(rows(0, N_ROWS).cast(found.schema))
 
     assert grown[-1] - grown[0] < 2 * N_ROWS * WIDE, (
-        f"MiB with 1 to 5 pausing readers of {N_ROWS * WIDE >> 20}: {[size >> 20 for size in grown]}"
+        f"MiB with 1 to 4 pausing readers of {N_ROWS * WIDE >> 20}: {[size >> 20 for size in grown]}"
     )
 
 
