@@ -17,8 +17,10 @@ from functools import partial
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from tests.torture.harness import N_STEPS, Tally, generate, report_of, run
+from tests.torture.harness import run
+from tests.torture.judge import Tally
 from tests.torture.simulated_disk import PowerLost
+from tests.torture.workload import N_STEPS, generate, report_of
 
 _SEEDS_PER_TASK = 10
 
@@ -61,7 +63,8 @@ def summary(tally: Tally, seconds: float, n_failed: int) -> str:
     counts = {
         "seeds": tally.seeds, "seeds that failed": n_failed, "commits acknowledged": tally.commits, "operations refused": tally.refused,
         "reopened": tally.reopens, "backups": tally.backups, "comparisons of everything with the model": tally.compared,
-        "rounds of cleaning": tally.cleanings, "rows that outlived their time": tally.outlived,
+        "rounds of cleaning": tally.cleanings, "compactions of a table on demand": tally.compactions,
+        "bytes that these gave back": tally.compacted_bytes, "rows that outlived their time": tally.outlived,
         "lookups among commits on their way": tally.looks,
         "calls of the disk": tally.disk.calls.total(), "faults": tally.disk.faults.total(), "seconds": round(seconds),
     }  # fmt: skip

@@ -342,4 +342,5 @@ operation("backup", 3, lambda chance, tables: {"links": chance.random() < 0.7}, 
 
 operation("pass_time_and_clean", 7, lambda chance, tables: {"ms": chance.choice([0, 700_000, 700_000, DAY_MS, 9 * DAY_MS])},
           lambda world, args: world.pass_time_and_clean(args["ms"]))  # fmt: skip
+operation("compact", 0, lambda chance, tables: None, lambda world, args: world.compact(args["table"], args["ms"]))  # see workload.generate
 operation("close_and_reopen", 5, lambda chance, tables: {}, lambda world, args: world.close_and_reopen())
