@@ -378,7 +378,8 @@ class Table:
     def _partitions_of(self, where: str | pc.Expression | None) -> set[str] | None:
         if not self.descriptor.partition_keys or not isinstance(where, str):
             return None
-        return partition_values(where, self.descriptor.partition_keys[0])
+        column = self.descriptor.partition_keys[0]
+        return partition_values(where, column, self.descriptor.column(column).arrow.type)
 
     def _needed(self, columns: Sequence[str] | None, where: str | pc.Expression | None) -> list[str]:
         names = list(self.descriptor.column_names)
