@@ -58,8 +58,10 @@ def owner_of(name: str, table: str) -> str:
     >>> owner_of("audit", "shop.orders")
     'consumer:audit:shop.orders'
     """
-    if _NAME.fullmatch(name) is None:
-        raise UserError(f"{name[:80]!r} cannot name a consumer", where="consumer", next_step="Use 1 to 200 letters, digits, _, - or dots.")
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise UserError(
+            f"{str(name)[:80]!r} cannot name a consumer", where="consumer", next_step="Use 1 to 200 letters, digits, _, - or dots."
+        )
     return f"{CONSUMER_PREFIX}{name}:{table}"
 
 
@@ -127,7 +129,8 @@ def reset(backend: Backend, table: Table, name: str, to: ResetTo) -> Offsets:
     """Move a group's committed offsets; the offsets it has then. A group that is not there yet begins with them.
 
     to      "earliest", "latest", the first rows committed at or after a time, or offsets per bucket (others stay as they are)
-    Errors: OffsetOutOfRange for offsets that the log does not hold and for a time in the future; ProgressConflict when the group moved at this very moment.
+    Errors: OffsetOutOfRange for offsets that the log does not hold and for a time in the future; ProgressConflict when the group moved
+            at this very moment.
     """
     owner = owner_of(name, table.name)
     recorded = backend.progress(owner).get(owner)
