@@ -63,9 +63,7 @@ def drain(runner: JobRunner) -> int:
 Change = Callable[[int, Callable[[], CommitResult]], CommitResult]
 
 
-def commits_through(
-    store: Store, monkeypatch: pytest.MonkeyPatch, change: Callable[[int, Callable[[], CommitResult]], CommitResult]
-) -> None:
+def commits_through(store: Store, monkeypatch: pytest.MonkeyPatch, change: Change) -> None:
     """Have commits of the job go through `change`, with their number from 0."""
     commit, numbers = store.commit, iter(range(1_000_000))
 
