@@ -24,6 +24,7 @@ _QUERIES: Final[dict[type[exp.Expr], frozenset[str]]] = {
     exp.CTE: frozenset({"this", "alias"}),
     exp.Table: frozenset({"this", "alias", "db", "catalog", "version"}),
     exp.Join: frozenset({"this", "on", "side", "kind"}),
+    exp.Unnest: frozenset({"expressions", "alias", "offset"}),
     exp.Distinct: frozenset({"expressions"}),
     exp.Group: frozenset({"expressions"}),
     exp.Order: frozenset({"expressions"}),

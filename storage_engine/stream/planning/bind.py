@@ -35,6 +35,7 @@ from storage_engine.stream.planning.bind_lookup import LOOKUP_HINTS, bind_lookup
 from storage_engine.stream.planning.bind_rank import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.planning.bind_set import bind_set
 from storage_engine.stream.planning.bind_subquery import Subqueries, has_subquery
+from storage_engine.stream.planning.bind_unnest import bind_unnest
 from storage_engine.stream.planning.bind_window import bind_windows, window_call
 from storage_engine.stream.planning.legacy_windows import with_marks, with_window_table
 from storage_engine.stream.planning.processing_time import as_relation, is_relation, passed_through, time_columns
@@ -294,8 +295,12 @@ class Binder:
             raise self.refuse("SELECT without FROM has nothing to follow", "Read from a table, or use INSERT INTO ... VALUES.")
         node = self.source(source.this, scope)
         for join in select.args.get("joins") or ():
-            is_lookup = isinstance(join.this, exp.Table) and join.this.args.get("version") is not None
-            node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope, select.args.get("where"))
+            if isinstance(join.this, exp.Unnest):
+                node = bind_unnest(self, join, node, scope)
+            elif isinstance(join.this, exp.Table) and join.this.args.get("version") is not None:
+                node = bind_lookup(self, join, node, scope)
+            else:
+                node = bind_delta(self, join, node, scope, select.args.get("where"))
         return node
 
     def scope_of(self, select: exp.Select) -> Scope:
@@ -321,6 +326,8 @@ class Binder:
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)
+        if isinstance(item, exp.Unnest):
+            raise self.refuse(f"{text_of(item)} stands first in FROM: there is no stream that it follows", "Join it to a table.")
         call = window_call(item)
         if call is not None:
             return bind_windows(self, item, call, scope)
