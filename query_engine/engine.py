@@ -159,12 +159,14 @@ class QueryEngine:
         if columns is None:
             return Needs(None, None)
         found = list(tree.find_all(exp.Column))
-        used = {column.name for column in found}
+        joins = list(tree.find_all(exp.Join))
+        used = {column.name for column in found} | {item.name for join in joins for item in join.args.get("using") or ()}
         if name.endswith(BINLOG):  # what is used are fields of before and after
             columns = self._relations.columns(name.removesuffix(BINLOG)) or {}
             if any(column.name in _BINLOG_ROWS for column in found):
                 used = set(columns)
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
+        stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
         wanted = None if stars else tuple(column for column in columns if column in used)
         return Needs(wanted, self._pushed_condition(nodes, name))
 

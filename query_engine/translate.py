@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from sqlglot import exp
 
+from query_engine.merged_columns import expanded
 from query_engine.unnest import unnested
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
@@ -114,7 +115,7 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
         where.set("this", binder.rows(where.this))
     outputs: dict[str, SqlType] = {}
     projections: list[exp.Expr] = []
-    for index, item in enumerate(select.expressions):
+    for index, item in enumerate(expanded(select.expressions, joins, list(scope.sources.items()))):
         if isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star)):
             projections.append(item)
             for alias, columns in scope.sources.items():

@@ -40,8 +40,8 @@ SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
 ORDER = "__order"
-"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log; those that UNNEST
-makes of one row by their places in its array."""
+"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log; those that
+UNNEST makes of one row by their places in its array."""
 CLOCK = (POSITION[0], POSITION[2])
 """Those that event time goes by: when a row was committed, and its bucket."""
 

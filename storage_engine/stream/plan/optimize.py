@@ -50,7 +50,8 @@ def prune(node: Node, needed: set[str]) -> Node:
     if isinstance(node, Calc):
         kept = tuple(pair for pair in node.projections if pair[0].name in needed) or node.projections[:1]  # rows are counted
         below = set().union(*(columns_of(tree) for _, tree in kept), columns_of(node.condition))
-        return replace(node, input=prune(node.input, below), projections=kept)
+        key = node.key if node.key is not None and set(node.key) <= {item.name for item, _ in kept} else None
+        return replace(node, input=prune(node.input, below), projections=kept, key=key)
     if isinstance(node, LookupJoin):
         return _prune_lookup(node, needed)
     if isinstance(node, DeltaJoin):

@@ -10,7 +10,7 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import duration_ms
-from storage_engine.stream.dialect.render import cast, paren
+from storage_engine.stream.dialect.render import cast, paren, render
 from storage_engine.stream.dialect.sqltypes import common_type, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, table_name, text_of
 from storage_engine.stream.functions.builtins import Value
@@ -18,7 +18,8 @@ from storage_engine.stream.functions.expressions import ExpressionBinder
 from storage_engine.stream.plan.tree import LookupJoin, Node
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 NEWEST_HINT, REFRESH_HINT = "scan.partitions", "lookup.dynamic-partition.refresh-interval"
 LOOKUP_HINTS = frozenset({"lookup.insert-if-not-exists", NEWEST_HINT, REFRESH_HINT})
@@ -42,11 +43,16 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
             next_step=f"Join before the primary-key table, or SET '{NDU_OPTION}' = 'IGNORE' if {table.name} does not change.",
         )
     fields = table_fields(table, alias, nullable=is_outer)
+    known = len(scope.columns)
     scope.add(alias, table.column_names, fields)
-    keys, rest = _split_condition(binder, join, table, alias, scope)
+    residual: exp.Expr | None = None
+    rest: list[exp.Expr] = []
+    if (names := scope.joined_names(join, known)) is not None:
+        keys, residual = _by_names(binder, names, table, scope, known, "LEFT" if is_outer else "")
+    else:
+        keys, rest = _split_condition(binder, join, table, alias, scope)
     newest_of = _newest_of(binder, table, hints, keys)
     is_prefix = newest_of is None and _check_keys(binder, table, keys)
-    residual = None
     for part in rest:
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
         residual = bound if residual is None else exp.And(this=paren(residual), expression=paren(bound))
@@ -97,7 +103,7 @@ def _joined_table(binder: Binder, join: exp.Join, scope: Scope) -> tuple[TableDe
             where=binder.where,
             next_step="Use JOIN or LEFT JOIN.",
         )
-    if join.args.get("on") is None:
+    if all(join.args.get(part) is None for part in ("on", "using", "method")):
         raise StatementRefused(f"the lookup join with {what} has no ON", where=binder.where, next_step="Write ON a.key = b.key.")
     _check_time(binder, item, scope)
     table = binder.describe(table_name(item, binder.default_database))
@@ -135,6 +141,23 @@ def _split_condition(
         name, other = pair
         keys[name] = _as_key(binder, table, name, expressions.bind(other), text_of(part))
     return keys, rest
+
+
+def _by_names(
+    binder: Binder, names: list[str], table: TableDescriptor, scope: Scope, known: int, side: str
+) -> tuple[dict[str, exp.Expr], exp.Expr | None]:
+    """The keys of USING or NATURAL, and the equality of those of its columns that are no key of the table."""
+    keys: dict[str, exp.Expr] = {}
+    residual: exp.Expr | None = None
+    for name, (left, right) in zip(names, scope.merge(names, known, side), strict=True):
+        if name in table.primary_key:
+            keys[name] = _as_key(binder, table, name, left, name)
+            continue
+        if not common_type([left.type, right.type]).is_known:
+            raise binder.refuse(f"{name} compares {left.type} with {right.type}", "CAST one side, and write ON.")
+        part = render("_0 = _1", left.ast, right.ast)
+        residual = part if residual is None else exp.And(this=paren(residual), expression=paren(part))
+    return keys, residual
 
 
 def _conjuncts(node: exp.Expr) -> list[exp.Expr]:

@@ -14,7 +14,8 @@ from storage_engine.stream.functions.unnesting import ORDINALITY, elements_of, n
 from storage_engine.stream.plan.tree import Calc, Field, Node, Unnest
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 
 def bind_unnest(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Node:
