@@ -139,14 +139,19 @@ class QueryEngine:
         self._con.close()
 
     def _with_views(self, tree: exp.Query, default_database: str, depth: int) -> exp.Query:
-        """The query with every view replaced by its own query."""
+        """The query with every view, and every table with computed columns, replaced by its own query."""
         if depth > _VIEWS_DEEP_MAX:
             raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
         for node in _tables(tree):
-            sql = self._relations.view(table_name(node, default_database))
-            if sql is None:
+            name = table_name(node, default_database)
+            sql = self._relations.view(name)
+            if sql is not None:
+                inner: exp.Query = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
+            elif (stored := self._relations.stored_select(name)) is not None:
+                _refuse_startup(node)
+                inner = stored
+            else:
                 continue
-            inner = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
             if (asked := node.args.get("version")) is not None:
                 for table in _tables(inner):
                     if table.args.get("version") is None:

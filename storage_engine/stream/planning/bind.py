@@ -37,6 +37,7 @@ from storage_engine.stream.planning.bind_set import bind_set
 from storage_engine.stream.planning.bind_subquery import Subqueries, has_subquery
 from storage_engine.stream.planning.bind_unnest import bind_unnest
 from storage_engine.stream.planning.bind_window import bind_windows, window_call
+from storage_engine.stream.planning.computed_columns import STORED, stored_select
 from storage_engine.stream.planning.legacy_windows import with_marks, with_window_table
 from storage_engine.stream.planning.processing_time import as_relation, is_relation, passed_through, time_columns
 from storage_engine.stream.planning.scope import Scope
@@ -292,8 +293,25 @@ class Binder:
         if view is not None:
             return self._view(name, view, alias_of(item), scope)
         table = self.describe(name)
+        if table.computed and not item.meta.get(STORED):
+            return self._computed(table, item, scope)
         startup = parse_startup(self.check_table_hints(item, scan=True), table, self.where)
         return self._scan(table, alias_of(item), scope, startup)
+
+    def _computed(self, table: TableDescriptor, item: exp.Table, scope: Scope) -> Node:
+        """A table with computed columns, as a query over what it stores."""
+        select = stored_select(table, self.where)
+        for source in select.find_all(exp.Table):
+            source.meta["hint"] = item.meta.get("hint", "")
+        mark_calls(select, self.used_function)
+        return self._derived(select, alias_of(item), scope)
+
+    def used_function(self, name: str) -> FunctionDefinition | None:
+        """The user's function of that name, which the statement is said to use."""
+        found = self.catalog.function(name)
+        if found is not None:
+            self.used_functions[name] = found
+        return found
 
     def _scan(self, table: TableDescriptor, alias: str, scope: Scope, startup: Startup | None) -> Scan:
         names, fields = table.column_names, table_fields(table, alias)

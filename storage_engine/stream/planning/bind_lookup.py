@@ -10,12 +10,12 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import duration_ms
-from storage_engine.stream.dialect.render import cast, paren, render
+from storage_engine.stream.dialect.render import cast, column, paren, render
 from storage_engine.stream.dialect.sqltypes import common_type, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, table_name, text_of
 from storage_engine.stream.functions.builtins import Value
 from storage_engine.stream.functions.expressions import ExpressionBinder
-from storage_engine.stream.plan.tree import LookupJoin, Node
+from storage_engine.stream.plan.tree import Calc, Field, LookupJoin, Node, columns_of
 
 if TYPE_CHECKING:
     from storage_engine.stream.planning.bind import Binder
@@ -27,7 +27,7 @@ LOOKUP_HINTS = frozenset({"lookup.insert-if-not-exists", NEWEST_HINT, REFRESH_HI
 NDU_OPTION = "table.optimizer.non-deterministic-update.strategy"
 
 
-def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> LookupJoin:
+def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Node:
     """A join of the stream `node` with a table as it is now. Adds the table's columns to the scope."""
     from storage_engine.stream.planning.bind import table_fields
 
@@ -44,7 +44,9 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
         )
     fields = table_fields(table, alias, nullable=is_outer)
     known = len(scope.columns)
-    scope.add(alias, table.column_names, fields)
+    computed = _computed_fields(binder, table, alias, is_outer=is_outer)
+    shown = {**dict(zip(table.column_names, fields, strict=True)), **{item.name.removeprefix(f"{alias}."): item for item, _ in computed}}
+    scope.add(alias, [item.name for item in table.shown_columns], [shown[item.name] for item in table.shown_columns])
     residual: exp.Expr | None = None
     rest: list[exp.Expr] = []
     if (names := scope.joined_names(join, known)) is not None:
@@ -64,9 +66,30 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
             next_step=f"Join on {', '.join(table.primary_key)}.",
         )
     ordered = tuple((name, keys[name]) for name in table.primary_key if name in keys)
-    return LookupJoin(
+    made = LookupJoin(
         node, table, alias, ordered, table.column_names, fields, is_outer, is_prefix, residual, inserts, binder.next_id(), newest_of
     )
+    if not computed:
+        return made
+    used = columns_of(residual).union(*(columns_of(tree) for tree in keys.values()))
+    named = next((item.name for item, _ in computed if item.name in used), None)
+    if named is not None:
+        raise binder.refuse(f"ON names {named}, which is computed from the row that is looked up", "Filter in WHERE.")
+    return Calc(made, (*((item, column(item.name)) for item in made.fields), *computed))
+
+
+def _computed_fields(binder: Binder, table: TableDescriptor, alias: str, *, is_outer: bool) -> list[tuple[Field, exp.Expr]]:
+    """The computed columns of a looked-up table, NULL where no row is found."""
+    from storage_engine.stream.planning.computed_columns import values_of
+
+    found = []
+    for item, value in values_of(binder.used_function, table, alias, binder.where):
+        if value is None:
+            raise binder.refuse(f"{alias}.{item.name} is the processing time of a looked-up row", "Look up a table without it.")
+        there = column(f"{alias}.{table.primary_key[0]}")
+        tree = render("CASE WHEN _0 IS NOT NULL THEN _1 END", there, value.ast) if is_outer else value.ast
+        found.append((Field(f"{alias}.{item.name}", value.type, is_outer or value.nullable), tree))
+    return found
 
 
 def _newest_of(binder: Binder, table: TableDescriptor, hints: Mapping[str, str], keys: Mapping[str, exp.Expr]) -> str | None:

@@ -12,6 +12,7 @@ from typing import Final
 from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
+from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -149,9 +150,8 @@ def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query,
     targets = tuple(columns) if columns is not None else sink.column_names
     for name in targets:
         if name not in sink.column_names:
-            raise StatementRefused(
-                f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
-            )
+            what = why_not_written(sink, name) or f"{sink.name} has no column {name}"
+            raise StatementRefused(what, where=where, next_step=f"Its columns are {', '.join(sink.column_names)}.")
     if len(set(targets)) != len(targets):
         raise StatementRefused("a column is named twice in the column list", where=where, next_step="Name each column once.")
     if len(targets) != len(query.column_names):
