@@ -33,6 +33,8 @@ _COMPARISONS: dict[type[Expr], Callable[..., pc.Expression]] = {
     exp.GTE: pc.greater_equal,
 }
 _FLIPPED: dict[type[Expr], type[Expr]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+_INTEGER_DIGITS_MAX = 40
+"""More than any integer type has."""
 _KNOWN_ARGUMENTS = {"this", "expression", "expressions", "low", "high", "negate", "query", "field"}
 
 
@@ -242,7 +244,7 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
     if is_text == _is_number(data_type):
         raise ValueError(text)
     if t.is_integer(data_type):
-        value: object = int(Decimal(text)) if Decimal(text) == int(Decimal(text)) else int(text)
+        value: object = _integer(Decimal(text))
     elif t.is_floating(data_type):
         value = float(text)
     elif t.is_decimal(data_type):
@@ -266,6 +268,13 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
         raise ValueError(text)
     pa.scalar(value, data_type)
     return value
+
+
+def _integer(number: Decimal) -> int:
+    """A whole number; ValueError for any other. The exponent is looked at first: 1e99999999 written out would take minutes."""
+    if not number.is_finite() or number.adjusted() >= _INTEGER_DIGITS_MAX or number != int(number):
+        raise ValueError(number)
+    return int(number)
 
 
 def _named_partitions(node: Expr, column: str) -> set[str] | None:

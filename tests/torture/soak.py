@@ -142,7 +142,7 @@ class Soak:
                 self._pause.notify_all()
 
     def _connect(self) -> Store:
-        return storage_engine.connect(f"flashlake://127.0.0.1:{self.port}", retry_s=_RETRY_S)
+        return storage_engine.connect(f"flashlake://127.0.0.1:{self.port}", connect_s=_RETRY_S, retry_s=_RETRY_S)
 
     def _repeat(self, work: Callable[[Store], None], pause_s: float = 0.0) -> None:
         with self._connect() as store:
