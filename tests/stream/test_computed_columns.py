@@ -19,8 +19,9 @@ from storage_engine.schema.statements import CreateTable
 from storage_engine.stream import SqlSession, Worker, load_jobs
 from tests.stream.comparing import differing_jobs, query_rows, rows_of, sink_rows
 
-LOG = """CREATE TABLE db.log (id BIGINT, total AS price * qty COMMENT 'of the line', price DECIMAL(8, 2), qty INT, p AS PROCTIME(), ms BIGINT,
-  at AS TO_TIMESTAMP_LTZ(ms, 3), tags STRING, tag_list AS SPLIT(tags, ','), ts TIMESTAMP(3), WATERMARK FOR ts AS ts - INTERVAL '0' SECOND)"""
+LOG = """CREATE TABLE db.log (id BIGINT, total AS price * qty COMMENT 'of the line', price DECIMAL(8, 2), qty INT, p AS PROCTIME(),
+  ms BIGINT, at AS TO_TIMESTAMP_LTZ(ms, 3), tags STRING, tag_list AS SPLIT(tags, ','), ts TIMESTAMP(3),
+  WATERMARK FOR ts AS ts - INTERVAL '0' SECOND)"""
 PK = "CREATE TABLE db.pk (id BIGINT NOT NULL, n INT, twice AS COALESCE(n, 0) * 2, PRIMARY KEY (id) NOT ENFORCED)"
 
 
@@ -36,8 +37,8 @@ def test_streams_and_queries_read_them_at_their_declared_places(store: Store, tm
     session = SqlSession(store)
     session.execute(
         f"""{LOG}; {PK};
-        CREATE TABLE db.all_of_it (id BIGINT, total DECIMAL(19, 2), price DECIMAL(8, 2), qty INT, ms BIGINT, at TIMESTAMP_LTZ(3), tags STRING,
-          n BIGINT, ts TIMESTAMP(3));
+        CREATE TABLE db.all_of_it (id BIGINT, total DECIMAL(19, 2), price DECIMAL(8, 2), qty INT, ms BIGINT, at TIMESTAMP_LTZ(3),
+          tags STRING, n BIGINT, ts TIMESTAMP(3));
         CREATE TABLE db.by_tag (tag STRING, total DECIMAL(38, 2), PRIMARY KEY (tag) NOT ENFORCED);
         CREATE TABLE db.copy (id BIGINT, n INT, twice INT, PRIMARY KEY (id) NOT ENFORCED);
         INSERT INTO db.all_of_it SELECT id, total, price, qty, ms, at, tags, CARDINALITY(tag_list), ts FROM db.log WHERE total > 2;
@@ -191,7 +192,7 @@ def test_no_writer_writes_one_and_changes_may_go_by_it(store: Store) -> None:
     session.execute(f"{PK}; INSERT INTO db.pk VALUES (1, 2), (2, 3), (3, 4)")
     table = store.table("db.pk")
     for write in (lambda: table.upsert([{"id": 1, "twice": 2}]), lambda: table.upsert([{"id": 1, "n": 2}], columns=["id", "twice"])):
-        with pytest.raises(SchemaMismatch, match="column twice of db.pk is computed"):
+        with pytest.raises(SchemaMismatch, match=r"column twice of db.pk is computed"):
             write()
     session.execute("UPDATE db.pk SET n = 10 WHERE twice = 4; DELETE FROM db.pk WHERE twice = 6")
     assert sink_rows(store, "db.pk") == [(1, 10), (3, 4)]
