@@ -62,8 +62,6 @@ def parse_create_table(reader: Reader) -> CreateTable:
 def parse_column(reader: Reader) -> tuple[Column, bool]:
     """One column: name TYPE [NOT NULL | NULL] [COMMENT '...'] [PRIMARY KEY NOT ENFORCED]; True when it is the key."""
     name = reader.plain_name("a column's name")
-    if reader.peek().upper == "METADATA":
-        raise reader.refusal(f"column {name}: metadata columns are not supported", "Query db.t$changelog for a row's place and time.")
     if reader.peek().upper == "AS":
         raise reader.refusal(f"column {name}: computed columns are declared by CREATE TABLE", "Create a view, or a new table.")
     sql_type = _type(reader, name)
@@ -78,6 +76,8 @@ def parse_column(reader: Reader) -> tuple[Column, bool]:
         elif reader.take_words("PRIMARY", "KEY"):
             is_key = True
             _not_enforced(reader)
+        elif reader.peek().upper == "METADATA":
+            raise reader.refusal(f"column {name}: metadata columns are not supported", "Query db.t$changelog for a row's place and time.")
         elif reader.peek().upper in ("DEFAULT", "AUTO_INCREMENT", "GENERATED", "CHECK"):
             remedy = "Name it in 'auto-increment.fields'." if reader.peek().upper == "AUTO_INCREMENT" else "Leave it out."
             raise reader.refusal(f"column {name}: {reader.peek()} is not supported", remedy)
