@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch, UserError
+from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.validate import check_targets
 
@@ -222,7 +223,8 @@ def _check_names(table: pa.Table, descriptor: TableDescriptor, names: Sequence[s
     seen: set[str] = set()
     for name in table.column_names:
         if name not in descriptor.column_names:
-            raise SchemaMismatch(f"unknown column {name}", where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
+            what = why_not_written(descriptor, name) or f"unknown column {name}"
+            raise SchemaMismatch(what, where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
         if name in seen:
             raise SchemaMismatch(f"column {name} is given twice", where=where, next_step="Give each column once.")
         if name not in names:

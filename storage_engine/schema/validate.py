@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.auto_partition import check_auto_partition
+from storage_engine.schema.computed import check_computed, why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_options, parse_int, split_columns
 from storage_engine.schema.row_ttl import check_row_ttl
@@ -42,6 +43,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_name(descriptor.name, where)
     _check_columns(descriptor.columns, where)
     options = check_options(descriptor.options, where=where, column_names=descriptor.column_names)
+    check_computed(descriptor, where)
     _check_key_columns(descriptor, where)
     bucket_keys = _resolve_bucket_keys(descriptor, options, where)
     n_buckets = _resolve_n_buckets(descriptor, options, where)
@@ -66,6 +68,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     check_auto_partition(result, where)
     _check_statistics(result, where)
     check_row_ttl(result, where)
+    check_computed(result, where)
     check_watermark(result, where)
     return result
 
@@ -82,7 +85,8 @@ def check_targets(descriptor: TableDescriptor, columns: Sequence[str]) -> tuple[
     seen: set[str] = set()
     for name in columns:
         if name not in descriptor.column_names:
-            raise SchemaMismatch(f"unknown column {name}", where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
+            what = why_not_written(descriptor, name) or f"unknown column {name}"
+            raise SchemaMismatch(what, where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
         if name in seen:
             raise SchemaMismatch(f"column {name} is named twice", where=where, next_step="Name each target column once.")
         seen.add(name)
