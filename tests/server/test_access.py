@@ -87,7 +87,7 @@ def socket_of(store: Store):
 
 
 def test_every_method_of_the_wire_declares_its_rights() -> None:
-    apart = {"commit", "fetch", "read", "lane"}  # dispatched beside the table
+    apart = {"commit", "fetch", "read", "snapshot", "lane"}  # dispatched beside the table
 
     assert set(_HANDLERS) | apart == set(NEEDS)
 
