@@ -17,9 +17,9 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_job
 from tests.engine.cleaning import Clock, opened
+from tests.stream.cases import EVENTS, KEYED
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 from tests.stream.random_histories import DIMENSIONS, ORDER_COLUMNS, SHOPS, History
-from tests.stream.test_stream_equals_batch import EVENTS, KEYED
 
 
 @dataclass(frozen=True)
