@@ -101,7 +101,7 @@ def _batches(buckets: Buckets, schemas: Schemas, bucket: Bucket, offsets: np.nda
     raise AssertionError("the last attempt returned or raised")
 
 
-def _frames_of(buckets: Buckets, bucket: Bucket, offsets: np.ndarray) -> Iterator[tuple[np.void, np.ndarray, StoredFrame | None]]:
+def _frames_of(buckets: Buckets, bucket: Bucket, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, StoredFrame | None]]:
     """Each frame that answers for some of `offsets`, which of them (positions), and the frame where more than its entry is needed."""
     entries = bucket.frames.entries
     if len(entries) == 0 or (len(offsets) and offsets.min() < entries["base_offset"][0]):

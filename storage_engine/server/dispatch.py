@@ -57,7 +57,7 @@ def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
 
 
 def snapshot(backend: Backend, arguments: Arguments) -> pa.RecordBatchReader:
-    """The rows of a snapshot() call. Errors: as Backend.snapshot()."""
+    """The batches that such a call asks for. Errors: what the backend raises."""
     ends = decode_offsets(arguments["ends"])
     return backend.snapshot(arguments["table"], arguments["columns"], ends, as_of=arguments["as_of"])
 
