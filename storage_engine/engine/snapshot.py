@@ -77,6 +77,10 @@ def _batches(buckets: Buckets, schemas: Schemas, bucket: Bucket, offsets: np.nda
     names = schema.names[len(PLACE_FIELDS) :]
     for attempt in range(_ATTEMPTS):
         try:
+            if attempt and may_outlive(schemas.descriptor):
+                offsets = _present(buckets, bucket, offsets)
+            if not len(offsets):
+                return []
             times = _times(buckets, bucket, offsets)
             rows = buckets.rows_at(bucket, offsets, names, schemas)
         except (FrameMoved, OffsetOutOfRange) as moved:
@@ -87,8 +91,6 @@ def _batches(buckets: Buckets, schemas: Schemas, bucket: Bucket, offsets: np.nda
                     where=schemas.descriptor.name,
                     next_step="Read again.",
                 ) from moved
-            if may_outlive(schemas.descriptor):
-                offsets = _present(buckets, bucket, offsets)
             continue
         n = len(offsets)
         places = [
@@ -104,7 +106,7 @@ def _batches(buckets: Buckets, schemas: Schemas, bucket: Bucket, offsets: np.nda
 def _frames_of(buckets: Buckets, bucket: Bucket, offsets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, StoredFrame | None]]:
     """Each frame that answers for some of `offsets`, which of them (positions), and the frame where more than its entry is needed."""
     entries = bucket.frames.entries
-    if len(entries) == 0 or (len(offsets) and offsets.min() < entries["base_offset"][0]):
+    if len(offsets) and (len(entries) == 0 or offsets.min() < entries["base_offset"][0]):
         raise FrameMoved(f"rows of {bucket.id} are gone")
     frame_of = locate(entries, offsets)
     for number in np.unique(frame_of).tolist():
