@@ -21,7 +21,7 @@ from tests.server.secured import ADMIN, Secured, make_admin, socket_of
 
 
 def test_every_method_of_the_wire_declares_its_rights() -> None:
-    apart = {"commit", "fetch", "read", "lane"}  # dispatched beside the table
+    apart = {"commit", "fetch", "read", "snapshot", "lane"}  # dispatched beside the table
 
     assert set(_HANDLERS) | apart == set(NEEDS)
 
