@@ -189,7 +189,7 @@ def _type(reader: Reader, column: str) -> str:
         reader.expect(")", f"type of column {column}")
     if text.startswith("TIMESTAMP") and reader.take_words("WITH", "LOCAL", "TIME", "ZONE"):
         text = text.replace("TIMESTAMP", "TIMESTAMP_LTZ", 1)
-    elif text.startswith("TIMESTAMP"):
+    elif text.startswith("TIME"):
         reader.take_words("WITHOUT", "TIME", "ZONE")
     try:
         return canonical_type(text)

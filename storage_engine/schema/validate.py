@@ -29,6 +29,7 @@ PRODUCT_DIGITS_MAX = 37
 RESERVED_COLUMNS = frozenset({"_change_type", "_log_offset", "_commit_timestamp", "_partition", "_bucket", "_found"})
 _TABLE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*\.[A-Za-z0-9_][A-Za-z0-9_$-]*$")
 _NAME_CHARS_MAX = 200
+_LENGTH_ZERO = re.compile(r"^\s*(VAR)?(CHAR|BINARY)\s*\(\s*0+\s*\)\s*$", re.IGNORECASE)
 
 
 def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDescriptor:
@@ -154,10 +155,17 @@ def _check_name(name: str, where: str) -> None:
 def _check_columns(columns: Sequence[Column], where: str) -> None:
     if not columns:
         raise StatementRefused("a table needs a column", where=where, next_step="Declare at least one column.")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for column in columns:
-        if column.name in seen:
+        alike = seen.get(column.name.lower())
+        if alike == column.name:
             raise StatementRefused(f"column {column.name} is declared twice", where=where, next_step="Rename or remove one of them.")
+        if alike is not None:
+            raise StatementRefused(
+                f"column {column.name} differs from column {alike} only in case",
+                where=where,
+                next_step="Choose another name: Delta and DuckDB compare names without case.",
+            )
         if column.name != column.name.strip():
             raise StatementRefused(
                 f"column name {column.name!r} begins or ends with white space",
@@ -174,7 +182,11 @@ def _check_columns(columns: Sequence[Column], where: str) -> None:
             arrow_type(column.type)
         except FlashlakeError as error:
             raise StatementRefused(f"column {column.name}: {error.what}", where=where, next_step=error.next_step) from error
-        seen.add(column.name)
+        if column.field_id < 0 and _LENGTH_ZERO.search(column.type):
+            raise StatementRefused(
+                f"column {column.name}: {column.type} holds nothing", where=where, next_step="Give a length of at least 1."
+            )
+        seen[column.name.lower()] = column.name
 
 
 def _check_key_columns(descriptor: TableDescriptor, where: str) -> None:

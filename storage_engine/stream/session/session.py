@@ -393,8 +393,14 @@ class SqlSession:
         return Result("consumer", pa.concat_tables([groups.describe(self._store.backend, group) for group in found]))
 
     def _reset_consumer(self, statement: st.ResetConsumer) -> Result:
+        known = groups.find(self._store.backend, statement.name, statement.table)
         offsets = groups.reset(self._store.backend, self._store.table(statement.table), statement.name, statement.to)
-        return Result(f"consumer {statement.name} on {statement.table} goes on from {reports.printed(offsets) or 'the beginning'}")
+        place = reports.printed(offsets) or "the beginning"
+        if not known:
+            return Result(
+                f"consumer {statement.name} on {statement.table} is new: it begins at {place}. Was another one meant? DROP CONSUMER"
+            )
+        return Result(f"consumer {statement.name} on {statement.table} goes on from {place}")
 
     def _drop_consumer(self, statement: st.DropConsumer) -> Result:
         groups.drop(self._store.backend, statement.name, statement.table, if_exists=statement.if_exists)
