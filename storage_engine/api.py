@@ -53,6 +53,7 @@ CAPABILITIES = frozenset(
         "statistics",
         "retract",
         "users",
+        "computed_columns",
     }
 )
 
