@@ -38,8 +38,9 @@ from storage_engine.stream.planning.bind import Binder, Catalog
 from storage_engine.stream.planning.whole import whole_joins
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
-LAYOUT: Final = 1
-"""How plans lay out their state. A job keeps the layout it was submitted under: 0 shares nothing and keeps every window of its own."""
+LAYOUT: Final = 2
+"""How plans lay out their state. A job keeps the layout it was submitted under: 0 shares nothing and keeps every window of its own;
+1 keeps the sum of an AVG in the type of its values, which a sum soon leaves."""
 
 
 def plan_insert(
@@ -64,7 +65,8 @@ def plan_insert(
     """
     where = f"job {job}"
     binder = Binder(
-        catalog, default_database=default_database, where=where, settings=settings, waits_for_commits=not sink.has_primary_key
+        catalog, default_database=default_database, where=where, settings=settings,
+        waits_for_commits=not sink.has_primary_key, adds_wide=layout >= 2,
     )  # fmt: skip
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
