@@ -15,6 +15,7 @@ from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import UNKNOWN, is_storable_as, parse_type
+from storage_engine.stream.functions.casts import as_precise, is_cut
 from storage_engine.stream.operators.arrangement import Arrangement, arrange
 from storage_engine.stream.operators.checked_key import is_checked
 from storage_engine.stream.operators.job_plan import JobPlan
@@ -197,7 +198,10 @@ def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], wher
                 where=where,
                 next_step=f"CAST it AS {sink.column(name).type}.",
             )
-        projections.append((type(item)(name, item.type, item.nullable), tree))
+        if is_cut(item.type, wanted):
+            projections.append((type(item)(name, wanted, item.nullable), as_precise(tree, wanted)))
+        else:
+            projections.append((type(item)(name, item.type, item.nullable), tree))
     renamed = dict(zip((item.name for item in root.fields), targets, strict=True))
     return Calc(root.input, tuple(projections), root.condition, root.key and tuple(renamed[name] for name in root.key))
 
