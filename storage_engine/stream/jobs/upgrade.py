@@ -25,6 +25,7 @@ from storage_engine.api import Progress, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import RetriableError, StatementRefused
 from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.stream.jobs.held import BEGUN
 from storage_engine.stream.jobs.job import JobDescriptor
 from storage_engine.stream.jobs.options import UPGRADE_OPTION, UPGRADE_TIMESTAMP_OPTION
 from storage_engine.stream.operators.job_plan import JobPlan
@@ -167,7 +168,7 @@ def adopt(store: Store, job: JobDescriptor, plan: JobPlan) -> Progress | None:
     if job.start == "fresh" and plan.sink.has_primary_key:
         eras = []
     if job.start == "fresh":
-        detail = {}
+        detail = {BEGUN: store.version()} if plan.sink.has_primary_key else {}
     detail |= {"epoch": job.epoch, "eras": eras}
     ops = cleared(store, plan) if job.start == "fresh" and plan.sink.has_primary_key else []
     target = offsets if job.start == "keep-position" else job.starts

@@ -85,9 +85,9 @@ class StoreReader:
         stop = self._work.stop.get(table.name, {})
         rows = self._current(side, keys, names)  # first: what changes meanwhile is in the changelog read next
         version, latest = self._store.latest([table.name])
-        later = _changes(table, stop, latest[table.name], names, as_of=version)
-        after = _put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
-        before = _put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
+        later = changes_between(table, stop, latest[table.name], names, as_of=version)
+        after = put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
+        before = put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
         return before.select(columns), after.select(columns)
 
     def _read(self, side: StoredSide, table: Table, names: list[str]) -> pa.Table:
@@ -95,7 +95,7 @@ class StoreReader:
         rows = self._inputs.get(side.scan.id)
         if rows is None or not {*names, WEIGHT} <= set(rows.column_names):
             start, stop = (offsets.get(table.name, {}) for offsets in (self._work.start, self._work.stop))
-            return _changes(table, start, stop, names, as_of=self._work.as_of)
+            return changes_between(table, start, stop, names, as_of=self._work.as_of)
         return rows.select([*names, WEIGHT])
 
     def _current(self, side: StoredSide, keys: pa.Table, names: list[str]) -> pa.Table:
@@ -111,7 +111,7 @@ def newest_partition(offsets: Offsets) -> str:
     return max((bucket.partition for bucket, end in offsets.items() if end > 0), default="")
 
 
-def _changes(table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None) -> pa.Table:
+def changes_between(table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None) -> pa.Table:
     """Changes between two sets of offsets, in the order of their commits, those that take a row back with WEIGHT -1."""
     ends: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
     begins = {bucket: start.get(bucket, 0) for bucket in ends}
@@ -122,7 +122,7 @@ def _of_keys(changes: pa.Table, keys: pa.Table) -> pa.Table:
     return _matching(changes, keys, keys.column_names, "left semi")
 
 
-def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
+def put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
     """`rows` with every key in `changes` (in the order of their commits) as it was before its first change."""
     if changes.num_rows == 0:
         return rows

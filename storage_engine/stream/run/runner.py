@@ -22,6 +22,7 @@ from storage_engine.errors import ProgressConflict
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.stream.functions.bitmaps import open_connection
 from storage_engine.stream.functions.python_functions import function_failure, register
+from storage_engine.stream.jobs.held import FIRST_VERSION
 from storage_engine.stream.jobs.job import JobDescriptor, plan_job
 from storage_engine.stream.jobs.quarantine import N_IN_A_ROW_MAX, POISON, OpenKeys, poison_of
 from storage_engine.stream.jobs.rates import advanced_detail
@@ -144,6 +145,8 @@ class JobRunner:
     ) -> None:
         detail = advanced_detail(self._detail, counts, work.version or self._version, seconds, time.time_ns() // 1_000_000)
         detail |= recorded or {}
+        if "n_batches" not in self._detail:
+            detail[FIRST_VERSION] = work.as_of
         try:
             result = self._store.commit(ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         except ProgressConflict:
