@@ -61,8 +61,14 @@ def forgotten_input(store: Store, job: JobDescriptor, recorded: Progress | None)
     """
     noted = store.objects(FORGOTTEN_INPUT).get(job.name, {})
     begun = int(recorded.detail.get(BEGUN, 0)) if recorded else 0
-    found = {table: {name: int(n) for name, (version, n) in of.items() if version > begun} for table, of in noted.items()}
-    found = {table: of for table, of in found.items() if of}
+    found: dict[str, dict[str, int]] = {}
+    for table, of in noted.items():
+        skipped: dict[str, int] = {}  # before its start: not read
+        for bucket, offset in job.starts.get(table, {}).items():
+            skipped[bucket.partition] = skipped.get(bucket.partition, 0) + offset
+        read = {name: int(n) - skipped.get(name, 0) for name, (version, n) in of.items() if version > begun}
+        if any(n > 0 for n in read.values()):
+            found[table] = {name: n for name, n in read.items() if n > 0}
     if recorded is not None and not found:
         n_unknown = int(recorded.detail.get("n_rows_in", 0)) - rows_between(job.starts, recorded.offsets)
         if n_unknown > 0 and recorded.offsets:

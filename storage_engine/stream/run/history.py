@@ -99,7 +99,7 @@ class History:
         version = self.store.version() if at_version is None else at_version
         try:
             latest = {bucket: end for bucket, end in table.offsets(at_version=version).items() if bucket in stop}
-            found = self.store.backend.read(table.name, columns, sorted({bucket.partition for bucket in stop}), version)
+            found = table.read(columns, at=version, of_partitions={bucket.partition for bucket in stop})
             later = changes_between(table, stop, latest, columns)
         except OffsetOutOfRange as error:
             raise self.gone(plan, scan, gaps, error.what) from error

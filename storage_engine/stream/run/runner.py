@@ -58,6 +58,7 @@ class JobRunner:
         register(self._con, self.plan.functions, f"job {job.name}")
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
+        self._keyed = tuple(dict.fromkeys(scan.table.name for scan in self._scans if scan.table.has_primary_key))
         self._beside = Beside()
         self._schema_ids = self._current_schemas()
         self._is_partitioned = any(store.describe(name).partition_keys for name in self.plan.source_tables)
@@ -83,7 +84,7 @@ class JobRunner:
             try:
                 self._run(work)
             except POISON as error:
-                if not self.options.quarantines or self.is_stale():
+                if not self.options.quarantines or work.is_snapshot or self.is_stale():
                     raise
                 if work.n_rows > 1:
                     self._n_suspect, self._bound = work.n_rows, work.n_rows // 2
@@ -98,7 +99,7 @@ class JobRunner:
 
     def _next_range(self) -> InputRange:
         def read() -> InputRange:
-            return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound)
+            return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound, self._keyed)
 
         work = read()
         if work.n_rows == 0 and self._reloads_after_drop(work.as_of):

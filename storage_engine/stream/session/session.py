@@ -26,6 +26,7 @@ from storage_engine.stream.jobs.job import JobDescriptor, load_job, set_state, s
 from storage_engine.stream.jobs.operate import ANSWERS as JOB_ANSWERS
 from storage_engine.stream.jobs.options import JOB_SETTINGS, check_value, parse_options
 from storage_engine.stream.jobs.submit import submit
+from storage_engine.stream.plan.startup import starts_of
 from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.bind import INERT_TABLE_HINTS
 from storage_engine.stream.planning.bind_lookup import NDU_OPTION
@@ -229,7 +230,8 @@ class SqlSession:
         table = catalog.table(name)
         if name in existing or (table is not None and not _is_same_table(table, backing)):
             raise AlreadyExists(f"{name} exists", where=f"line {statement.line}", next_step="DROP it first, or choose another name.")
-        plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=self._settings)
+        plan = plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=self._settings)
+        starts_of(self._store, plan.startups, f"materialized view {name}")
         self._store.create_table(backing, if_not_exists=True)
         submit(
             self._store,
