@@ -9,7 +9,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -188,16 +188,18 @@ class Table:
         *,
         at: int | None = None,
         limit: int | None = None,
+        of_partitions: Collection[str] | None = None,
     ) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time.
 
         limit  at most so many rows, whichever; without `where` the store reads no more than these
+        of_partitions  only their rows; a table without partitions has the one without a name
         """
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
         check_limit(limit, where="read")
         needed = self._needed(columns, where)
-        partitions = self._partitions_of(where)
+        partitions = self._partitions_of(where) if of_partitions is None else of_partitions
         pushed = limit if where is None else None
         rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at, pushed)
         rows = self._filtered(self._as_known(rows), where, columns)

@@ -19,6 +19,7 @@ from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.jobs.job import canonical, load_job, load_jobs, set_state
 from storage_engine.stream.jobs.submit import submit
+from storage_engine.stream.plan.startup import starts_of
 from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.catalog import StoreCatalog
 from storage_engine.stream.planning.planner import plan_insert, plan_view
@@ -44,7 +45,8 @@ def create(
     catalog = StoreCatalog(store, views, functions=functions)
     backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=settings)
     _check_name(store, statement, backing, catalog.table(name), where)
-    plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=settings)
+    plan = plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=settings)
+    starts_of(store, plan.startups, f"materialized view {name}")
     store.create_table(backing, if_not_exists=True)
     submit(
         store,
