@@ -103,6 +103,7 @@ NEEDS: dict[str, Callable[[Arguments], Iterable[Need]]] = {
     "latest": lambda arguments: [("DESCRIBE", table(str(name))) for name in arguments["tables"]],
     "fetch": _on_table("READ"),
     "read": _on_table("READ"),
+    "snapshot": _on_table("READ"),
     "lookup": _lookup,
     "prefix_lookup": _on_table("READ"),
     "count": _on_table("READ"),

@@ -20,13 +20,13 @@ import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
 from storage_engine.schema.descriptor import Offsets
-from storage_engine.stream.dialect.sqltypes import parse_type
 from storage_engine.stream.functions.bitmaps import open_connection
 from storage_engine.stream.functions.python_functions import function_failure, register
 from storage_engine.stream.jobs.held import forgotten_input, gaps_of
 from storage_engine.stream.jobs.job import JobDescriptor, plan_job
 from storage_engine.stream.jobs.quarantine import is_kept, quarantined, without
 from storage_engine.stream.jobs.upgrade import eras_of
+from storage_engine.stream.operators.checked_key import sink_cast
 from storage_engine.stream.operators.compile import ORDER, POSITION, lookup_name, quoted, relation, source_name
 from storage_engine.stream.operators.compile_time import WATERMARK, watermark_name
 from storage_engine.stream.operators.event_time import Clock, declared_of, least_watermark, mark, marked_batches, passed_ms
@@ -190,9 +190,7 @@ def _select(
 
 def batch_sql(plan: JobPlan) -> str:
     """The statement over whole inputs (relations src_ID and lk_ID), in the sink's columns and types."""
-    listed = ", ".join(
-        f"CAST({quoted(name)} AS {parse_type(plan.sink.column(name).type).duckdb}) AS {quoted(name)}" for name in plan.targets
-    )
+    listed = ", ".join(f"{sink_cast(plan, name)} AS {quoted(name)}" for name in plan.targets)
     body = relation(plan.root, batch=True, carried=(ORDER,) if plan.is_last_row else ())
     if plan.is_last_row:
         keys = ", ".join(quoted(name) for name in plan.sink.primary_key)
