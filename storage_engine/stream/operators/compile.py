@@ -14,14 +14,17 @@ from sqlglot import exp
 
 from storage_engine.stream.dialect.render import cast, column, sql
 from storage_engine.stream.functions.aggregates import WEIGHT, Accumulator
+from storage_engine.stream.functions.unnesting import selected
 from storage_engine.stream.operators import compile_panes, compile_time
 from storage_engine.stream.operators.compile_time import SOURCE, WATERMARK
+from storage_engine.stream.plan.placement import as_key
 from storage_engine.stream.plan.tree import (
     PROCESSING_TIME,
     Aggregate,
     Calc,
     DeltaJoin,
     Expand,
+    Field,
     InTime,
     LookupJoin,
     Node,
@@ -30,6 +33,7 @@ from storage_engine.stream.plan.tree import (
     Scan,
     Session,
     Union,
+    Unnest,
     Windows,
     is_positioned,
 )
@@ -38,7 +42,8 @@ SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
 ORDER = "__order"
-"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log."""
+"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log; those that
+UNNEST makes of one row by their places in its array."""
 CLOCK = (POSITION[0], POSITION[2])
 """Those that event time goes by: when a row was committed, and its bucket."""
 
@@ -46,6 +51,13 @@ CLOCK = (POSITION[0], POSITION[2])
 def quoted(name: str) -> str:
     """A name as DuckDB's identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def key_of(item: Field, alias: str, name: str = "") -> str:
+    """A field of a relation (there called `name`) where keys are compared: DuckDB hands a join's keys on to the reader of a relation, and
+    that compares bytes.
+    """
+    return sql(as_key(exp.column(exp.to_identifier(name or item.name, quoted=True), table=alias), item.type))
 
 
 def source_name(node: Scan) -> str:
@@ -87,7 +99,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
         listed = [f"{_stored(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
-        made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): f"row({POSITION[0]}, {node.id}, {POSITION[2]}, {POSITION[3]})"}
+        order = f"struct_pack(t := {POSITION[0]}, s := {node.id}, b := {POSITION[2]}, o := {POSITION[3]}, e := CAST([] AS INT[]))"
+        made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): order}
         hidden = [f"{made[name]} AS {name}" if name in made else name for name in hidden]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
     if isinstance(node, Calc):
@@ -108,6 +121,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         return _union(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Windows):
         return _windows(node, hidden, batch=batch, carried=carried)
+    if isinstance(node, Unnest):
+        return _unnest(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
@@ -161,6 +176,21 @@ def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[st
     for item, value in zip(node.window, ("__start", "__end", "__end - 1"), strict=True):
         listed.append(f"CAST(make_timestamp_ms({value}) AS TIMESTAMP_MS) AS {quoted(item.name)}")
     return f"SELECT {', '.join(listed + hidden)} FROM ({body})"
+
+
+def _unnest(node: Unnest, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    """Nothing is carried from row to row: DuckDB's unnest() repeats a row's columns beside the elements of its list."""
+    rows = [quoted(item.name) for item in node.input.fields] + hidden
+    body = f"SELECT *, {sql(node.elements)} AS __elements FROM ({relation(node.input, batch=batch, carried=carried)})"
+    parts = [(quoted(item.name), part) for item, part in node.parts]
+    ordinal = quoted(node.ordinal.name) if node.ordinal is not None else "__place" if ORDER in carried else None
+    made = selected("__elements", parts, rows, body, ordinal=ordinal, is_outer=node.is_outer)
+    if ORDER not in carried:
+        return f"SELECT {', '.join([*(quoted(item.name) for item in node.fields), *hidden])} FROM ({made})"
+    of_row = ", ".join(f"{name} := {ORDER}.{name}" for name in "tsbo")
+    order = f"struct_pack({of_row}, e := list_append({ORDER}.e, COALESCE({ordinal}, 0))) AS {ORDER}"
+    listed = [quoted(item.name) for item in node.fields] + [order if name == quoted(ORDER) else name for name in hidden]
+    return f"SELECT {', '.join(listed)} FROM ({made})"
 
 
 def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
@@ -222,7 +252,8 @@ def one_sided(node: Rank | Session | Over, rows: str, *, positioned: bool) -> st
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
     """The join of two relations with the sides' fields, l and r. `further`: what else to select, not for FULL."""
-    on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
+    of = {item.name: item for item in node.left.node.fields + node.right.node.fields}
+    on = [f"{key_of(of[mine], 'l')} = {key_of(of[other], 'r')}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
     if node.kind == "FULL":  # DuckDB's own takes no further condition; a log is a reader, which can be read once
@@ -345,7 +376,7 @@ def with_distinct(node: Aggregate, partial_name: str, distinct_names: list[tuple
     listed += [f"p.{quoted(item.name)}" for item in node.accumulators if not item.distinct]
     joins = []
     for i, (name, members) in enumerate(distinct_names):
-        on = " AND ".join(f"p.{quoted(item.name)} IS NOT DISTINCT FROM d{i}.{quoted(item.name)}" for item, _ in node.keys) or "TRUE"
+        on = " AND ".join(f"{key_of(item, 'p')} IS NOT DISTINCT FROM {key_of(item, f'd{i}')}" for item, _ in node.keys) or "TRUE"
         joins.append(f" LEFT JOIN {name} AS d{i} ON {on}")
         listed += [f"d{i}.{quoted(member)}" for member in members]
     return f"SELECT {', '.join(listed)} FROM {partial_name} AS p{''.join(joins)}"

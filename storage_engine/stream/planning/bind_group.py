@@ -24,7 +24,8 @@ from storage_engine.stream.plan.tree import Aggregate, Calc, Expand, Field, Node
 from storage_engine.stream.planning.bind_emission import emitted_once
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 GROUPING_SETS_MAX = 128
 """Each set is one more copy of every input row; a CUBE of seven columns reaches it."""
@@ -45,7 +46,8 @@ def bind_groups(
         node, mark = _expanded(binder, node, keys, sets)
     plain = binder.expressions(scope)
     order = POSITION if is_positioned(node) else None
-    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where, order=order), keys, mark, binder.where)
+    builder = CallBuilder(retracting=node.is_retracting, where=binder.where, order=order, adds_wide=binder.adds_wide)
+    calls = _CallCollector(plain, builder, keys, mark, binder.where)
     subqueries = Subqueries(binder, scope)
     above = ExpressionBinder(scope.resolve, where=binder.where, intercept=subqueries.intercept(calls.intercept))
     subqueries.use(above.bind)

@@ -21,8 +21,8 @@ from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.statement_sets import Explain, StatementSet
 from storage_engine.schema.validate import partition_of
-from storage_engine.stream.jobs.dependents import check_dependents
-from storage_engine.stream.jobs.job import JobDescriptor, load_job, set_state, state_name
+from storage_engine.stream.jobs.dependents import check_dependents, check_droppable
+from storage_engine.stream.jobs.job import JobDescriptor, load_job, state_name
 from storage_engine.stream.jobs.operate import ANSWERS as JOB_ANSWERS
 from storage_engine.stream.jobs.options import JOB_SETTINGS, check_value, parse_options
 from storage_engine.stream.jobs.submit import submit
@@ -30,13 +30,15 @@ from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.bind import INERT_TABLE_HINTS
 from storage_engine.stream.planning.bind_lookup import NDU_OPTION
 from storage_engine.stream.planning.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.planning.computed_columns import types_of
 from storage_engine.stream.planning.explain import explain
-from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
-from storage_engine.stream.run.runner import JobRunner
-from storage_engine.stream.session import reports
+from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select
+from storage_engine.stream.run.history import Lake, StoreOnly
+from storage_engine.stream.session import materialized_views, reports
 from storage_engine.stream.session.change_rows import delete_rows, update_rows
 from storage_engine.stream.session.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.session.function_statements import Functions
+from storage_engine.stream.session.materialized_views import check_is_no_view
 from storage_engine.stream.session.once import insert_constants, insert_once, is_of_constants
 from storage_engine.stream.session.user_statements import ANSWERS as USER_ANSWERS
 
@@ -83,11 +85,13 @@ class SqlSession:
     """Runs statements against a store.
 
     query   answers SELECT (the query engine), with the session's functions as `functions`; without it a SELECT is refused by name
+    lake    what the lake holds of tiered tables: for statements that read what SELECT shows
     """
 
-    def __init__(self, store: Store, query: Callable[..., Any] | None = None) -> None:
+    def __init__(self, store: Store, query: Callable[..., Any] | None = None, lake: Lake | None = None) -> None:
         self._store = store
         self._query = query
+        self._lake = lake
         self._database = DEFAULT_DATABASE
         self._settings: dict[str, str] = {}
         self._views: dict[str, ViewDefinition] = {}
@@ -121,11 +125,18 @@ class SqlSession:
 
     # tables
 
+    def _catalog(self) -> StoreCatalog:
+        return StoreCatalog(self._store, self._views, functions=self._functions)
+
     def _create_table(self, statement: st.CreateTable) -> Result:
+        if statement.descriptor.computed:
+            types_of(self._catalog(), statement.descriptor, f"table {statement.descriptor.name}")
         self._store.backend.create_table(statement.descriptor, if_not_exists=statement.if_not_exists)
         return Result(f"table {statement.descriptor.name}")
 
     def _drop_table(self, statement: st.DropTable) -> Result:
+        check_is_no_view(self._store, statement.name, f"line {statement.line}")
+        check_droppable(self._store, statement.name)
         self._store.backend.drop_table(statement.name, if_exists=statement.if_exists)
         return Result(f"dropped {statement.name}")
 
@@ -209,7 +220,7 @@ class SqlSession:
     def _drop_view(self, statement: st.DropView) -> Result:
         name = statement.name
         if statement.materialized:
-            return self._drop_materialized(statement)
+            return Result(materialized_views.drop(self._store, statement))
         if self._views.pop(name, None) is not None:
             return Result(f"dropped view {name}")
         if name not in self._store.objects("view"):
@@ -220,87 +231,36 @@ class SqlSession:
         return Result(f"dropped view {name}")
 
     def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
-        name = statement.name
-        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
-        existing = self._store.objects("materialized_view")
-        if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
-            return Result(f"materialized view {name} exists")
-        backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=self._settings)
-        table = catalog.table(name)
-        if name in existing or (table is not None and not _is_same_table(table, backing)):
-            raise AlreadyExists(f"{name} exists", where=f"line {statement.line}", next_step="DROP it first, or choose another name.")
-        plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=self._settings)
-        self._store.create_table(backing, if_not_exists=True)
-        submit(
-            self._store,
-            name=name,
-            sink=name,
-            columns=None,
-            select=statement.sql,
-            text=statement.text,
-            database=statement.database,
-            settings=self._settings,
-            views=self._views,
-            functions=self._functions,
-            kind="view",
-            refresh_s=statement.refresh,
-        )
-        definition = {
-            "sql": statement.sql,
-            "refresh_s": statement.refresh,
-            "partition_by": list(statement.partition_by),
-            "properties": dict(statement.properties),
-            "comment": statement.comment,
-            "job": name,
-            "table": name,
-        }
-        self._store.put_object("materialized_view", name, definition)
-        return Result(f"materialized view {name}")
-
-    def _drop_materialized(self, statement: st.DropView) -> Result:
-        name = statement.name
-        view = self._store.objects("materialized_view").get(name)
-        if view is None:
-            if statement.if_exists:
-                return Result(f"there is no materialized view {name}")
-            raise UnknownTable(f"there is no materialized view {name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them.")
-        job = load_job(self._store, view["job"])
-        set_state(self._store, job.name, "STOPPED")
-        self._store.drop_object("materialized_view", name)
-        return Result(f"dropped materialized view {name}; its rows stay in table {name}")
+        return Result(materialized_views.create(self._store, statement, self._settings, self._views, self._functions))
 
     def _refresh(self, statement: st.RefreshMaterializedView) -> Result:
-        view = self._store.objects("materialized_view").get(statement.name)
-        if view is None:
-            raise UnknownTable(
-                f"there is no materialized view {statement.name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them."
-            )
-        runner = JobRunner(self._store, load_job(self._store, view["job"]))
-        try:
-            n_rows = 0
-            while taken := runner.step():
-                n_rows += taken
-        finally:
-            runner.close()
-        return Result(f"refreshed {statement.name}: {n_rows} rows read")
+        return Result(materialized_views.refresh(self._store, statement))
 
     # jobs and inserts
 
     def _insert(self, statement: st.InsertInto) -> Result:
         notices = _check_sink_hints(statement)
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
         if is_of_constants(statement):
             return Result(insert_constants(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
-            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
+            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions, self._lake))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
         _, message = self._submit(statement, name)
         return Result("; ".join([message, *notices]))
 
+    @property
+    def _seen(self) -> Lake | None:
+        """The rows that UPDATE and DELETE look at: those that SELECT shows, of the store alone where nothing answers a SELECT."""
+        return StoreOnly(self._store) if self._lake is None and self._query is None else self._lake
+
     def _update(self, statement: st.Update) -> Result:
-        return Result(update_rows(self._store, statement, self._views, self._functions))
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
+        return Result(update_rows(self._store, statement, self._views, self._functions, self._seen))
 
     def _delete(self, statement: st.Delete) -> Result:
-        return Result(delete_rows(self._store, statement, self._views, self._functions))
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
+        return Result(delete_rows(self._store, statement, self._views, self._functions, self._seen))
 
     def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
         return submit(
@@ -325,6 +285,8 @@ class SqlSession:
         pipeline = self._settings.get("pipeline.name")
         names = [f"{pipeline}-{i}" if pipeline else default_job_name(insert) for i, insert in enumerate(statement.inserts, 1)]
         notices = [notice for insert in statement.inserts for notice in _check_sink_hints(insert)]
+        for insert in statement.inserts:
+            check_is_no_view(self._store, insert.table, f"line {insert.line}")
         planned: list[JobDescriptor] = []
         for name, insert in zip(names, statement.inserts, strict=True):
             if any(job.name == name for job in planned):
@@ -336,7 +298,7 @@ class SqlSession:
 
     def _explain(self, statement: Explain) -> Result:
         """The plan as lines: what runs, what is kept where, what a change costs, what is not reproducible."""
-        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
+        catalog = self._catalog()
         of = statement.of
         if isinstance(of, st.Query):
             plan = plan_select(catalog, of.text, default_database=self._database, settings=self._settings)
@@ -387,15 +349,23 @@ class SqlSession:
         return Result("consumer", pa.concat_tables([groups.describe(self._store.backend, group) for group in found]))
 
     def _reset_consumer(self, statement: st.ResetConsumer) -> Result:
+        known = groups.find(self._store.backend, statement.name, statement.table)
         offsets = groups.reset(self._store.backend, self._store.table(statement.table), statement.name, statement.to)
-        return Result(f"consumer {statement.name} on {statement.table} goes on from {reports.printed(offsets) or 'the beginning'}")
+        place = reports.printed(offsets) or "the beginning"
+        if not known:
+            return Result(
+                f"consumer {statement.name} on {statement.table} is new: it begins at {place}. Was another one meant? DROP CONSUMER"
+            )
+        return Result(f"consumer {statement.name} on {statement.table} goes on from {place}")
 
     def _drop_consumer(self, statement: st.DropConsumer) -> Result:
         groups.drop(self._store.backend, statement.name, statement.table, if_exists=statement.if_exists)
         return Result(f"dropped consumer {statement.name} on {statement.table}")
 
     def _describe_table(self, statement: st.DescribeTable) -> Result:
-        return Result("columns", reports.columns(self._store.describe(statement.name)))
+        table = self._store.describe(statement.name)
+        types = types_of(self._catalog(), table, f"table {table.name}") if table.computed else {}
+        return Result("columns", reports.columns(table, types))
 
     def _describe_job(self, statement: st.DescribeJob) -> Result:
         return Result("job", reports.job(self._store, load_job(self._store, statement.name)))
@@ -415,11 +385,6 @@ def _check_sink_hints(statement: st.InsertInto) -> list[str]:
                 f"the hint '{key}' on {statement.table} is not known", where=f"line {statement.line}", next_step="Leave it out."
             )
     return [f"hint '{key}' has no effect here" for key in statement.hints]
-
-
-def _is_same_table(left: TableDescriptor, right: TableDescriptor) -> bool:
-    """True when both have the same columns and key: left over from a statement that was cut short."""
-    return [(c.name, c.type) for c in left.columns] == [(c.name, c.type) for c in right.columns] and left.primary_key == right.primary_key
 
 
 _S = SqlSession
