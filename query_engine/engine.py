@@ -139,14 +139,19 @@ class QueryEngine:
         self._con.close()
 
     def _with_views(self, tree: exp.Query, default_database: str, depth: int) -> exp.Query:
-        """The query with every view replaced by its own query."""
+        """The query with every view, and every table with computed columns, replaced by its own query."""
         if depth > _VIEWS_DEEP_MAX:
             raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
         for node in _tables(tree):
-            sql = self._relations.view(table_name(node, default_database))
-            if sql is None:
+            name = table_name(node, default_database)
+            sql = self._relations.view(name)
+            if sql is not None:
+                inner: exp.Query = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
+            elif (stored := self._relations.stored_select(name)) is not None:
+                _refuse_startup(node)
+                inner = stored
+            else:
                 continue
-            inner = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
             if (asked := node.args.get("version")) is not None:
                 for table in _tables(inner):
                     if table.args.get("version") is None:
@@ -159,12 +164,14 @@ class QueryEngine:
         if columns is None:
             return Needs(None, None)
         found = list(tree.find_all(exp.Column))
-        used = {column.name for column in found}
+        joins = list(tree.find_all(exp.Join))
+        used = {column.name for column in found} | {item.name for join in joins for item in join.args.get("using") or ()}
         if name.endswith(BINLOG):  # what is used are fields of before and after
             columns = self._relations.columns(name.removesuffix(BINLOG)) or {}
             if any(column.name in _BINLOG_ROWS for column in found):
                 used = set(columns)
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
+        stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
         wanted = None if stars else tuple(column for column in columns if column in used)
         return Needs(wanted, self._pushed_condition(nodes, name))
 

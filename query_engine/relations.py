@@ -18,11 +18,13 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from sqlglot import exp
 
 from storage_engine import Store, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
 from storage_engine.stream.dialect.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
+from storage_engine.stream.planning.computed_columns import stored_select
 
 CHANGELOG, BINLOG, LAKE = "$changelog", "$binlog", "$lake"
 _DUCKDB_TYPES = {
@@ -52,6 +54,11 @@ class Relations:
         """The text of a view, None if there is no view of that name."""
         found = self._store.objects("view").get(name)
         return None if found is None else str(found["sql"])
+
+    def stored_select(self, name: str) -> exp.Select | None:
+        """What stands for a table that has computed columns; None for any other relation."""
+        descriptor = self._descriptor(name)
+        return stored_select(descriptor, "query", with_times=False) if descriptor is not None and descriptor.computed else None
 
     def columns(self, name: str) -> dict[str, SqlType] | None:
         """Column types of a table of the store; None for a lake-only table, whose types DuckDB knows.

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 from sqlglot import exp
 
+from query_engine.merged_columns import expanded
+from query_engine.unnest import unnested
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
 from storage_engine.stream.dialect.sqltypes import SqlType
@@ -101,10 +103,10 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
     scope = _Scope(outer, {item.alias for item in select.expressions if item.alias})
     from_ = select.args.get("from_") or select.args.get("from")
     joins = select.args.get("joins") or []
-    for source in ([from_.this] if from_ is not None else []) + [join.this for join in joins]:
-        _add_source(source, tables, scope)
     select.set("hint", None)
     binder = _Binder(scope, tables)
+    for source in ([from_.this] if from_ is not None else []) + [join.this for join in joins]:
+        _add_source(source, tables, scope, binder)
     for join in joins:
         if join.args.get("on") is not None:
             join.set("on", binder.rows(join.args["on"]))
@@ -113,7 +115,7 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
         where.set("this", binder.rows(where.this))
     outputs: dict[str, SqlType] = {}
     projections: list[exp.Expr] = []
-    for index, item in enumerate(select.expressions):
+    for index, item in enumerate(expanded(select.expressions, joins, list(scope.sources.items()))):
         if isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star)):
             projections.append(item)
             for alias, columns in scope.sources.items():
@@ -145,8 +147,12 @@ def _is_position(node: exp.Expr) -> bool:
     return isinstance(node, exp.Literal) and not node.is_string
 
 
-def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope) -> None:
-    if isinstance(source, exp.Table):
+def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope, binder: _Binder) -> None:
+    if isinstance(source, exp.Unnest):
+        made, alias, columns = unnested(source, binder.row)
+        source.replace(made)
+        scope.sources[alias] = columns
+    elif isinstance(source, exp.Table):
         scope.sources[alias_of(source)] = tables.get(source.name, {})
     elif isinstance(source, exp.Subquery):
         _, columns = _query(source, tables, scope.outer)
@@ -163,6 +169,9 @@ class _Binder:
         self._tables = tables
         self._rows = ExpressionBinder(scope.resolve, where="query", intercept=self._nested, strict=False)
         self._values = ExpressionBinder(scope.resolve, where="query", intercept=self._aggregate, strict=False)
+
+    def row(self, node: exp.Expr) -> Value:
+        return self._rows.bind(node)
 
     def rows(self, node: exp.Expr) -> exp.Expr:
         return self._rows.bind(node).ast

@@ -48,6 +48,7 @@ from storage_engine.engine.point_reads import PointReads
 from storage_engine.engine.rescale import Rescaler
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep, skip_frames
+from storage_engine.engine.snapshot import read_snapshot
 from storage_engine.engine.state import TableState
 from storage_engine.engine.statistics import bucket_statistics
 from storage_engine.errors import AlreadyExists, DamageError, InvalidPartition, OffsetOutOfRange
@@ -160,6 +161,7 @@ class EmbeddedBackend:
                 raise AlreadyExists(
                     f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
                 )
+            catalog.require_free(descriptor.name, self.core.state.tables, self.core.state.objects)
             created = catalog.created(descriptor, self.core.state.next_table_id)
             plan = partitions.plan_partitions(TableState(Schemas.of(created)), self.core.clock_ms(), self.core.settings.partitions_max)
             names = [(created.table_id, name) for name in plan.create]
@@ -225,6 +227,8 @@ class EmbeddedBackend:
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
         with self.core.writing():
+            if value is not None:
+                catalog.require_no_relation(kind, name, self.core.state.tables, self.core.state.objects)
             self.core.change([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
 
     def tables(self) -> list[TableDescriptor]:
@@ -412,6 +416,9 @@ class EmbeddedBackend:
                     raise_if_dropped(buckets, table, [bucket for bucket, _ in steps], error)
                     raise
         raise AssertionError("the last attempt returned or raised")
+
+    def snapshot(self, table: str, columns: Sequence[str] | None, ends: Offsets, *, as_of: int | None = None) -> pa.RecordBatchReader:
+        return read_snapshot(self.core, table, columns, ends, as_of)
 
     def count(self, table: str) -> int:
         core = self.core

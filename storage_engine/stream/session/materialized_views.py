@@ -20,6 +20,7 @@ from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.jobs.job import canonical, load_job, load_jobs, set_state
 from storage_engine.stream.jobs.options import parse_options
 from storage_engine.stream.jobs.submit import submit
+from storage_engine.stream.plan.startup import starts_of
 from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.catalog import StoreCatalog
 from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert
@@ -48,7 +49,8 @@ def create(
     is_lenient = settings.get(ENFORCER_OPTION, "ERROR").upper() == "DROP" or parse_options(settings, where).quarantines
     backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=settings, sets_nulls_aside=is_lenient)
     _check_name(store, statement, backing, catalog.table(name), where)
-    plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=settings)
+    plan = plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=settings)
+    starts_of(store, plan.startups, f"materialized view {name}")
     store.create_table(backing, if_not_exists=True)
     submit(
         store,
