@@ -109,7 +109,15 @@ class Union:
         return f"SELECT {quoted_list(self.columns)} FROM ({both})"
 
     def _lake_column(self, name: str, held_as: str) -> str:
-        if pa.types.is_time(self.descriptor.arrow_schema.field(name).type):
+        """A lake column in the store's name and type.
+
+        Files' statistics leave NaN out, so a file of 1.0 and NaN is skipped for `f <> 1`: the minus signs, which give every value back as
+        it is, keep conditions on floats from being held against them.
+        """
+        arrow = self.descriptor.arrow_schema.field(name).type
+        if pa.types.is_floating(arrow):
+            return f"-(-l.{quoted(held_as)}) AS {quoted(name)}"
+        if pa.types.is_time(arrow):
             return f"CAST(TIME '00:00:00' + to_milliseconds(l.{quoted(held_as)}) AS TIME) AS {quoted(name)}"
         return f"l.{quoted(held_as)} AS {quoted(name)}"
 

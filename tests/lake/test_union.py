@@ -241,3 +241,17 @@ def test_keys_of_the_tail_hide_lake_rows_inside_a_query_that_is_itself_an_exists
     query = "SELECT i FROM range(4) AS r(i) WHERE EXISTS (SELECT 1 FROM answer AS a WHERE a.item = i AND a.day = '2026-01-01' AND a.n > 0)"
 
     assert duck.execute(query).fetchall() == [(2,)]
+
+
+@pytest.mark.parametrize("where", ["f <> 1", "f < 5", "isnan(f)", "NOT (f = 1)"])
+def test_a_condition_on_a_float_finds_rows_of_nan_in_the_lake_although_statistics_leave_them_out(store, lake, duck, where):
+    store.execute("CREATE TABLE shop.measured (k INT, f DOUBLE) WITH ('table.datalake.enabled' = 'true')")
+    table = store.table("shop.measured")
+    table.append({"k": [1, 2, 3], "f": [float("nan"), 1.0, -0.0]})
+    Tierer(store, lake).run_once(force=True)
+
+    found = union_read(duck, store, lake, "shop.measured", where=where)
+
+    expected = {"f <> 1": [1, 3], "f < 5": [2, 3], "isnan(f)": [1], "NOT (f = 1)": [1, 3]}
+    assert sorted(found["k"].to_pylist()) == expected[where]
+    assert str(union_read(duck, store, lake, "shop.measured", ["f"], "k = 3")["f"][0].as_py()) == "-0.0"
