@@ -14,7 +14,7 @@ from storage_engine.client.store import Store
 from storage_engine.client.table import METADATA_FIELDS
 from storage_engine.lake.columns import BUCKET, OFFSET, TIMESTAMP, from_lake, quoted
 from storage_engine.lake.duck import connect_delta
-from storage_engine.lake.union import LakeSnapshot, find_snapshot, union_read
+from storage_engine.lake.union import LakeSnapshot, find_snapshot, tail_range, union_read
 from storage_engine.schema.descriptor import TableBucket, TableDescriptor
 
 _PLACE = METADATA_FIELDS[1:]
@@ -46,11 +46,8 @@ class LakeHistory:
                 return union_read(con, self._store, self._root, table, columns, at=at)
         handle = self._store.table(table)
         snapshot = find_snapshot(self._store, self._root, descriptor, at)
-        stop = handle.offsets(at_version=at)
-        covered = {} if snapshot is None else snapshot.offsets
-        tail = handle.scan(
-            columns, start={bucket: covered.get(bucket, 0) for bucket in stop}, stop=stop, metadata=True, as_of=at
-        ).read_all()
+        start, stop = tail_range(handle, snapshot, at, None)
+        tail = handle.scan(columns, start=start, stop=stop, metadata=True, as_of=at).read_all()
         tail = tail.select([*columns, *(item.name for item in _PLACE)])
         if snapshot is None:
             return tail

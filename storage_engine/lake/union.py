@@ -230,7 +230,7 @@ def _open_union(
     as_of, before = store.version(), _progress(store, descriptor) if descriptor.partition_keys else None
     snapshot = find_snapshot(store, lake_root, descriptor, at)
     version = store.version() if at is None else at  # after the snapshot: never older than it
-    start, stop = _tail_range(handle, snapshot, version, where)
+    start, stop = tail_range(handle, snapshot, version, where)
     pushed = pushable(where, descriptor.arrow_schema)
     if not descriptor.has_primary_key:
         tail = handle.scan(names, pushed, start, stop, as_of=as_of).read_all()
@@ -306,7 +306,7 @@ def _has_log(lake_root: str | Path, descriptor: TableDescriptor) -> bool:
     return read_entry(table_path(Path(lake_root).absolute(), descriptor.name), 0) is not None
 
 
-def _tail_range(table: Table, snapshot: LakeSnapshot | None, version: int, where: str | None) -> tuple[Offsets, Offsets]:
+def tail_range(table: Table, snapshot: LakeSnapshot | None, version: int, where: str | None) -> tuple[Offsets, Offsets]:
     """Where the tail begins and ends. Without a lake it begins at what the log still holds, else exactly where the lake ends; of a log
     from which rows expired while it was not tiered, at what it still holds.
     """

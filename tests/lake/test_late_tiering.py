@@ -16,6 +16,7 @@ from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.engine.snapshot import BATCH_ROWS
 from storage_engine.errors import LakeChanged, OffsetOutOfRange
 from storage_engine.lake import Limits, Tierer, find_snapshot, lake_read, table_path, tier_lag, union_read
+from storage_engine.lake.history import LakeHistory
 from storage_engine.lake.planning import plan_stop
 from storage_engine.schema.descriptor import TableBucket
 from tests.lake.test_crash import DeathError, DyingBackend
@@ -264,6 +265,8 @@ def test_a_log_that_has_expired_in_part_is_tiered_from_its_earliest_offset(store
     store.execute(ON.format("l"))
     expected = [(k,) for k in range(100, 106)]
     assert union("d.l") == expected
+    history = LakeHistory(store, lake)
+    assert rows(history.all_rows("d.l", ["k"], store.version()).select(["k"])) == expected
 
     tier(store, lake, Limits(round_rows_max=2))
 
