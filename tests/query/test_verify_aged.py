@@ -9,6 +9,8 @@ import pytest
 
 from query_engine.verify import VerifyReport, repair, verify
 from storage_engine import Store
+from storage_engine.api import FORGOTTEN_INPUT
+from storage_engine.engine.fsck import check_store
 from storage_engine.errors import InvalidPartition, StatementRefused
 from storage_engine.lake import LakeHistory, Tierer
 from storage_engine.stream import SqlSession, Worker
@@ -31,7 +33,7 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 def run(store: Store, *jobs: str) -> Worker:
     """Submit INSERTs, each as a job of the name of its sink."""
     for text in jobs:
-        name = text.split()[2].partition(".")[2]
+        name = text.partition("INSERT INTO db.")[2].split()[0]
         SqlSession(store).execute(f"SET 'pipeline.name' = '{name}'; {text}")
     return Worker(store)
 
@@ -189,6 +191,24 @@ def test_a_partition_beside_a_dropped_one_is_proved(store: Store) -> None:
     assert rows(store, "db.days") == [("a", 7, 1), ("b", 7, 3)]
 
 
+def test_what_was_dropped_is_known_after_a_restart_and_where_the_store_had_not_noted_it(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", Clock()) as store:
+        store.execute("CREATE TABLE db.src (k INT, ds STRING) PARTITIONED BY (ds)")
+        store.execute("CREATE TABLE db.counts (k INT, c BIGINT, PRIMARY KEY (k) NOT ENFORCED)")
+        worker = run(store, "INSERT INTO db.counts SELECT k, COUNT(*) FROM db.src GROUP BY k")
+        store.table("db.src").append({"k": [1, 2, 2], "ds": ["a", "b", "b"]})
+        worker.run_until_idle()
+        store.execute("ALTER TABLE db.src DROP PARTITION (ds = 'a')")
+
+    assert check_store(tmp_path / "s", keys=True).damages == []
+    with opened(tmp_path / "s", Clock()) as store:
+        assert "1 rows that were read of db.src are gone (partition a was dropped)" in one(verify(store, None, "db.counts")).refused
+        store.backend.put_object(FORGOTTEN_INPUT, "counts", None)
+        assert "1 rows that were read of db.src are gone (their partitions were dropped)" in one(verify(store, None, "db.counts")).refused
+        with pytest.raises(StatementRefused, match="nothing was repaired"):
+            repair(store, None, "db.counts")
+
+
 def test_a_log_that_a_job_writes_is_compared_as_far_as_it_is_held_only(store: Store, clock: Clock) -> None:
     store.execute(
         tables("")
@@ -284,3 +304,55 @@ def test_rows_joined_before_a_looked_up_row_came_are_noted_and_not_repaired(stor
     with pytest.raises(StatementRefused, match="nothing was repaired"):
         repair(store, None, "db.named")
     assert rows(store, "db.named") == [(1, None), (2, "b")]
+
+
+@pytest.mark.parametrize(("poisoned", "is_proved"), [(35, True), (3, False)])
+def test_rows_in_quarantine_are_left_out_as_long_as_their_changes_are_held(
+    store: Store, clock: Clock, poisoned: int, is_proved: bool
+) -> None:
+    store.execute(
+        "CREATE TABLE db.words (id BIGINT, w STRING, PRIMARY KEY (id) NOT ENFORCED) WITH ('table.log.ttl' = '1h');"
+        "CREATE TABLE db.numbers (id BIGINT, n INT, PRIMARY KEY (id) NOT ENFORCED);"
+    )
+    worker = run(store, "SET 'pipeline.poison-row' = 'quarantine'; INSERT INTO db.numbers SELECT id, CAST(w AS INT) FROM db.words")
+    for n in range(N):
+        clock.pass_ms(HOUR_MS // 20)
+        store.table("db.words").upsert({"id": [n], "w": ["x" if n == poisoned else str(n)]})
+        worker.run_until_idle()
+    backend_of(store).clean()
+    assert 3 < sum(store.table("db.words").offsets("earliest").values()) < 35
+
+    report = one(verify(store, None, "db.numbers"))
+
+    assert report.rows_quarantined == 1
+    assert (report.holds, report.rows_compared) == (is_proved, N - 1 if is_proved else 0)
+    assert is_proved or "among them rows in quarantine" in report.refused
+
+
+def test_current_rows_that_go_without_a_change_prove_nothing(store: Store, clock: Clock) -> None:
+    store.execute(tables().replace("NOT ENFORCED) WITH (", "NOT ENFORCED) WITH ('table.kv.ttl' = '2h', "))
+    store.execute("CREATE TABLE db.same (id BIGINT, k INT, PRIMARY KEY (id) NOT ENFORCED)")
+    worker = run(store, "INSERT INTO db.same SELECT id, k FROM db.pk")
+    write_and_age(store, clock, worker)
+
+    assert "'table.kv.ttl'" in one(verify(store, None, "db.same")).refused
+
+
+def test_days_of_a_tiered_log_are_read_from_the_lake_but_for_a_day_that_was_dropped(store: Store, clock: Clock, tmp_path: Path) -> None:
+    store.execute(tables(", 'table.datalake.enabled' = 'true'", "PARTITIONED BY (ds)"))
+    worker = run(store, "INSERT INTO db.days SELECT ds, 7, COUNT(*) FROM db.log GROUP BY ds")
+    lake = LakeHistory(store, tmp_path / "lake")
+    for n in range(N):
+        clock.pass_ms(HOUR_MS // 20)
+        store.table("db.log").append({"id": [n], "k": [n], "ds": [("a", "b", "c", "d")[n // 10]]})
+    worker.run_until_idle()
+    Tierer(store, tmp_path / "lake").run_once(force=True)
+    backend_of(store).clean()
+    assert store.table("db.log").count() < 30
+
+    assert not one(verify(store, None, "db.days")).holds
+    assert one(verify(store, None, "db.days", lake=lake)).rows_compared == 4
+    store.execute("ALTER TABLE db.log DROP PARTITION (ds = 'a')")
+    assert one(verify(store, None, "db.days", ["a"], lake=lake)).refused
+    assert one(verify(store, None, "db.days", ["b"], lake=lake)).holds
+    assert one(verify(store, None, "db.days", ["b"])).refused

@@ -253,6 +253,7 @@ def test_every_type_has_one_spelling():
         ("CREATE TABLE t (a INT, PRIMARY KEY (b) NOT ENFORCED)", "PRIMARY KEY names no column: b", "table db.t, line 1"),
         ("CREATE TABLE t (a INT, a INT)", "column a is declared twice", "table db.t"),
         ("CREATE TABLE t (k INT, b INT, K INT)", "column K differs from column k only in case", "table db.t, line 1"),
+        ("CREATE TABLE t (k INT, K AS k + 1)", "column K differs from column k only in case", "table db.t, line 1"),
         ("CREATE TABLE t (v VARCHAR(0))", "column v: VARCHAR(0) holds nothing", "table db.t, line 1"),
         ("CREATE TABLE t (v TIME WITH TIME ZONE)", "expected ), found WITH", "line 1"),
         ("CREATE DATABASE x COMMENT 'c'", "CREATE DATABASE ... COMMENT is not supported", "line 1"),
