@@ -18,6 +18,7 @@ from query_engine.hints import refuse_hints, refuse_query_hints
 from query_engine.relations import BINLOG, Needs, Relations, keep_floats_from_joins, lake_columns
 from query_engine.time_travel import take_version
 from query_engine.translate import Columns, translate
+from query_engine.windows import WindowedRows, is_windowed
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
@@ -78,7 +79,8 @@ class QueryEngine:
 
         Errors: StatementRefused, UnknownTable; what DuckDB refuses is said in its words with the statement named.
         """
-        tree = self._with_views(parse_select(sql, where="query"), default_database, views or {}, 0)
+        windows = WindowedRows(self.store, self.lake_root, views or {}, functions or {}, at)
+        tree = self._with_views(parse_select(sql, where="query"), default_database, views or {}, windows, 0)
         used = self._functions_of(tree, functions or {})
         for select in tree.find_all(exp.Select):
             refuse_query_hints(select)
@@ -89,7 +91,7 @@ class QueryEngine:
             return counted
         con = self._con.cursor()
         try:
-            tables: dict[str, Columns] = {}
+            tables: dict[str, Columns] = {**windows.register(con, tree)}
             for index, ((name, version), nodes) in enumerate(names.items()):
                 view = f"r{index}"
                 for node in nodes:
@@ -151,10 +153,13 @@ class QueryEngine:
     def close(self) -> None:
         self._con.close()
 
-    def _with_views(self, tree: exp.Query, default_database: str, views: Mapping[str, ViewDefinition], depth: int) -> exp.Query:
+    def _with_views(
+        self, tree: exp.Query, default_database: str, views: Mapping[str, ViewDefinition], windows: WindowedRows, depth: int
+    ) -> exp.Query:
         """The query with every view replaced by its own query, and every table named with its database."""
         if depth > _VIEWS_DEEP_MAX:
             raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
+        tree = windows.take(tree, default_database)
         for node in _tables(tree):
             name = table_name(node, default_database)
             view = views.get(name) or self._relations.view(name)
@@ -162,7 +167,8 @@ class QueryEngine:
                 if not node.db:
                     node.set("db", exp.to_identifier(default_database, quoted=True))
                 continue
-            inner = self._with_views(parse_select(view.sql, where=f"view {name}"), view.database or default_database, views, depth + 1)
+            inner = parse_select(view.sql, where=f"view {name}")
+            inner = self._with_views(inner, view.database or default_database, views, windows, depth + 1)
             if (asked := node.args.get("version")) is not None:
                 for table in _tables(inner):
                     if table.args.get("version") is None:
@@ -222,7 +228,7 @@ def _may_join(tree: exp.Query) -> bool:
 def _tables(tree: exp.Query) -> list[exp.Table]:
     """The tables that FROM and JOIN name, common table expressions left out."""
     ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
-    return [node for node in tree.find_all(exp.Table) if node.db or node.name not in ctes]
+    return [node for node in tree.find_all(exp.Table) if not is_windowed(node) and (node.db or node.name not in ctes)]
 
 
 def _relation_names(tree: exp.Query, default_database: str, versions: Mapping[int, int | None]) -> _Names:

@@ -179,3 +179,32 @@ def test_a_condition_finer_than_its_column_is_not_rounded(session: SqlSession) -
         assert rows(session, f"SELECT id FROM shop.fine WHERE {condition}") == [(1,)], condition
     for condition in ("ts >= TIMESTAMP '2020-01-01 23:59:59.9995'", "p > 1.551"):
         assert rows(session, f"SELECT id FROM shop.fine WHERE {condition}") == [], condition
+
+
+WINDOWED = (
+    "SELECT CAST(window_start AS STRING) AS s, n, COUNT(*) AS c "
+    "FROM TABLE(TUMBLE(TABLE %s, DESCRIPTOR(ts), INTERVAL '1' HOUR)) GROUP BY window_start, window_end, n"
+)
+
+
+def test_windows_are_previewed_over_lake_and_store_as_one(session: SqlSession, tmp_path: Path) -> None:
+    """Also through a view or WITH, and with what a job would refuse around them."""
+    store = session._store
+    store.execute("CREATE TABLE w.log (n INT, ts TIMESTAMP(3), WATERMARK FOR ts AS ts) WITH ('table.datalake.enabled' = 'true')")
+    store.execute("INSERT INTO w.log VALUES (1, TIMESTAMP '2020-01-01 10:10:00'), (1, TIMESTAMP '2020-01-01 10:20:00')")
+    Tierer(store, tmp_path / "lake").run_once(force=True)
+    store.execute("INSERT INTO w.log VALUES (1, TIMESTAMP '2020-01-01 10:30:00'), (2, TIMESTAMP '2020-01-01 09:59:59.999')")
+    expected = [("2020-01-01 09:00:00.000", 2, 1), ("2020-01-01 10:00:00.000", 1, 3)]
+    assert rows(session, WINDOWED % "w.log") == expected
+    assert rows(session, "USE w; " + WINDOWED % "log" + " ORDER BY n DESC") == expected
+    assert rows(session, "CREATE TEMPORARY VIEW v AS SELECT n, ts FROM log WHERE n = 2; " + WINDOWED % "v") == expected[:1]
+    assert rows(session, "WITH q AS (SELECT * FROM log) " + WINDOWED % "q") == expected
+    ranked = "SELECT HOUR(TUMBLE_END(ts, INTERVAL '1' HOUR)) AS e, RANK() OVER (ORDER BY COUNT(*)) AS r "
+    ranked += "FROM log GROUP BY TUMBLE(ts, INTERVAL '1' HOUR)"
+    assert rows(session, ranked) == [(10, 1), (11, 2)]
+    with pytest.raises(StatementRefused, match="no length of time"):
+        session.execute("SELECT * FROM TABLE(TUMBLE(TABLE log, DESCRIPTOR(ts), INTERVAL '1' MONTH))")
+    with pytest.raises(StatementRefused, match=r"'scan\.startup\.mode' = 'latest'"):
+        session.execute(WINDOWED % "log /*+ OPTIONS('scan.startup.mode' = 'latest') */")
+    with pytest.raises(StatementRefused, match="in which order its rows came"):
+        session.execute("SELECT COUNT(*) AS c FROM TABLE(TUMBLE(TABLE log, DESCRIPTOR(PROCTIME()), INTERVAL '1' HOUR))")

@@ -22,7 +22,7 @@ from storage_engine.stream.functions.builtins import BUILTINS, NONDETERMINISTIC,
 from storage_engine.stream.functions.casts import cast_tree, try_cast_tree
 from storage_engine.stream.functions.decimals import divide
 from storage_engine.stream.functions.function_calls import FUNCTION, bind_call
-from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json_call
+from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json, is_json_call
 from storage_engine.stream.functions.nan import not_nan
 from storage_engine.stream.functions.nested import bind_array, bind_bracket, bind_row
 from storage_engine.stream.functions.scalar_functions import SCALARS, WITH_SYNTAX
@@ -188,8 +188,8 @@ class ExpressionBinder:
         value = self.bind(node.this)
         what = node.expression
         word = "NULL" if isinstance(what, exp.Null) else ("TRUE" if what.this else "FALSE") if isinstance(what, exp.Boolean) else None
-        if isinstance(what, exp.JSON):
-            return Value(render("COALESCE(json_valid(_0), FALSE)", value.ast), types.BOOLEAN, nullable=False)
+        if isinstance(what, exp.JSON) and unread(what) is None:
+            return is_json(value, what)
         if word is None:
             raise self._refuse(f"{text_of(node)} is not supported", "Use IS NULL, IS TRUE or IS FALSE.")
         template = "_0 IS NULL" if word == "NULL" else f"_0 IS NOT DISTINCT FROM {word}"

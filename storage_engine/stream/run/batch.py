@@ -10,7 +10,7 @@ Lookup joins see the tables as they are now, or at a version; EXPLAIN says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import duckdb
@@ -47,17 +47,19 @@ def batch_select(
     at_version: int | None = None,
     con: duckdb.DuckDBPyConnection | None = None,
     is_bounded: bool = False,
+    rows_of: Callable[[Scan], pa.Table | None] | None = None,
 ) -> pa.Table:
     """The rows a job's sink must hold, in the sink's target columns and types.
 
     offsets     next offset per bucket of each source; None: those of `at_version`, else the job's recorded ones, else the newest
     at_version  a version of the store; primary-key tables of lookup joins are read at it
+    rows_of     the rows of a source that are not to be read from its log; None for a source that is
     is_bounded  nothing comes after these offsets: every window is final, and no row is late (what batch mode means)
     Errors: OffsetOutOfRange when the log no longer reaches back to the start.
     """
     if isinstance(job, JobPlan):
         bounds = offsets if offsets is not None else _newest(store, job, at_version)
-        return _select(store, job, bounds, at_version, con, {}, is_bounded=is_bounded)
+        return _select(store, job, bounds, at_version, con, {}, is_bounded=is_bounded, rows_of=rows_of)
     recorded = store.progress(job.owner).get(job.owner)
     if offsets is None and at_version is None:
         offsets = recorded.offsets if recorded else {}
@@ -117,6 +119,7 @@ def _select(
     left_out: Mapping[str, pa.Table],
     *,
     is_bounded: bool = False,
+    rows_of: Callable[[Scan], pa.Table | None] | None = None,
 ) -> pa.Table:
     plan = plan.recomputed
     own = con is None
@@ -130,7 +133,10 @@ def _select(
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
             is_timed = scan.id in plan.timed_scans
             without_rows = left_out.get(scan.table.name)
-            if is_bounded and at_version is not None and scan.table.has_primary_key:
+            given = rows_of(scan) if rows_of is not None else None
+            if given is not None:
+                _register_given(connection, scan, given, is_timed=is_timed)
+            elif is_bounded and at_version is not None and scan.table.has_primary_key:
                 _register_rows(connection, store, scan, at_version)
             else:
                 _register_scan(
@@ -219,6 +225,16 @@ def _register_rows(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, at_
     name = source_name(scan)
     con.register(f"{name}_log", store.table(scan.table.name).read(scan.stored_columns, at=at_version))
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {name}_log")
+
+
+def _register_given(con: duckdb.DuckDBPyConnection, scan: Scan, rows: pa.Table, *, is_timed: bool) -> None:
+    """Rows that are at hand, of a log that ends: no row has a watermark before it."""
+    name = source_name(scan)
+    shown = [quoted(column) for column in scan.stored_columns]
+    shown += [f"CAST(NULL AS TIMESTAMP_MS) AS {quoted(mark)}" for mark in scan.marks]
+    shown += [f"CAST(NULL AS BIGINT) AS {WATERMARK}"] if is_timed else []
+    con.register(f"{name}_log", rows)
+    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(shown)} FROM {name}_log")
 
 
 def _register_scan(
