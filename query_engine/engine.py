@@ -16,7 +16,7 @@ from sqlglot import exp
 
 from query_engine.hints import refuse_hints, refuse_query_hints
 from query_engine.relations import BINLOG, Needs, Relations, keep_floats_from_joins, lake_columns
-from query_engine.time_travel import take_version
+from query_engine.time_travel import take_version, without_processing_times
 from query_engine.translate import Columns, translate
 from query_engine.windows import WindowedRows, is_windowed
 from storage_engine import Store
@@ -85,6 +85,7 @@ class QueryEngine:
         for select in tree.find_all(exp.Select):
             refuse_query_hints(select)
         asked = {id(node): take_version(self.store, self._con, node) for node in _tables(tree)}
+        without_processing_times(tree)
         names = _relation_names(tree, default_database, {key: at if own is None else own for key, own in asked.items()})
         counted = self._counted(tree, names)
         if counted is not None:
