@@ -4,6 +4,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 ARGS   ?=
+# Hundreds of processes are started here, by tests above all; without a cache each compiles every module again (0.2 to 1 s).
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run up down status test test-fast test-fluss lint types bench bench-peers bench-flink nexmark load scenarios torture kills soak torture-sql stream-kills bench-stream-idle

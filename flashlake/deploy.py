@@ -15,8 +15,9 @@ from storage_engine.schema.ddl import parse_statements
 from storage_engine.schema.evolve import add_columns, set_options
 from storage_engine.schema.statements import CreateTable, Statement
 from storage_engine.schema.validate import validate
+from storage_engine.stream import computed_types
 
-FIXED = ("primary_key", "partition_keys", "bucket_keys", "n_buckets")
+FIXED = ("primary_key", "partition_keys", "bucket_keys", "n_buckets", "computed")
 
 
 def deploy(store: Store, folder: Path, *, only: Sequence[str] | None = None, on_table: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -50,6 +51,7 @@ def make_tables(store: Store, statements: Sequence[Statement]) -> list[Statement
     for statement in statements:
         if isinstance(statement, CreateTable):
             wanted = validate(statement.descriptor, line=statement.line)
+            computed_types(store, wanted)
             current = store.create_table(statement.descriptor, if_not_exists=True).descriptor
             changed = brought_up_to_date(current, wanted)
             if changed != current:

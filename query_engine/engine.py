@@ -157,24 +157,30 @@ class QueryEngine:
     def _with_views(
         self, tree: exp.Query, default_database: str, views: Mapping[str, ViewDefinition], windows: WindowedRows, depth: int
     ) -> exp.Query:
-        """The query with every view replaced by its own query, and every table named with its database."""
+        """The query with every view, and every table with computed columns, replaced by its own query; all others with their database."""
         if depth > _VIEWS_DEEP_MAX:
             raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
         tree = windows.take(tree, default_database)
         for node in _tables(tree):
             name = table_name(node, default_database)
             view = views.get(name) or self._relations.view(name)
-            if view is None:
+            columns: tuple[str, ...] = ()
+            if view is not None:
+                inner: exp.Query = parse_select(view.sql, where=f"view {name}")
+                inner = self._with_views(inner, view.database or default_database, views, windows, depth + 1)
+                columns = view.columns or ()
+            elif (stored := self._relations.stored_select(name)) is not None:
+                refuse_hints(node)
+                inner = stored
+            else:
                 if not node.db:
                     node.set("db", exp.to_identifier(default_database, quoted=True))
                 continue
-            inner = parse_select(view.sql, where=f"view {name}")
-            inner = self._with_views(inner, view.database or default_database, views, windows, depth + 1)
             if (asked := node.args.get("version")) is not None:
                 for table in _tables(inner):
                     if table.args.get("version") is None:
                         table.set("version", asked.copy())
-            names = node.alias_column_names or view.columns or ()
+            names = node.alias_column_names or columns
             alias = exp.TableAlias(
                 this=exp.to_identifier(node.alias or node.name, quoted=True),
                 columns=[exp.to_identifier(item, quoted=True) for item in names],
@@ -187,13 +193,15 @@ class QueryEngine:
         if columns is None:
             return Needs(None, None)
         found = list(tree.find_all(exp.Column))
-        used = {column.name for column in found}
+        joins = list(tree.find_all(exp.Join))
+        used = {column.name for column in found} | {item.name for join in joins for item in join.args.get("using") or ()}
         if name.endswith(BINLOG):  # what is used are fields of before and after
             columns = self._relations.columns(name.removesuffix(BINLOG)) or {}
             if any(column.name in _BINLOG_ROWS for column in found):
                 used = set(columns)
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
         stars |= any(node.alias_column_names for node in nodes)  # names that are given by position
+        stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
         wanted = None if stars else tuple(column for column in columns if column in used)
         return Needs(wanted, self._pushed_condition(nodes, name))
 

@@ -18,13 +18,15 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from sqlglot import exp
 
 from storage_engine import Store, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
 from storage_engine.stream.dialect.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
-from storage_engine.stream.plan.tree import ViewDefinition
+from storage_engine.stream.plan.tree import MARK, ViewDefinition
 from storage_engine.stream.planning.catalog import view_from_json
+from storage_engine.stream.planning.computed_columns import stored_select
 
 CHANGELOG, BINLOG, LAKE = "$changelog", "$binlog", "$lake"
 _DUCKDB_TYPES = {
@@ -54,6 +56,15 @@ class Relations:
         """A view of the store, None if there is none of that name."""
         found = self._store.objects("view").get(name)
         return None if found is None else view_from_json(found)
+
+    def stored_select(self, name: str) -> exp.Select | None:
+        """What stands for a table that has computed columns; None for any other relation."""
+        descriptor = self._descriptor(name)
+        if descriptor is None or not descriptor.computed:
+            return None
+        made = stored_select(descriptor, "query")
+        made.set("expressions", [item for item in made.expressions if not item.alias.startswith(MARK)])
+        return made
 
     def columns(self, name: str) -> dict[str, SqlType] | None:
         """Column types of a table of the store; None for a lake-only table, whose types DuckDB knows.

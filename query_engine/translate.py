@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from sqlglot import exp
 
 from query_engine.calls import bind_aggregate, bind_window, window_frame
+from query_engine.merged_columns import expanded
+from query_engine.unnest import unnested
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
 from storage_engine.stream.dialect.sqltypes import SqlType, common_type
@@ -113,7 +115,7 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
         where.set("this", binder.rows(where.this))
     outputs: dict[str, SqlType] = {}
     projections: list[exp.Expr] = []
-    for index, item in enumerate(select.expressions):
+    for index, item in enumerate(expanded(select.expressions, joins, list(scope.sources.items()))):
         if isinstance(item, exp.Star) or (isinstance(item, exp.Column) and isinstance(item.this, exp.Star)):
             projections.append(item)
             for alias, columns in scope.sources.items():
@@ -147,7 +149,11 @@ def _is_position(node: exp.Expr) -> bool:
 
 
 def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope, binder: _Binder) -> None:
-    if isinstance(source, exp.Table):
+    if isinstance(source, exp.Unnest):
+        made, alias, columns = unnested(source, binder.row)
+        source.replace(made)
+        scope.sources[alias] = columns
+    elif isinstance(source, exp.Table):
         scope.sources[alias_of(source)] = _renamed(tables.get(source.name, {}), source)
     elif isinstance(source, exp.Subquery):
         _, columns = _query(source, tables, scope.outer)

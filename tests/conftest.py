@@ -13,10 +13,15 @@ settings.register_profile("suite", deadline=None)  # it would measure how busy t
 settings.load_profile("suite")
 
 
+LONG_FOLDERS = {"stream", "torture"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with processes to start come first: of two processes that share the files, none is left alone with a slow one."""
+    """Files with processes to start come first, then the folders of long files: of two processes that share the files, none is left
+    alone with a long one.
+    """
     slow = {item.path for item in items if any(item.get_closest_marker(name) for name in ("dagster", "spark", "crash"))}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: 0 if item.path in slow else 1 if item.path.parent.name in LONG_FOLDERS else 2)
 
 
 @pytest.fixture(scope="session")

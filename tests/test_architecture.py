@@ -19,7 +19,9 @@ BELOW = {
     "assets": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources"},
     "definitions": {"storage_engine", "query_engine", "spark_jobs", "flashlake", "resources", "assets"},
 }
-STORE_ROOMS = ["errors", "schema", "api", "access", "log", "kv", "engine", "client", "fluss", "stream", "lake", "server", "connection"]
+STORE_ROOMS = [
+    "errors", "no_pandas", "schema", "api", "access", "log", "kv", "engine", "client", "fluss", "stream", "lake", "server", "connection",
+]  # fmt: skip
 STREAM_ROOMS = ["dialect", "functions", "plan", "operators", "planning", "jobs", "run", "session"]
 LINES_MAX = 520
 

@@ -23,10 +23,14 @@ SHORT_WEEKS_MAX = 8
 
 
 class PromotionLineConfig(dg.Config):
-    """weeks: the weeks to join; empty: every week that ods.transactions has in the lake. report: also measure skew and task times."""
+    """weeks: the weeks to join; empty: every week that ods.transactions has in the lake. report: also measure skew and task times.
+
+    measure_partitions: shuffle partitions of the measurements; 0: the job's own default.
+    """
 
     weeks: list[int] = Field(default_factory=list)
     report: bool = True
+    measure_partitions: int = Field(default=0, ge=0)
 
 
 @dg.asset(
@@ -49,6 +53,7 @@ def promotion_line(context: dg.AssetExecutionContext, config: PromotionLineConfi
             "target": str(lake.path("dws.promotion_line")),
             "report_file": str(lake.root / "reports" / "promotion_join.json") if config.report else "",
             "weeks": config.weeks,
+            **({"measure_partitions": config.measure_partitions} if config.measure_partitions else {}),
         },
         short=0 < len(config.weeks) <= SHORT_WEEKS_MAX,
     )

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from storage_engine.api import Backend, CommitRequest, Progress
 from storage_engine.client import groups
-from storage_engine.errors import PartitionChanged, ProgressConflict
+from storage_engine.errors import OffsetOutOfRange, PartitionChanged, ProgressConflict
 from storage_engine.schema.descriptor import Offsets, TableBucket
 
 if TYPE_CHECKING:
@@ -155,6 +155,13 @@ class Consumer:
     def _mine_at(self, version: int) -> Offsets:
         return {bucket: end for bucket, end in self._table.offsets("latest", at_version=version).items() if self._is_mine(bucket)}
 
+    def _mine_if_known(self, version: int) -> Offsets:
+        """As _mine_at; nothing for a version older than what the log retains, whose rows nobody can read any more."""
+        try:
+            return self._mine_at(version)
+        except OffsetOutOfRange:
+            return {}
+
     def _stop(self, begin: Offsets, version: int, max_rows: int) -> Offsets:
         """Where at most `max_rows` rows end: at a commit, because after a rescale a key's changes lie in two buckets; inside a commit
         only when it alone is larger.
@@ -162,11 +169,11 @@ class Consumer:
         low, high = 0, version  # rows at low fit, rows at high do not
         while high - low > 1:
             middle = (low + high) // 2
-            if _n_rows(begin, self._mine_at(middle)) <= max_rows:
+            if _n_rows(begin, self._mine_if_known(middle)) <= max_rows:
                 low = middle
             else:
                 high = middle
-        stop = self._mine_at(low)
+        stop = self._mine_if_known(low)
         if _ahead(begin, stop):
             return stop
         cut: Offsets = {}

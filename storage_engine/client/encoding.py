@@ -12,12 +12,16 @@ from storage_engine.engine.routing import split
 from storage_engine.engine.transaction import FRAME_ROWS_MAX, compression_of, one_batch
 from storage_engine.log.frame import encode_message
 from storage_engine.schema.descriptor import TableDescriptor
-from storage_engine.schema.rows import conform
+from storage_engine.schema.rows import check_texts, conform
 
 
 def encode_append(descriptor: TableDescriptor, rows: pa.Table) -> EncodedAppend:
     """Errors: SchemaMismatch, InvalidPartition, as the server raises them."""
-    checked = rows if _is_conformed(descriptor, rows) else conform(descriptor, rows)
+    if _is_conformed(descriptor, rows):
+        check_texts(rows, f"table {descriptor.name}")
+        checked = rows
+    else:
+        checked = conform(descriptor, rows)
     compression, level = compression_of(descriptor)
     has_choice = not descriptor.bucket_keys and descriptor.n_buckets > 1
     frames = []
@@ -30,7 +34,7 @@ def encode_append(descriptor: TableDescriptor, rows: pa.Table) -> EncodedAppend:
 
 
 def _is_conformed(descriptor: TableDescriptor, rows: pa.Table) -> bool:
-    """True when conform() would return the rows as they are."""
+    """True when conform() would return the rows as they are, where their texts are such."""
     schema = descriptor.arrow_schema
     return (
         descriptor.auto_increment_column is None

@@ -58,8 +58,10 @@ def owner_of(name: str, table: str) -> str:
     >>> owner_of("audit", "shop.orders")
     'consumer:audit:shop.orders'
     """
-    if _NAME.fullmatch(name) is None:
-        raise UserError(f"{name[:80]!r} cannot name a consumer", where="consumer", next_step="Use 1 to 200 letters, digits, _, - or dots.")
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        raise UserError(
+            f"{str(name)[:80]!r} cannot name a consumer", where="consumer", next_step="Use 1 to 200 letters, digits, _, - or dots."
+        )
     return f"{CONSUMER_PREFIX}{name}:{table}"
 
 
@@ -127,12 +129,13 @@ def reset(backend: Backend, table: Table, name: str, to: ResetTo) -> Offsets:
     """Move a group's committed offsets; the offsets it has then. A group that is not there yet begins with them.
 
     to      "earliest", "latest", the first rows committed at or after a time, or offsets per bucket (others stay as they are)
-    Errors: OffsetOutOfRange for offsets that the log does not hold; ProgressConflict when the group moved at this very moment.
+    Errors: OffsetOutOfRange for offsets that the log does not hold and for a time in the future; ProgressConflict when the group moved
+            at this very moment.
     """
     owner = owner_of(name, table.name)
     recorded = backend.progress(owner).get(owner)
     version = backend.version()
-    offsets = _target(backend, table, to)
+    offsets = _target(table, to)
     if isinstance(to, dict) and recorded:
         offsets = {**recorded.offsets.get(table.name, {}), **offsets}
     generation = generation_of(recorded)
@@ -149,9 +152,7 @@ def drop(backend: Backend, name: str, table: str, *, if_exists: bool = False) ->
         require(backend, name, table)
 
 
-def _target(backend: Backend, table: Table, to: ResetTo) -> Offsets:
-    if isinstance(to, datetime):
-        return _offsets_since(backend, table, to)
+def _target(table: Table, to: ResetTo) -> Offsets:
     if not isinstance(to, dict):
         return table.offsets(to)
     earliest, latest = table.offsets("earliest"), table.offsets("latest")
@@ -164,23 +165,3 @@ def _target(backend: Backend, table: Table, to: ResetTo) -> Offsets:
                 next_step="Choose offsets that the log holds, or write EARLIEST or LATEST.",
             )
     return to
-
-
-def _offsets_since(backend: Backend, table: Table, moment: datetime) -> Offsets:
-    """The first row of each bucket that was committed at or after a moment; its end when there is none. A bisection over frames."""
-    if moment.tzinfo is None:
-        raise UserError(f"{moment} has no time zone", where=table.name, next_step="Give an aware datetime, for example with tzinfo=UTC.")
-    moment_ms = int(moment.timestamp() * 1000)
-    low, high = table.offsets("earliest"), table.offsets("latest")
-    found: Offsets = {}
-    for bucket, end in high.items():
-        start, stop = low.get(bucket, 0), end
-        while start < stop:
-            middle = (start + stop) // 2
-            frame = next(iter(backend.fetch(table.name, {bucket: (middle, stop)}, list(table.descriptor.column_names[:1]))), None)
-            if frame is not None and frame.timestamp_ms < moment_ms:
-                start = frame.base_offset + frame.n_rows
-            else:
-                stop = middle if frame is None else max(min(frame.base_offset, middle), start)
-        found[bucket] = start
-    return found

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, SpaceInfo, WriteId, WriteOp
 from storage_engine.client.binlog import binlog_batches, binlog_schema
-from storage_engine.client.positions import Start, Stop, milliseconds, scan_ranges
+from storage_engine.client.positions import Start, Stop, check_limit, milliseconds, scan_ranges
 from storage_engine.client.table_writer import TableWriter
 from storage_engine.errors import SchemaMismatch, UserError
 from storage_engine.log.frame import CHANGE_TYPE_NAMES, read_message
@@ -27,7 +27,7 @@ from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.evolve import fitted
 from storage_engine.schema.point import LONG_WAY, PointLookup
 from storage_engine.schema.predicate import parse_predicate, partition_values, predicate_columns
-from storage_engine.schema.rows import as_table, conform_keys
+from storage_engine.schema.rows import as_table, check_texts, conform_keys
 from storage_engine.schema.types import arrow_type
 
 if TYPE_CHECKING:
@@ -99,7 +99,10 @@ class Table:
             from storage_engine.client.encoding import encode_append
 
             return encode_append(self.descriptor, self.as_rows(rows))
-        return WriteOp(self.name, kind, self.as_rows(rows), None if columns is None else tuple(columns))
+        given = self.as_rows(rows)
+        if self._backend.takes_encoded:
+            check_texts(given, f"table {self.name}")  # a server drops a message that holds others: it cannot be of a Flashlake client
+        return WriteOp(self.name, kind, given, None if columns is None else tuple(columns))
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
         return self._backend.commit(CommitRequest((self.operation(kind, rows, columns),), (), write_id))
@@ -132,6 +135,7 @@ class Table:
 
     def prefix_lookups(self, batches: Iterable[Any], columns: Sequence[str] | None = None, limit: int | None = None) -> Iterator[pa.Table]:
         """prefix_lookup() of each of many batches of prefixes, as lookups()."""
+        check_limit(limit, where="prefix_lookups")
         return self._backend.prefix_lookups(self.name, map(self.as_rows, batches), columns, limit)
 
     def lookup_one(self, key: Any, columns: Sequence[str] | None = None) -> dict[str, Any] | None:
@@ -165,6 +169,7 @@ class Table:
 
         Errors: ResultTooLarge when there are more than `rows_max` rows: said before they are read, not after gigabytes were built.
         """
+        check_limit(limit, where="prefix_lookup")
         wanted = self.descriptor.column_names if columns is None else columns
         return self._as_known(self._backend.prefix_lookup(self.name, self.as_rows(prefixes), wanted, limit, rows_max))
 
@@ -182,6 +187,7 @@ class Table:
         """
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
+        check_limit(limit, where="read")
         needed = self._needed(columns, where)
         partitions = self._partitions_of(where)
         pushed = limit if where is None else None
@@ -249,15 +255,15 @@ class Table:
 
         where   a condition (text) is also sent to the store, which leaves out frames that its statistics rule out
         start   "earliest", "latest", an aware datetime (rows committed at or after it), or the next offset per bucket; a bucket not
-                named begins at its earliest offset
+                named begins at its earliest offset, and one of a partition that is not there is passed over
         stop    "latest" (as of now), a datetime (rows committed before it), or the offset per bucket to stop before; a bucket not
                 named is not read
         metadata  also `_partition`, `_bucket`, `_log_offset`, `_commit_timestamp`
         skip_by   a condition that only leaves out frames in which no row meets it: for who has to see the other rows of a frame
         as_of   the store's version when the offsets were read; None: now. What was dropped since then is not mistaken for what was
                 created under its name.
-        Errors: OffsetOutOfRange when the log no longer holds `start`, and for a time in the future; PartitionChanged when a partition
-        is dropped before it is read.
+        Errors: OffsetOutOfRange when the log does not hold `start` any more, or yet, and for a time in the future; PartitionChanged when
+        a partition is dropped before it is read.
         """
         if as_of is None and self.descriptor.partition_keys and "journal" in self._backend.capabilities:
             as_of = self._backend.version()
@@ -378,7 +384,8 @@ class Table:
     def _partitions_of(self, where: str | pc.Expression | None) -> set[str] | None:
         if not self.descriptor.partition_keys or not isinstance(where, str):
             return None
-        return partition_values(where, self.descriptor.partition_keys[0])
+        column = self.descriptor.partition_keys[0]
+        return partition_values(where, column, self.descriptor.column(column).arrow.type)
 
     def _needed(self, columns: Sequence[str] | None, where: str | pc.Expression | None) -> list[str]:
         names = list(self.descriptor.column_names)
@@ -388,6 +395,9 @@ class Table:
         if unknown:
             what = f"{self.name} has no column {unknown[0]}"
             raise SchemaMismatch(what, where="columns", next_step=f"Its columns are {', '.join(names)}.")
+        if len(set(columns)) < len(columns):
+            twice = next(name for position, name in enumerate(columns) if name in columns[:position])
+            raise SchemaMismatch(f"column {twice} is asked for twice", where="columns", next_step="Name each column once.")
         if where is None:
             return list(columns)
         if not isinstance(where, str):

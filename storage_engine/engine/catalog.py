@@ -2,13 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from storage_engine.errors import TableAltered
+from storage_engine.errors import AlreadyExists, TableAltered
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.evolve import check_evolution
 from storage_engine.schema.options import check_effective
 from storage_engine.schema.validate import validate
+
+VIEW, MATERIALIZED_VIEW = "view", "materialized_view"
+
+
+def require_free(name: str, tables: Iterable[str], objects: Mapping[str, Iterable[str]]) -> None:
+    """Errors: AlreadyExists for the name of a new table that is, up to case, one of a table or a view: a query would read the other."""
+    for kind, names in (("table", tables), ("view", objects.get(VIEW, ()))):
+        _require_unlike(name, kind, names)
+
+
+def require_no_relation(kind: str, name: str, tables: Iterable[str], objects: Mapping[str, Iterable[str]]) -> None:
+    """Errors: AlreadyExists for the name of a view that is, up to case, one of a table, or of another view in another case."""
+    if kind == VIEW:
+        _require_unlike(name, "table", tables)
+        _require_unlike(name, "view", (other for other in objects.get(VIEW, ()) if other != name))
+    elif kind == MATERIALIZED_VIEW:  # its rows are in the table of its name
+        _require_unlike(name, "view", objects.get(VIEW, ()))
+
+
+def _require_unlike(name: str, kind: str, names: Iterable[str]) -> None:
+    folded = name.lower()
+    for other in names:
+        if other.lower() != folded:
+            continue
+        if other == name:
+            raise AlreadyExists(
+                f"there is a {kind} {name}", where="catalog", next_step=f"Choose another name, or DROP {kind.upper()} first."
+            )
+        raise AlreadyExists(
+            f"{name} differs from {kind} {other} only in case",
+            where="catalog",
+            next_step="Choose another name: Delta and DuckDB compare names without case.",
+        )
 
 
 def created(descriptor: TableDescriptor, table_id: int) -> TableDescriptor:
@@ -32,7 +66,7 @@ def altered(current: TableDescriptor, wanted: TableDescriptor, next_field_id: in
         )
     checked = validate(wanted)
     changed = {name: value for name, value in checked.options.items() if current.options.get(name) != value}
-    check_effective(changed, where=f"ALTER TABLE {current.name}")
+    check_effective(changed, where=f"ALTER TABLE {current.name}", among=checked.options)
     check_evolution(current, checked)
     n_kept = sum(column.field_id >= 0 for column in checked.columns)
     added = tuple(replace(column, field_id=next_field_id + i) for i, column in enumerate(checked.columns[n_kept:]))

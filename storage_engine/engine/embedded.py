@@ -160,6 +160,7 @@ class EmbeddedBackend:
                 raise AlreadyExists(
                     f"table {descriptor.name} exists", where="catalog", next_step="Write CREATE TABLE IF NOT EXISTS, or drop it first."
                 )
+            catalog.require_free(descriptor.name, self.core.state.tables, self.core.state.objects)
             created = catalog.created(descriptor, self.core.state.next_table_id)
             plan = partitions.plan_partitions(TableState(Schemas.of(created)), self.core.clock_ms(), self.core.settings.partitions_max)
             names = [(created.table_id, name) for name in plan.create]
@@ -225,6 +226,8 @@ class EmbeddedBackend:
 
     def put_object(self, kind: str, name: str, value: Mapping[str, Any] | None) -> None:
         with self.core.writing():
+            if value is not None:
+                catalog.require_no_relation(kind, name, self.core.state.tables, self.core.state.objects)
             self.core.change([{"op": "put_object", "kind": kind, "name": name, "value": None if value is None else dict(value)}])
 
     def tables(self) -> list[TableDescriptor]:

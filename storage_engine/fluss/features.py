@@ -31,6 +31,7 @@ REMEDIES = {
     "retract": "Fluss has no retraction: aggregate before writing, and upsert the new totals.",
     "last_rows": "Fluss has no order over buckets: scan from offsets('latest') minus n per bucket, or by timestamp.",
     "statistics": "pyfluss takes no filter: leave 'table.statistics.columns' out; conditions are checked row by row.",
+    "computed_columns": "Flink's catalog keeps them for Flink alone: compute the columns in a view.",
     "users": "A Fluss cluster has its own users (SASL) and ACLs: manage them by its own means.",
     "tiering": "Fluss tiers to Paimon, Iceberg, Lance or Hudi, by a Flink job of its own: leave table.datalake.* out.",
 }

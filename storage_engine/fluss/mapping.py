@@ -61,6 +61,8 @@ def definition_of(descriptor: TableDescriptor, *, backend: str) -> FlussDefiniti
     checked = validate(descriptor)
     if checked.merge_engine == "aggregation" or any(name.startswith("fields.") for name in checked.options):
         raise refused("aggregation", backend=backend)
+    if checked.computed:
+        raise refused("computed_columns", backend=backend)
     if checked.options.get(LATE_ROWS) == "drop":
         raise refused("late_rows", backend=backend)
     if any(name.startswith("table.datalake.") and value != "false" for name, value in checked.options.items()):

@@ -13,6 +13,7 @@ import threading
 
 from storage_engine.errors import FlashlakeError
 from storage_engine.lake.tiering import Tierer
+from storage_engine.no_pandas import go_without_pandas
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,4 +56,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    go_without_pandas()
     sys.exit(main())

@@ -7,9 +7,10 @@ Holds: parse(render(d)) == d for every validated descriptor, up to the catalog's
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from storage_engine.errors import FlashlakeError
-from storage_engine.schema.descriptor import Column, TableDescriptor
+from storage_engine.schema.descriptor import Column, Computed, TableDescriptor
 from storage_engine.schema.reader import Reader
 from storage_engine.schema.statements import CreateTable
 from storage_engine.schema.types import arrow_type
@@ -33,7 +34,7 @@ def parse_create_table(reader: Reader) -> CreateTable:
     if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
     name = reader.table_name()
     reader.statement = f"CREATE TABLE {name}"
-    columns, primary_key, watermark = _elements(reader)
+    columns, computed, primary_key, watermark = _elements(reader)
     comment, partition_keys, options = "", (), {}
     seen: set[str] = set()
     while reader.peek().kind != "end":
@@ -54,16 +55,15 @@ def parse_create_table(reader: Reader) -> CreateTable:
     if watermark and any(option in options for option in WATERMARK_OPTIONS):
         raise reader.refusal("the watermark is written twice, as a clause and as an option", "Keep WATERMARK FOR.")
     descriptor = TableDescriptor(name, tuple(columns), primary_key, partition_keys, options={**options, **watermark}, comment=comment)
+    descriptor = replace(descriptor, computed=tuple(computed))
     return CreateTable(validate(descriptor, line=reader.line), if_not_exists, **reader.place)
 
 
 def parse_column(reader: Reader) -> tuple[Column, bool]:
     """One column: name TYPE [NOT NULL | NULL] [COMMENT '...'] [PRIMARY KEY NOT ENFORCED]; True when it is the key."""
     name = reader.plain_name("a column's name")
-    if reader.peek().upper in ("AS", "METADATA"):
-        raise reader.refusal(
-            f"column {name}: computed and metadata columns are not supported", "Compute it in the SELECT that fills the table."
-        )
+    if reader.peek().upper == "AS":
+        raise reader.refusal(f"column {name}: computed columns are declared by CREATE TABLE", "Create a view, or a new table.")
     sql_type = _type(reader, name)
     nullable, comment, is_key = True, "", False
     while True:
@@ -76,6 +76,8 @@ def parse_column(reader: Reader) -> tuple[Column, bool]:
         elif reader.take_words("PRIMARY", "KEY"):
             is_key = True
             _not_enforced(reader)
+        elif reader.peek().upper == "METADATA":
+            raise reader.refusal(f"column {name}: metadata columns are not supported", "Query db.t$changelog for a row's place and time.")
         elif reader.peek().upper in ("DEFAULT", "AUTO_INCREMENT", "GENERATED", "CHECK"):
             remedy = "Name it in 'auto-increment.fields'." if reader.peek().upper == "AUTO_INCREMENT" else "Leave it out."
             raise reader.refusal(f"column {name}: {reader.peek()} is not supported", remedy)
@@ -85,7 +87,7 @@ def parse_column(reader: Reader) -> tuple[Column, bool]:
 
 def render_create_table(descriptor: TableDescriptor) -> str:
     """The CREATE TABLE statement of a descriptor, as SHOW CREATE TABLE prints it; it parses back to the same descriptor."""
-    lines = [_render_column(column) for column in descriptor.columns]
+    lines = [_render_column(column) for column in descriptor.shown_columns]
     if descriptor.primary_key:
         lines.append(f"PRIMARY KEY ({_names(descriptor.primary_key)}) NOT ENFORCED")
     options = dict(descriptor.options)
@@ -107,9 +109,10 @@ def render_create_table(descriptor: TableDescriptor) -> str:
     return text
 
 
-def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...], dict[str, str]]:
-    """The columns, the primary key, and the watermark as options."""
+def _elements(reader: Reader) -> tuple[list[Column], list[Computed], tuple[str, ...], dict[str, str]]:
+    """The columns, those that are computed, the primary key, and the watermark as options."""
     columns: list[Column] = []
+    computed: list[Computed] = []
     primary_key: tuple[str, ...] = ()
     watermark: dict[str, str] = {}
     reader.expect("(", "the list of columns")
@@ -128,6 +131,9 @@ def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...], dict[str, 
             reader.take_words("PRIMARY", "KEY")
             found = reader.name_list("PRIMARY KEY")
             _not_enforced(reader)
+        elif reader.peek(1).upper == "AS" and reader.peek().kind in ("word", "quoted"):
+            computed.append(_computed(reader, len(columns)))
+            found = ()
         else:
             column, is_key = parse_column(reader)
             columns.append(column)
@@ -139,7 +145,15 @@ def _elements(reader: Reader) -> tuple[list[Column], tuple[str, ...], dict[str, 
             break
         reader.take()
     reader.expect(")", "the list of columns")
-    return columns, primary_key, watermark
+    return columns, computed, primary_key, watermark
+
+
+def _computed(reader: Reader, place: int) -> Computed:
+    """Name AS expression [COMMENT '...']"""
+    name = reader.plain_name("a column's name")
+    reader.expect_word("AS", "name AS expression")
+    expression = reader.expression_to_end("COMMENT", ",", ")")
+    return Computed(name, expression, place, reader.string("COMMENT") if reader.take_words("COMMENT") else "")
 
 
 def _is_column(reader: Reader) -> bool:
@@ -175,7 +189,7 @@ def _type(reader: Reader, column: str) -> str:
         reader.expect(")", f"type of column {column}")
     if text.startswith("TIMESTAMP") and reader.take_words("WITH", "LOCAL", "TIME", "ZONE"):
         text = text.replace("TIMESTAMP", "TIMESTAMP_LTZ", 1)
-    elif text.startswith("TIMESTAMP"):
+    elif text.startswith("TIME"):
         reader.take_words("WITHOUT", "TIME", "ZONE")
     try:
         return canonical_type(text)
@@ -183,8 +197,10 @@ def _type(reader: Reader, column: str) -> str:
         raise reader.refusal(f"column {column}: {error.what}", error.next_step, start) from error
 
 
-def _render_column(column: Column) -> str:
+def _render_column(column: Column | Computed) -> str:
     comment = f" COMMENT {_string(column.comment)}" if column.comment else ""
+    if isinstance(column, Computed):
+        return f"{_name(column.name)} AS {column.expression}{comment}"
     return f"{_name(column.name)} {column.type}{'' if column.nullable else ' NOT NULL'}{comment}"
 
 

@@ -77,10 +77,10 @@ def _beginning(reader: Reader) -> str:
 def _create_database(reader: Reader) -> Statement:
     if_not_exists = reader.take_words("IF", "NOT", "EXISTS")
     name = reader.database_name()
-    if reader.take_words("COMMENT"):
-        reader.string("COMMENT")
-    if reader.take_words("WITH"):
-        reader.options("WITH")
+    if (clause := reader.peek()).upper in ("COMMENT", "WITH"):
+        raise reader.refusal(
+            f"CREATE DATABASE ... {clause.upper} is not supported", "Leave it out: a database is a name, without properties."
+        )
     return st.CreateDatabase(name, if_not_exists, **reader.place)
 
 
@@ -312,6 +312,7 @@ def _refused(what: str, remedy: str) -> Callable[[Reader], Statement]:
     return parse
 
 
+_NO_DROP_DATABASE = ("DROP DATABASE is not supported", "DROP TABLE and DROP VIEW what is in it, one by one.")
 _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] = (
     (("CREATE", "TABLE"), parse_create_table),
     (("CREATE", "DATABASE"), _create_database),
@@ -331,6 +332,8 @@ _STATEMENTS: tuple[tuple[tuple[str, ...], Callable[[Reader], Statement]], ...] =
         _refused("CREATE JOB is not a statement", "SET 'pipeline.name' = 'name'; INSERT INTO table SELECT ... makes a job of that name."),
     ),
     (("DROP", "TABLE"), _drop_table),
+    (("DROP", "DATABASE"), _refused(*_NO_DROP_DATABASE)),
+    (("DROP", "SCHEMA"), _refused(*_NO_DROP_DATABASE)),
     (("DROP", "MATERIALIZED", "VIEW"), lambda reader: _drop_view(reader, materialized=True)),
     (("DROP", "TEMPORARY", "VIEW"), lambda reader: _drop_view(reader, temporary=True)),
     (("DROP", "VIEW"), _drop_view),

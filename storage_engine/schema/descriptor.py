@@ -63,6 +63,16 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """A column that is not stored: a reader computes the expression from the row. `place`: how many stored columns stand before it."""
+
+    name: str
+    expression: str
+    place: int
+    comment: str = ""
+
+
+@dataclass(frozen=True)
 class TableDescriptor:
     """A table: columns, keys, buckets and options.
 
@@ -73,6 +83,7 @@ class TableDescriptor:
     n_buckets      buckets per partition, at least 1
     options        the WITH clause as written (strings), checked against schema/options.py
     table_id       assigned by the catalog, never reused; schema_id grows with each change of columns
+    computed       columns that only readers see; none of them is among `columns`
     """
 
     name: str
@@ -85,6 +96,7 @@ class TableDescriptor:
     comment: str = ""
     table_id: int = -1
     schema_id: int = 0
+    computed: tuple[Computed, ...] = ()
 
     @cached_property
     def arrow_schema(self) -> pa.Schema:
@@ -93,6 +105,15 @@ class TableDescriptor:
     @cached_property
     def column_names(self) -> tuple[str, ...]:
         return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def shown_columns(self) -> tuple[Column | Computed, ...]:
+        """All columns as they were declared, stored and computed ones."""
+        shown: list[Column | Computed] = []
+        for place in range(len(self.columns) + 1):
+            shown += [item for item in self.computed if item.place == place]
+            shown += self.columns[place : place + 1]
+        return tuple(shown)
 
     @property
     def has_primary_key(self) -> bool:
@@ -188,12 +209,17 @@ class TableDescriptor:
 
     def to_json(self) -> dict[str, Any]:
         plain = {name: getattr(self, name) for name in _FIELDS}
+        if not self.computed:  # as descriptors were written before there were any
+            del plain["computed"]
+        else:
+            plain["computed"] = tuple(dict(vars(item)) for item in self.computed)
         return {**plain, "columns": tuple(dict(vars(column)) for column in self.columns), "options": dict(self.options)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TableDescriptor:
         known = dict(value)
         known["columns"] = tuple(Column(**column) for column in known["columns"])
+        known["computed"] = tuple(Computed(**item) for item in known.get("computed", ()))
         for name in ("primary_key", "partition_keys", "bucket_keys"):
             known[name] = tuple(known[name])
         return cls(**known)

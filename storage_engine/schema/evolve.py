@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import InvalidOption, SchemaMismatch, StatementRefused
+from storage_engine.schema.computed import check_kept, without_columns
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import (
     AGGREGATE_FUNCTIONS,
@@ -57,6 +58,7 @@ def rename_column(descriptor: TableDescriptor, old: str, new: str, *, line: int 
     if new in descriptor.column_names:
         raise StatementRefused(f"there is a column {new} already", where=where, next_step="Choose another name, or drop that one first.")
     _refuse_orchestrated(descriptor, old, where)
+    check_kept(descriptor, descriptor, [old], where)
 
     def follow(names: Iterable[str]) -> tuple[str, ...]:
         return tuple(new if name == old else name for name in names)
@@ -92,7 +94,9 @@ def drop_columns(descriptor: TableDescriptor, names: Sequence[str], *, line: int
             options[key] = ",".join(name for name in split_columns(value) if name not in names)
             if not options[key]:
                 del options[key]
-    return validate(replace(descriptor, columns=columns, options=options), line=line)
+    computed = without_columns(descriptor.computed, list(descriptor.column_names), names)
+    check_kept(descriptor, replace(descriptor, computed=computed), names, where)
+    return validate(replace(descriptor, columns=columns, options=options, computed=computed), line=line)
 
 
 def modify_columns(descriptor: TableDescriptor, columns: Sequence[Column], *, line: int | None = None) -> TableDescriptor:
@@ -140,6 +144,11 @@ def check_evolution(current: TableDescriptor, wanted: TableDescriptor, *, line: 
         if column.field_id not in ids:
             _refuse_drop(current, column.name, where)
     renamed = {known[column.field_id].name: column.name for column in kept if known[column.field_id].name != column.name}
+    now = {column.field_id: column for column in kept}
+    changed = [
+        item.name for item in current.columns if (to := now.get(item.field_id)) is None or (to.name, to.type) != (item.name, item.type)
+    ]
+    check_kept(current, wanted, changed, where)
     for column in kept:
         _check_retyped(current, known[column.field_id], column, where)
     if current.watermark is not None and current.n_buckets != wanted.n_buckets:
@@ -299,6 +308,9 @@ def _require_nullable(column: Column, where: str) -> None:
 
 def _require_columns(descriptor: TableDescriptor, names: Sequence[str], where: str) -> None:
     for position, name in enumerate(names):
+        if any(item.name == name for item in descriptor.computed):
+            what = f"column {name} is computed: it stays as the table was created with it"
+            raise StatementRefused(what, where=where, next_step="Create a view, or a new table.")
         if name not in descriptor.column_names:
             known = ", ".join(descriptor.column_names)
             raise StatementRefused(f"there is no column {name}", where=where, next_step=f"Columns are: {known}.")

@@ -165,7 +165,9 @@ _NOT_IMPLEMENTED_VALUES = {
     "table.log.format": ("indexed", "compacted"),
     "table.datalake.format": ("paimon", "iceberg", "lance", "hudi"),
 }
-SINGLE_COLUMN_OPTIONS = ("table.merge-engine.versioned.ver-column", "table.kv.ttl.time-column", "watermark.column")
+SINGLE_COLUMN_OPTIONS = (
+    "table.merge-engine.versioned.ver-column", "table.kv.ttl.time-column", "table.delete.on-zero", "watermark.column",
+)  # fmt: skip
 """Options whose value is the name of one column; those of kind "columns" hold lists."""
 AGGREGATE_FUNCTIONS = (
     "sum", "product", "count", "max", "min", "last_value", "last_value_ignore_nulls", "first_value", "first_value_ignore_nulls",
@@ -270,8 +272,17 @@ def check_alterable(options: Mapping[str, str], *, where: str, column_names: tup
     return checked
 
 
-def check_effective(options: Mapping[str, str], *, where: str) -> None:
-    """Errors: InvalidOption for a value that only Apache Fluss gives a meaning to: the bundled store would ignore it."""
+def check_effective(options: Mapping[str, str], *, where: str, among: Mapping[str, str] | None = None) -> None:
+    """Errors: InvalidOption for a value that the bundled store would ignore: one that only Apache Fluss gives a meaning to, or one that
+    needs another option which is not `among` all those of the table (None: `options`).
+    """
+    known = options if among is None else among
+    level, kind = "table.log.arrow.compression.zstd.level", "table.log.arrow.compression.type"
+    if level in options and known.get(kind) != "zstd":
+        raise InvalidOption(f"{level} has no effect without zstd", where=where, next_step=f"Add '{kind}' = 'zstd', or leave it out.")
+    freshness, enabled = "table.datalake.freshness", "table.datalake.enabled"
+    if freshness in options and enabled not in known:
+        raise InvalidOption(f"{freshness} has no effect without {enabled}", where=where, next_step=f"Add '{enabled}' = 'true'.")
     for name, value in options.items():
         option = KNOWN_OPTIONS.get(name)
         if option is not None and option.refused and value != option.default:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 
 import pyarrow as pa
@@ -58,7 +59,8 @@ def parse_predicate(where: str | Expr, schema: pa.Schema) -> pc.Expression:
     >>> rows.filter(parse_predicate("NOT a = 1", rows.schema)).to_pylist()
     [{'a': 2}]
     """
-    return _condition(parsed(where), schema)
+    with shallow():
+        return _condition(parsed(where), schema)
 
 
 def predicate_columns(where: str | Expr) -> list[str]:
@@ -66,13 +68,14 @@ def predicate_columns(where: str | Expr) -> list[str]:
     return list(dict.fromkeys(column.name for column in parsed(where).find_all(exp.Column)))
 
 
-def partition_values(where: str | Expr, partition_column: str) -> set[str] | None:
-    """The partitions the condition names by = and IN; None when it does not confine the partition column so.
+def partition_values(where: str | Expr, partition_column: str, data_type: pa.DataType) -> set[str] | None:
+    """The partitions the condition names by = and IN; None when it does not confine the partition column, of this type, so.
 
-    >>> sorted(partition_values("ds IN ('a', 'b') AND x > 1", "ds")), partition_values("ds = 'a' OR x = 1", "ds")
-    (['a', 'b'], None)
+    >>> sorted(partition_values("ds IN ('a', 'b') AND x > 1", "ds", pa.string())), partition_values("d = '20170131'", "d", pa.date32())
+    (['a', 'b'], {'2017-01-31'})
     """
-    return _named_partitions(parsed(where), partition_column)
+    with shallow():
+        return _named_partitions(parsed(where), partition_column, data_type)
 
 
 def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: str, names: Sequence[str]) -> list[str]:
@@ -82,12 +85,14 @@ def matching_partitions(where: str | Expr, schema: pa.Schema, partition_column: 
     """
     if not names:
         return []
-    relaxed = _relaxed(parsed(where), partition_column)
-    if relaxed is None:
+    with shallow():
+        relaxed = _relaxed(parsed(where), partition_column)
+        condition = None if relaxed is None else _condition(relaxed, schema)
+    if condition is None:
         return list(names)
     values = partition_values_of(names, schema.field(partition_column).type)
     table = pa.table({partition_column: values, "__name": pa.array(list(names), pa.string())})
-    kept = table.filter(_condition(relaxed, schema))
+    kept = table.filter(condition)
     return kept["__name"].to_pylist()
 
 
@@ -98,12 +103,26 @@ def parsed(where: str | Expr) -> Expr:
     if not where.strip():
         raise _refusal("the condition is empty")
     try:
-        parsed = sqlglot.parse_one(where, dialect=_PredicateDialect, into=exp.Condition)
+        with shallow():
+            parsed = sqlglot.parse_one(where, dialect=_PredicateDialect, into=exp.Condition)
     except SqlglotError as error:
         detail = error.errors[0] if isinstance(error, ParseError) and error.errors else {}
         said = detail.get("description") or str(error).splitlines()[0]
         raise _refusal(f"cannot read the condition {where!r}: {said}") from error
     return parsed
+
+
+@contextmanager
+def shallow() -> Iterator[None]:
+    """Around whatever goes down a condition. Errors: StatementRefused where it is nested deeper than Python's stack."""
+    try:
+        yield
+    except RecursionError:
+        raise StatementRefused(
+            "the condition is nested too deeply",
+            where="where",
+            next_step="A chain of OR counts a level each: write column IN (...), or several conditions one after the other.",
+        ) from None
 
 
 def _refusal(what: str) -> StatementRefused:
@@ -289,43 +308,36 @@ def _integer(number: Decimal) -> int:
     return int(number)
 
 
-def _named_partitions(node: Expr, column: str) -> set[str] | None:
+def _named_partitions(node: Expr, column: str, data_type: pa.DataType) -> set[str] | None:
     if node.args.get("negate"):
         return None
     match node:
         case exp.Paren():
-            return _named_partitions(node.this, column)
+            return _named_partitions(node.this, column, data_type)
         case exp.And():
-            left, right = _named_partitions(node.this, column), _named_partitions(node.expression, column)
+            left, right = (_named_partitions(side, column, data_type) for side in (node.this, node.expression))
             return right if left is None else left if right is None else left & right
         case exp.Or():
-            left, right = _named_partitions(node.this, column), _named_partitions(node.expression, column)
+            left, right = (_named_partitions(side, column, data_type) for side in (node.this, node.expression))
             return None if left is None or right is None else left | right
         case exp.EQ():
             left, right = unwrapped(node.this), unwrapped(node.expression)
             if not isinstance(left, exp.Column):
                 left, right = right, left
-            return _literal_names([right]) if isinstance(left, exp.Column) and left.name == column else None
+            return _literal_names([right], column, data_type) if isinstance(left, exp.Column) and left.name == column else None
         case exp.In() if isinstance(unwrapped(node.this), exp.Column) and unwrapped(node.this).name == column and node.expressions:
-            return _literal_names(node.expressions)
+            return _literal_names(node.expressions, column, data_type)
         case _:
             return None
 
 
-def _literal_names(nodes: Sequence[Expr]) -> set[str] | None:
-    """Literals as partition names; None when one of them is not a plain literal."""
-    names: set[str] = set()
-    for node in nodes:
-        plain = unwrapped(node)
-        if isinstance(plain, exp.Cast):
-            plain = plain.this
-        if isinstance(plain, exp.Neg) and isinstance(plain.this, exp.Literal) and plain.this.is_int:
-            names.add(str(-int(str(plain.this.this))))
-        elif isinstance(plain, exp.Literal) and (plain.is_string or plain.is_int):
-            names.add(str(plain.this) if plain.is_string else str(int(str(plain.this))))
-        else:
-            return None
-    return names
+def _literal_names(nodes: Sequence[Expr], column: str, data_type: pa.DataType) -> set[str] | None:
+    """Literals as partition names, by their values: a DATE has several texts, a name is one. None when one is no literal of the type."""
+    try:
+        values = [literal_value(node, column, data_type) for node in nodes]
+    except StatementRefused:
+        return None  # parse_predicate() says what is wrong with it
+    return set(partition_texts(pa.array(values, data_type)).to_pylist())
 
 
 def _relaxed(node: Expr, column: str) -> Expr | None:
@@ -344,5 +356,5 @@ def _relaxed(node: Expr, column: str) -> Expr | None:
 
 __all__ = [
     "literal_value", "matching_partitions", "parse_predicate", "parsed", "partition_texts", "partition_values",
-    "predicate_columns", "unwrapped",
+    "predicate_columns", "shallow", "unwrapped",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from sqlglot import exp
 from sqlglot.expressions.core import Expr
 
 from storage_engine.errors import StatementRefused
-from storage_engine.schema.predicate import parse_predicate, parsed, unwrapped
+from storage_engine.schema.predicate import parse_predicate, parsed, shallow, unwrapped
 
 _CONNECTIVES = (exp.And, exp.Or, exp.Not, exp.Paren)
 _LEAVES = (exp.EQ, exp.NEQ, exp.LT, exp.LTE, exp.GT, exp.GTE, exp.In, exp.Between, exp.Is, exp.Like)
@@ -30,10 +30,11 @@ def pushable(where: str | None, schema: pa.Schema) -> str | None:
         return None
     try:
         tree = parsed(where)
+        with shallow():
+            parts = [_text(part) for part in _conjuncts(tree) if _means_the_same(part, schema)]
     except StatementRefused:
         return None
-    parts = [part for part in _conjuncts(tree) if _means_the_same(part, schema)]
-    return " AND ".join(_text(part) for part in parts) or None
+    return " AND ".join(parts) or None
 
 
 def _conjuncts(node: Expr) -> list[Expr]:

@@ -7,13 +7,15 @@ Never: changes a value: a cast that would lose something is refused, naming colu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime as dt
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch, UserError
+from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.validate import check_targets
 
@@ -139,13 +141,47 @@ def _from_columns(columns: Mapping[str, Any], fields: Mapping[str, pa.Field], wh
     return pa.table(arrays)
 
 
+class _LossyError(ValueError):
+    """A Python value of which the column would keep a part only."""
+
+
 def _exactly(values: Any, data_type: pa.DataType | None) -> pa.Array:
-    """Python values as an array. Errors: ArrowInvalid for a fraction in an integer column, which Arrow alone would cut off."""
-    if data_type is None or not pa.types.is_integer(data_type):
+    """Python values as an array.
+
+    Meaning: a float is rounded to a FLOAT's digits, as a literal is: Python has no other.
+    Errors:  ArrowInvalid for a fraction in an integer column; _LossyError for what Arrow would cut off without a word: a float that is
+             infinite as a FLOAT, digits of a time, the time of day in a DATE, a zone where the column has none.
+    """
+    if data_type is None:
+        return pa.array(values)
+    if pa.types.is_float32(data_type):
+        array = pa.array(values, data_type)
+        infinite = pc.is_inf(array)
+        if pc.any(infinite).as_py() and not pc.is_inf(pa.array(values, pa.float64())).equals(infinite):
+            raise _LossyError
+        return array
+    if pa.types.is_temporal(data_type):
+        if isinstance(values, Sequence) and any(_is_cut(value, data_type) for value in values):
+            raise _LossyError
+        return pa.array(values, data_type)
+    if not pa.types.is_integer(data_type):
         return pa.array(values, data_type)
     inferred = pa.array(values)
     is_number = pa.types.is_integer(inferred.type) or pa.types.is_floating(inferred.type)
     return inferred.cast(data_type) if is_number else pa.array(values, data_type)
+
+
+def _is_cut(value: Any, data_type: pa.DataType) -> bool:
+    """True for a datetime or time of which a column of this type would keep a part only."""
+    if isinstance(value, dt.datetime):
+        if pa.types.is_date(data_type):
+            return (value.hour, value.minute, value.second, value.microsecond) > (0, 0, 0, 0)
+        if pa.types.is_timestamp(data_type) and data_type.tz is None and value.tzinfo is not None:
+            return True
+    elif not isinstance(value, dt.time):
+        return False
+    is_to_ms = not pa.types.is_date(data_type) and data_type.unit == "ms"
+    return (is_to_ms and value.microsecond % 1000 > 0) or getattr(value, "nanosecond", 0) > 0  # pandas' NaT has NaN in both
 
 
 def _from_values(name: str, values: Any, data_type: pa.DataType | None, where: str) -> pa.Array:
@@ -162,8 +198,11 @@ def _from_values(name: str, values: Any, data_type: pa.DataType | None, where: s
         return _exactly(values, data_type)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, TypeError, ValueError, OverflowError) as error:
         row, value = _first_unreadable(values, data_type)
-        what = f"column {name}: {_short(value)} is not a {data_type}" if row is not None else f"column {name}: {error}"
         at = where if row is None else f"{where}, row {row} (from 0)"
+        if isinstance(error, _LossyError):
+            what = f"column {name}: {_short(value)} does not fit {data_type} without loss"
+            raise SchemaMismatch(what, where=at, next_step="Round it, or convert it to the column's zone, yourself.") from error
+        what = f"column {name}: {_short(value)} is not a {data_type}" if row is not None else f"column {name}: {error}"
         raise SchemaMismatch(what, where=at, next_step=f"Give values of type {data_type}.") from error
 
 
@@ -184,7 +223,8 @@ def _check_names(table: pa.Table, descriptor: TableDescriptor, names: Sequence[s
     seen: set[str] = set()
     for name in table.column_names:
         if name not in descriptor.column_names:
-            raise SchemaMismatch(f"unknown column {name}", where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
+            what = why_not_written(descriptor, name) or f"unknown column {name}"
+            raise SchemaMismatch(what, where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
         if name in seen:
             raise SchemaMismatch(f"column {name} is given twice", where=where, next_step="Give each column once.")
         if name not in names:
@@ -213,10 +253,38 @@ def _fit(column: pa.ChunkedArray, field: pa.Field, where: str, *, may_be_null: b
         )
     if column.type != field.type:
         column = _cast(column, field, where)
+    if pa.types.is_string(field.type):
+        _check_text(field.name, column, where)
     if column.num_chunks == 1:
         return column
     combined = column.combine_chunks()
     return combined if isinstance(combined, pa.ChunkedArray) else pa.chunked_array([combined])
+
+
+def check_texts(rows: pa.Table, where: str) -> None:
+    """Errors: SchemaMismatch naming the first text that is no UTF-8: an Arrow array made of buffers may hold anything."""
+    for field, column in zip(rows.schema, rows.itercolumns(), strict=True):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            _check_text(field.name, column, where)
+
+
+def _check_text(name: str, column: pa.ChunkedArray, where: str) -> None:
+    if _is_text(column):
+        return
+    row = _first_failing(column, _is_text)
+    raise SchemaMismatch(
+        f"column {name} holds bytes that are no UTF-8 text",
+        where=f"{where}, row {row} (from 0)",
+        next_step="Decode them first, or declare the column BYTES.",
+    )
+
+
+def _is_text(column: pa.ChunkedArray) -> bool:
+    try:
+        column.validate(full=True)  # some 10 ns for each text
+    except pa.ArrowInvalid:
+        return False
+    return True
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
@@ -228,7 +296,7 @@ def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArr
     result = _try_cast(column, field.type)
     if result is not None:
         return result
-    row = _first_lossy_row(column, field.type)
+    row = _first_failing(column, lambda rows: _try_cast(rows, field.type) is not None)
     value = _short(column[row].as_py())
     what = f"column {field.name}: {value} does not fit {field.type} without loss"
     raise SchemaMismatch(what, where=f"{where}, row {row} (from 0)", next_step=f"Round or cast it to {field.type} yourself.")
@@ -250,15 +318,15 @@ def _equal_or_nan(left: pa.ChunkedArray, right: pa.ChunkedArray) -> pa.ChunkedAr
     return pc.or_(equal, pc.and_(pc.is_nan(left), pc.is_nan(right))) if pa.types.is_floating(left.type) else equal
 
 
-def _first_lossy_row(column: pa.ChunkedArray, data_type: pa.DataType) -> int:
-    """The first row whose cast fails, by halving."""
+def _first_failing(column: pa.ChunkedArray, holds: Callable[[pa.ChunkedArray], bool]) -> int:
+    """The first row of a column that does not hold, by halving."""
     start, stop = 0, len(column)
     while stop - start > 1:
         middle = (start + stop) // 2
-        if _try_cast(column.slice(start, middle - start), data_type) is None:
-            stop = middle
-        else:
+        if holds(column.slice(start, middle - start)):
             start = middle
+        else:
+            stop = middle
     return start
 
 

@@ -17,7 +17,7 @@ from sqlglot import exp
 from sqlglot.expressions.core import Expr
 
 from storage_engine.errors import StatementRefused
-from storage_engine.schema.predicate import literal_value, parsed, predicate_columns, unwrapped
+from storage_engine.schema.predicate import literal_value, parsed, predicate_columns, shallow, unwrapped
 
 TRUE, FALSE, NULL = 1, 2, 4
 ANY: Final = TRUE | FALSE | NULL
@@ -50,11 +50,13 @@ class FrameFilter:
     def __init__(self, where: str, schema: pa.Schema) -> None:
         tree = parsed(where)
         self.columns = tuple(predicate_columns(tree))
-        self._outcomes = _compile(tree, schema)
+        with shallow():
+            self._outcomes = _compile(tree, schema)
 
     def may_match(self, ranges: Ranges) -> bool:
         """False when no row of a frame with these ranges can meet the condition. A column that is missing may hold anything."""
-        return bool(self._outcomes(ranges) & TRUE)
+        with shallow():
+            return bool(self._outcomes(ranges) & TRUE)
 
 
 def unit_digits(data_type: pa.DataType) -> int:

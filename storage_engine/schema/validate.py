@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from storage_engine.errors import FlashlakeError, InvalidOption, SchemaMismatch, StatementRefused
 from storage_engine.schema.auto_partition import check_auto_partition
+from storage_engine.schema.computed import check_computed, why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.schema.options import AGGREGATE_FUNCTIONS, check_options, parse_int, split_columns
 from storage_engine.schema.row_ttl import check_row_ttl
@@ -28,6 +29,7 @@ PRODUCT_DIGITS_MAX = 37
 RESERVED_COLUMNS = frozenset({"_change_type", "_log_offset", "_commit_timestamp", "_partition", "_bucket", "_found"})
 _TABLE_NAME = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_-]*\.[A-Za-z0-9_][A-Za-z0-9_$-]*$")
 _NAME_CHARS_MAX = 200
+_LENGTH_ZERO = re.compile(r"^\s*(VAR)?(CHAR|BINARY)\s*\(\s*0+\s*\)\s*$", re.IGNORECASE)
 
 
 def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDescriptor:
@@ -41,6 +43,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     _check_name(descriptor.name, where)
     _check_columns(descriptor.columns, where)
     options = check_options(descriptor.options, where=where, column_names=descriptor.column_names)
+    check_computed(descriptor, where)
     _check_key_columns(descriptor, where)
     bucket_keys = _resolve_bucket_keys(descriptor, options, where)
     n_buckets = _resolve_n_buckets(descriptor, options, where)
@@ -65,6 +68,7 @@ def validate(descriptor: TableDescriptor, *, line: int | None = None) -> TableDe
     check_auto_partition(result, where)
     _check_statistics(result, where)
     check_row_ttl(result, where)
+    check_computed(result, where)
     check_watermark(result, where)
     return result
 
@@ -81,7 +85,8 @@ def check_targets(descriptor: TableDescriptor, columns: Sequence[str]) -> tuple[
     seen: set[str] = set()
     for name in columns:
         if name not in descriptor.column_names:
-            raise SchemaMismatch(f"unknown column {name}", where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
+            what = why_not_written(descriptor, name) or f"unknown column {name}"
+            raise SchemaMismatch(what, where=where, next_step=f"Columns are: {', '.join(descriptor.column_names)}.")
         if name in seen:
             raise SchemaMismatch(f"column {name} is named twice", where=where, next_step="Name each target column once.")
         seen.add(name)
@@ -150,10 +155,17 @@ def _check_name(name: str, where: str) -> None:
 def _check_columns(columns: Sequence[Column], where: str) -> None:
     if not columns:
         raise StatementRefused("a table needs a column", where=where, next_step="Declare at least one column.")
-    seen: set[str] = set()
+    seen: dict[str, str] = {}
     for column in columns:
-        if column.name in seen:
+        alike = seen.get(column.name.lower())
+        if alike == column.name:
             raise StatementRefused(f"column {column.name} is declared twice", where=where, next_step="Rename or remove one of them.")
+        if alike is not None:
+            raise StatementRefused(
+                f"column {column.name} differs from column {alike} only in case",
+                where=where,
+                next_step="Choose another name: Delta and DuckDB compare names without case.",
+            )
         if column.name != column.name.strip():
             raise StatementRefused(
                 f"column name {column.name!r} begins or ends with white space",
@@ -170,7 +182,11 @@ def _check_columns(columns: Sequence[Column], where: str) -> None:
             arrow_type(column.type)
         except FlashlakeError as error:
             raise StatementRefused(f"column {column.name}: {error.what}", where=where, next_step=error.next_step) from error
-        seen.add(column.name)
+        if column.field_id < 0 and _LENGTH_ZERO.search(column.type):
+            raise StatementRefused(
+                f"column {column.name}: {column.type} holds nothing", where=where, next_step="Give a length of at least 1."
+            )
+        seen[column.name.lower()] = column.name
 
 
 def _check_key_columns(descriptor: TableDescriptor, where: str) -> None:

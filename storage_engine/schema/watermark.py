@@ -60,6 +60,12 @@ def check_watermark(descriptor: TableDescriptor, where: str) -> None:
             if name in descriptor.options:
                 raise InvalidOption(f"{name} goes with WATERMARK FOR, and the table has none", where=where, next_step=_FORM)
         return
+    if any(item.name == column for item in descriptor.computed):
+        raise StatementRefused(
+            f"WATERMARK FOR {column}: the column is computed, and a watermark follows what the log stores",
+            where=where,
+            next_step="Store the time as a TIMESTAMP(3) column.",
+        )
     if column not in descriptor.column_names:
         raise StatementRefused(
             f"WATERMARK FOR {column}: there is no such column", where=where, next_step=f"Columns are {', '.join(descriptor.column_names)}."

@@ -29,6 +29,7 @@ from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.engine.key_budget import BYTES_MAX
 from storage_engine.engine.partitions import PARTITIONS_MAX
 from storage_engine.errors import FlashlakeError, InvalidConfiguration, StoreUnavailable
+from storage_engine.no_pandas import go_without_pandas
 from storage_engine.server.admission import Limits
 from storage_engine.server.authentication import Authenticator
 from storage_engine.server.connections import ConnectionWatcher
@@ -48,7 +49,7 @@ logger = logging.getLogger("storage_engine.server")
 def main(arguments: list[str] | None = None) -> int:
     """Serve a directory until a signal ends it; the exit status. A refusal is one line on standard error."""
     options = _parse(arguments)
-    sys.meta_path.insert(0, _NoPandas())  # type: ignore[arg-type]
+    go_without_pandas()
     faulthandler.register(signal.SIGUSR1)  # all threads' stacks to standard error, for a server that does not answer
     start_logging(options.log_format, options.log_level)
     try:
@@ -212,14 +213,6 @@ def _end_at_second_signal(stop: _StopSignal) -> None:
     logger.warning("a second signal: calls in flight are broken off")
     logging.shutdown()
     os._exit(CUT_OFF)
-
-
-class _NoPandas:
-    """pyarrow loads pandas when it first makes an array of Python values: 36 MB that nothing here uses. It goes on without."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:  # noqa: ARG002 - the protocol's signature
-        if name == "pandas":
-            raise ModuleNotFoundError("a server takes rows as Arrow and needs no pandas", name="pandas")
 
 
 class _StopSignal:

@@ -8,6 +8,7 @@ from storage_engine.stream.functions.bitmaps import open_connection, register_fu
 from storage_engine.stream.functions.python_functions import udf
 from storage_engine.stream.jobs.job import JobDescriptor, load_job, load_jobs, plan_job
 from storage_engine.stream.operators.job_plan import JobPlan
+from storage_engine.stream.planning.computed_columns import computed_types
 from storage_engine.stream.planning.planner import plan_insert, plan_view
 from storage_engine.stream.run.batch import batch_select
 from storage_engine.stream.run.runner import JobRunner
@@ -22,6 +23,7 @@ __all__ = [
     "SqlSession",
     "Worker",
     "batch_select",
+    "computed_types",
     "load_job",
     "load_jobs",
     "open_connection",

@@ -50,6 +50,20 @@ def test_a_written_id_is_refused(mapping):
     assert mapping.count() == 0
 
 
+def test_a_partial_delete_never_takes_the_id_of_a_row(store, db):
+    store.execute(
+        f"CREATE TABLE {db}.noted (k STRING, id INT, note STRING, PRIMARY KEY (k) NOT ENFORCED) WITH ('auto-increment.fields' = 'id')"
+    )
+    noted = store.table(f"{db}.noted")
+    noted.upsert([{"k": "a", "note": "x"}], ["k", "note"])
+
+    for key in ("a", "unknown"):
+        with pytest.raises(SchemaMismatch, match="filled by the store"):
+            noted.delete({"k": [key]}, ["id"])
+
+    assert noted.read().to_pylist() == [{"k": "a", "id": 1, "note": "x"}]
+
+
 @pytest.mark.needs("insert_if_not_exists")
 def test_a_lookup_that_inserts_returns_the_same_id_ever_after(mapping):
     first = mapping.lookup({"household": ["x", "y", "x"]}, insert_if_not_exists=True)["id"].to_pylist()

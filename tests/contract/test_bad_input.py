@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 import pytest
@@ -121,6 +121,68 @@ def test_offsets_beyond_the_log_are_refused(log):
 
     with pytest.raises(OffsetOutOfRange, match=r"log"):
         log.scan(start={TableBucket("", 0): 0}, stop={TableBucket("", 0): 99}).read_all()
+
+
+def test_a_scan_from_beyond_the_log_or_from_a_bucket_that_is_not_there_is_refused(log):
+    log.append({"x": [1, 2, 3], "y": ["a"] * 3})
+
+    for start in ({TableBucket("", 0): 99}, {TableBucket("", 7): 0}):
+        with pytest.raises(OffsetOutOfRange, match="is asked for"):
+            log.scan(start=start)
+    assert log.scan(start={TableBucket("", 0): 3}).read_all().num_rows == 0
+    assert log.scan(start={TableBucket("", 0): 2, TableBucket("dropped", 0): 9}).read_all().num_rows == 1
+
+
+@pytest.mark.needs("scan_from_timestamp")
+def test_a_scan_from_before_1970_reads_everything(log):
+    log.append({"x": [1], "y": ["a"]})
+
+    assert log.scan(start=datetime(1, 1, 1, tzinfo=UTC)).read_all().num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        (lambda pk: pk.scan(start="newest"), "start = 'newest' is no position"),
+        (lambda pk: pk.scan(start=7), "start = 7 is no position"),
+        (lambda pk: pk.scan(stop="earliest"), "stop = 'earliest' is no position"),
+        (lambda pk: pk.read(limit=-1), "limit = -1"),
+        (lambda pk: pk.prefix_lookup({"id": [1]}, limit=-1), "limit = -1"),
+        (lambda pk: pk.read(["n", "n"]), "column n is asked for twice"),
+        (lambda pk: pk.scan(["n", "n"]), "column n is asked for twice"),
+        (lambda pk: pk.consumer(None), "'None' cannot name a consumer"),
+    ],
+)
+def test_an_argument_that_means_nothing_is_refused(pk, call, named):
+    with pytest.raises(UserError, match=named):
+        call(pk)
+
+
+@pytest.mark.parametrize("where", [" OR ".join(["x = 1"] * 3000), "(" * 2000 + "x = 1" + ")" * 2000], ids=["chain", "brackets"])
+def test_a_condition_that_is_nested_too_deeply_is_refused_also_by_the_store_itself(log, where):
+    log.append({"x": [1], "y": ["a"]})
+
+    with pytest.raises(StatementRefused, match="nested too deeply"):
+        log.scan(where=where)
+    if "statistics" in log._backend.capabilities:
+        with pytest.raises(StatementRefused, match="nested too deeply"):
+            list(log._backend.fetch(log.name, {TableBucket("", 0): (0, 1)}, None, where))
+    assert log.count() == 1
+
+
+def test_bytes_that_are_no_text_are_refused_by_column_and_row_and_nothing_is_written(log, pk):
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+    text = pa.chunked_array([pa.array(["a"]), bad])
+    x = pa.array([1, 2], pa.int64())
+
+    for write in (
+        lambda: log.append(pa.table({"x": x, "y": text})),
+        lambda: pk.upsert(pa.table({"id": x, "day": ["d", "d"], "name": text})),
+        lambda: pk.delete(pa.table({"id": x, "day": text})),
+    ):
+        with pytest.raises(SchemaMismatch, match=r"no UTF-8 text.*row 1"):
+            write()
+    assert (log.count(), pk.count()) == (0, 0)
 
 
 @pytest.mark.needs("journal", "read_at_version")

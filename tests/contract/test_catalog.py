@@ -51,6 +51,32 @@ def test_creating_a_table_twice_is_refused_unless_it_says_if_not_exists(store, d
     store.execute(f"CREATE TABLE IF NOT EXISTS {db}.t (x BIGINT)")
 
 
+def test_two_tables_do_not_differ_in_case_alone(store, db):
+    store.execute(f"CREATE TABLE {db}.t (x BIGINT)")
+
+    with pytest.raises(AlreadyExists, match=rf"{db}\.T differs from table {db}\.t only in case"):
+        store.execute(f"CREATE TABLE IF NOT EXISTS {db}.T (x BIGINT)")
+
+
+@pytest.mark.needs("objects")
+def test_a_view_and_a_table_do_not_share_a_name(store, db):
+    store.execute(f"CREATE TABLE {db}.t (x BIGINT); CREATE VIEW {db}.v AS SELECT x FROM {db}.t")
+
+    with pytest.raises(AlreadyExists, match=rf"there is a table {db}\.t"):
+        store.execute(f"CREATE VIEW {db}.t AS SELECT 666 AS x")
+    with pytest.raises(AlreadyExists, match=rf"{db}\.T differs from table {db}\.t only in case"):
+        store.execute(f"CREATE VIEW {db}.T AS SELECT 666 AS x")
+    for sql in (f"CREATE TABLE {db}.v (x BIGINT)", f"CREATE TABLE IF NOT EXISTS {db}.v (x BIGINT)"):
+        with pytest.raises(AlreadyExists, match=rf"there is a view {db}\.v"):
+            store.execute(sql)
+    with pytest.raises(AlreadyExists, match=rf"there is a view {db}\.v"):
+        store.put_object("materialized_view", f"{db}.v", {})
+    assert f"{db}.t" not in store.objects("view")
+    assert f"{db}.v" not in store.tables()
+
+    store.execute(f"DROP VIEW {db}.v; CREATE TABLE {db}.v (x BIGINT)")
+
+
 def test_dropping_a_table_removes_it_and_its_rows(store, db):
     store.execute(f"CREATE TABLE {db}.t (x BIGINT)")
     store.table(f"{db}.t").append({"x": [1]})

@@ -188,6 +188,16 @@ def test_offsets_are_reset_to_the_ends_and_to_given_offsets_and_members_follow(s
     assert log.consumer("new").poll() is None
 
 
+def test_a_reset_of_a_name_that_is_not_there_begins_it_and_says_so(store, log):
+    log.append({"x": [1]})
+
+    [begun] = store.execute(f"RESET CONSUMER typo ON {log.name} TO EARLIEST")
+    [moved] = store.execute(f"RESET CONSUMER typo ON {log.name} TO LATEST")
+
+    assert "is new: it begins at" in begun.message
+    assert "goes on from" in moved.message
+
+
 def test_a_reset_is_refused_where_the_log_does_not_reach(store, log):
     log.append({"x": [1]})
     for offsets in ("'/0' = '100'", "'/77' = '0'", "'none/0' = '0'"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -54,6 +54,17 @@ def test_a_partition_of_a_typed_column_is_a_value_of_its_type(store, db):
     store.execute(f"ALTER TABLE {db}.t ADD PARTITION (day = 7)")
 
     assert store.table(f"{db}.t").partitions() == ["7"]
+
+
+@pytest.mark.needs("consumers")
+def test_a_date_that_a_condition_writes_in_another_form_finds_its_partition_and_no_consumer_passes_over_it(store, db):
+    store.execute(f"CREATE TABLE {db}.dated (x BIGINT, day DATE) PARTITIONED BY (day)")
+    dated = store.table(f"{db}.dated")
+    dated.append({"x": [1, 2], "day": [date(2024, 1, 5), date(2024, 1, 6)]})
+
+    for i, where in enumerate(("day = '2024-01-05'", "day = '20240105'", "day IN ('2024-W01-5')")):
+        assert dated.scan(["x"], where).read_all()["x"].to_pylist() == [1]
+        assert dated.consumer(f"c{i}").poll(where=where)["x"].to_pylist() == [1]
 
 
 @pytest.mark.needs("add_partition")

@@ -129,22 +129,6 @@ def test_the_journal_sensor_reports_a_day_that_the_stream_has_filled(live: Live)
     assert source["runId"] == ""  # reported, not run
 
 
-def test_the_schedule_seals_yesterday_and_its_check_proves_it(live: Live) -> None:
-    def sealed() -> list[dict[str, Any]]:
-        return [event for event in live.events("dws.shop_day", day(1)) if event["runId"]]
-
-    (event, *_) = await_true(sealed, "dws.shop_day materialized by the schedule", timeout_s=180, every_s=0.5)
-
-    assert (event["numbers"]["dagster/row_count"], event["numbers"]["rows_compared"], event["numbers"]["rows_differing"]) == (1, 1, 0)
-
-    def executed() -> list[str]:
-        checks = live.asset("dws.shop_day", day(1))["assetChecksOrError"]["checks"]
-        states = [(check["executionForLatestMaterialization"] or {"status": "IN_PROGRESS"})["status"] for check in checks]
-        return [] if "IN_PROGRESS" in states else states
-
-    assert await_true(executed, "the check of the latest materialization", timeout_s=60, every_s=0.5) == ["SUCCEEDED"]
-
-
 def test_a_backfill_goes_through_the_queue_honours_the_policy_and_repairs(live: Live) -> None:
     for n in (3, 4, 5, 6):
         live.store.table("ods.sales").append(sales(day(n), "1.00", f"{n}.00"))
@@ -184,3 +168,21 @@ def test_a_backfill_goes_through_the_queue_honours_the_policy_and_repairs(live: 
 def test_a_backfill_that_cannot_be_is_refused_before_it_starts(live: Live, table: str, days: str, refusal: type, named: str) -> None:
     with pytest.raises(refusal, match=named):
         backfill(live.url, table, days)
+
+
+def test_the_schedule_seals_yesterday_and_its_check_proves_it(live: Live) -> None:
+    """The last test of the module: the schedule's minute has passed meanwhile."""
+
+    def sealed() -> list[dict[str, Any]]:
+        return [event for event in live.events("dws.shop_day", day(1)) if event["runId"]]
+
+    (event, *_) = await_true(sealed, "dws.shop_day materialized by the schedule", timeout_s=180, every_s=0.5)
+
+    assert (event["numbers"]["dagster/row_count"], event["numbers"]["rows_compared"], event["numbers"]["rows_differing"]) == (1, 1, 0)
+
+    def executed() -> list[str]:
+        checks = live.asset("dws.shop_day", day(1))["assetChecksOrError"]["checks"]
+        states = [(check["executionForLatestMaterialization"] or {"status": "IN_PROGRESS"})["status"] for check in checks]
+        return [] if "IN_PROGRESS" in states else states
+
+    assert await_true(executed, "the check of the latest materialization", timeout_s=60, every_s=0.5) == ["SUCCEEDED"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from storage_engine import TableBucket
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
 from storage_engine.engine.checkpointer import CheckpointPolicy
@@ -20,6 +21,11 @@ EAGER = CleaningPolicy(settled_ms=60_000, chunk_bytes=4096, bytes_min=1, compact
 NO_COPIES = CheckpointPolicy(rows=1 << 60, rows_at_close=1 << 60)
 HOUR_MS = 3_600_000
 START_MS = 1_700_000_000_000
+ONE = TableBucket("", 0)
+DDL = """
+CREATE TABLE c.pk (id BIGINT, v STRING, n BIGINT, PRIMARY KEY (id) NOT ENFORCED) WITH ('table.log.ttl' = '1h');
+CREATE TABLE c.log (id BIGINT, v STRING) WITH ('table.log.ttl' = '1h');
+"""
 
 
 class Clock:
@@ -82,3 +88,23 @@ def log_files(directory: Path) -> list[Path]:
 
 def log_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in log_files(directory))
+
+
+def overwrite(store: Store, clock: Clock, times: int, n_keys: int = 200) -> None:
+    for n in range(times):
+        clock.pass_ms(60_000)
+        store.table("c.pk").upsert({"id": list(range(n_keys)), "v": [f"text {n} {i}" for i in range(n_keys)], "n": [n] * n_keys})
+
+
+def append(store: Store, clock: Clock, times: int) -> None:
+    for n in range(times):
+        clock.pass_ms(60_000)
+        store.table("c.log").append({"id": [n, n, n], "v": [f"a{n}", f"b{n}", None]})
+
+
+def directory_of(store: Store) -> Path:
+    return backend_of(store).directory
+
+
+def rows(store: Store, name: str = "c.pk") -> list[dict[str, object]]:
+    return sorted(store.table(name).read().to_pylist(), key=lambda row: row["id"])

@@ -18,7 +18,7 @@ from storage_engine.client.groups import member_of
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
 from storage_engine.engine.embedded import EmbeddedBackend
-from storage_engine.errors import ProgressConflict
+from storage_engine.errors import OffsetOutOfRange, ProgressConflict
 from storage_engine.schema.descriptor import TableBucket
 
 HOUR_MS = 3_600_000
@@ -276,8 +276,54 @@ def test_a_reset_to_a_time_finds_the_first_rows_committed_at_or_after_it(commits
             table.append({"x": rows})
             written += [(x, clock.now_ms) for x in rows]
         moment = datetime.fromtimestamp(begun_ms / 1000 + seconds, UTC)
+        clock.now_ms = max(clock.now_ms, begun_ms + seconds * 1000)
 
         store.execute(f"RESET CONSUMER c ON a.t TO TIMESTAMP '{moment.isoformat()}'")
         rows = table.consumer("c").poll()
 
         assert sorted(rows["x"].to_pylist() if rows else []) == [x for x, at_ms in written if at_ms >= begun_ms + seconds * 1000]
+
+
+def test_a_reset_to_a_time_goes_by_the_rows_commits_where_frames_were_joined_and_never_to_the_future(tmp_path):
+    clock = ManualClock()
+    begun_ms = clock.now_ms
+    with opened(tmp_path / "s", clock) as store:
+        store.execute("CREATE TABLE a.t (x BIGINT)")
+        table = store.table("a.t")
+        for x in range(50):
+            table.append({"x": [x]})
+            clock.now_ms += 1000
+        clock.now_ms += HOUR_MS
+        for _ in range(3):
+            table.compact()
+        frames = list(store.backend.fetch("a.t", {TableBucket("", 0): (0, 50)}, ["x"]))
+        assert len(frames) < 50, "the small frames were joined"
+        consumer = table.consumer("c")
+
+        consumer.reset(datetime.fromtimestamp(begun_ms / 1000 + 30, UTC))
+
+        assert consumer.position == {TableBucket("", 0): 30}
+        with pytest.raises(OffsetOutOfRange, match="in the future"):
+            consumer.reset(datetime.fromtimestamp(clock.now_ms / 1000 + 86_400, UTC))
+        assert table.consumer("c").position == {TableBucket("", 0): 30}
+
+
+def test_a_consumer_polls_a_few_rows_at_a_time_after_retention_has_passed_the_beginning_of_the_log(tmp_path):
+    clock = ManualClock()
+    with opened(tmp_path / "s", clock, log_file_bytes_max=64 * 1024) as store:
+        store.execute("CREATE TABLE a.t (x BIGINT) WITH ('table.log.ttl' = '1h')")
+        table = store.table("a.t")
+        for x in range(5):
+            table.append({"x": [x] * 10})
+        clock.now_ms += 2 * HOUR_MS
+        table.compact()
+        for x in range(5, 10):
+            table.append({"x": [x] * 10})
+        assert table.offsets("earliest") == {TableBucket("", 0): 50}
+        consumer = table.consumer("c")
+
+        polled = []
+        while (rows := consumer.poll(max_rows=20)) is not None:
+            polled.append(rows["x"].to_pylist())
+
+        assert polled == [[5] * 10 + [6] * 10, [7] * 10 + [8] * 10, [9] * 10]

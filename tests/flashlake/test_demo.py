@@ -23,24 +23,46 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def run_demo(folder: Path, ports: tuple[int, int]) -> dict[str, dict[str, str]]:
+def environment_of(folder: Path) -> dict[str, str]:
+    """This repository as the project, with everything that it keeps in `folder`, on free ports."""
     places = {
         "STORE__DIR": "store", "LAKE__ROOT": "lake", "DAGSTER__HOME": "dagster", "SERVICES__RUN_DIR": "run",
         "SERVICES__LOG_DIR": "logs", "QUERY__SPILL_DIR": "spill",
     }  # fmt: skip
     environment = {**os.environ, **{f"FLASHLAKE__{key}": str(folder / name) for key, name in places.items()}}
-    environment |= {"FLASHLAKE__STORE__PORT": str(ports[0]), "FLASHLAKE__DAGSTER__PORT": str(ports[1])}
-    command = [sys.executable, "-m", "flashlake", "demo", "--project", str(REPOSITORY), "--days", "1", "--skip", "spark", "--format", "csv"]
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    return environment | {"FLASHLAKE__STORE__PORT": str(free_port()), "FLASHLAKE__DAGSTER__PORT": str(free_port())}
+
+
+def flashlake(environment: dict[str, str], command: str, *arguments: str) -> str:
+    words = [sys.executable, "-m", "flashlake", command, "--project", str(REPOSITORY), *arguments]
+    shown = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=400)
     assert shown.returncode == 0, shown.stdout + shown.stderr
-    return {row["stage"]: row for row in csv.DictReader(io.StringIO(shown.stdout))}
+    return shown.stdout
+
+
+def run_demo(environment: dict[str, str], *options: str) -> dict[str, dict[str, str]]:
+    shown = flashlake(environment, "demo", "--days", "1", "--skip", "spark", "--format", "csv", *options)
+    return {row["stage"]: row for row in csv.DictReader(io.StringIO(shown))}
+
+
+def services(environment: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Name -> health and pid of each service."""
+    rows = csv.DictReader(io.StringIO(flashlake(environment, "status", "--format", "csv")))
+    return {row["name"]: (row["health"], row["pid"]) for row in rows if row["kind"] == "service"}
 
 
 @pytest.mark.dagster
 def test_the_demo_verifies_every_result_and_a_second_run_counts_nothing_twice(tmp_path):
-    ports = (free_port(), free_port())
-
-    first, second = (run_demo(tmp_path, ports) for _ in range(2))
+    """Between the two runs store, stream and tiering start anew over their data; what ran before a run stays as it was."""
+    environment = environment_of(tmp_path)
+    try:
+        first = run_demo(environment, "--keep")
+        kept = services(environment)
+        flashlake(environment, "down", "store", "stream", "tiering")
+        second = run_demo(environment)
+        left = services(environment)
+    finally:
+        flashlake(environment, "down")
 
     for lines in (first, second):
         assert all(line["verified"] == "yes" for stage, line in lines.items() if stage not in ("services", "definitions", "stream jobs"))
@@ -49,6 +71,11 @@ def test_the_demo_verifies_every_result_and_a_second_run_counts_nothing_twice(tm
     assert {stage: line["rows"] for stage, line in second.items()} == {stage: line["rows"] for stage, line in first.items()}
     assert {line["new"] for line in second.values()} <= {"", "0"}
     assert first["stream ods.transactions"]["new"] == "3098"
+    assert {health for health, _ in kept.values()} == {"healthy"}
+    assert {name: line for name, line in left.items() if name in ("webserver", "daemon")} == {
+        name: line for name, line in kept.items() if name in ("webserver", "daemon")
+    }
+    assert {health for name, (health, _) in left.items() if name not in ("webserver", "daemon")} == {"stopped"}
 
 
 def test_the_truth_counts_every_line_of_the_span_once():

@@ -101,7 +101,8 @@ def test_spark_starts_on_a_machine_without_java(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
         "from pyspark.sql import SparkSession\n"
-        "spark = SparkSession.builder.master('local[1]').config('spark.ui.enabled', 'false').getOrCreate()\n"
+        "spark = SparkSession.builder.master('local[1]').config('spark.ui.enabled', 'false')"
+        ".config('spark.driver.extraJavaOptions', '-XX:TieredStopAtLevel=1 -XX:+UseSerialGC').getOrCreate()\n"
         "print('counted', spark.range(7).count())\n"
     )
 

@@ -13,7 +13,8 @@ JARS = Path(__file__).resolve().parents[2] / "jars"
 
 def main() -> None:
     table = f"delta.`{sys.argv[1]}`"
-    session = spark_session(EngineConfig(driver_memory="1g", jars=tuple(str(jar) for jar in sorted(JARS.glob("*.jar")))), "lake test")
+    jars = tuple(str(jar) for jar in sorted(JARS.glob("*.jar")))
+    session = spark_session(EngineConfig(driver_memory="1g", jars=jars, short=True), "lake test")
     for text in sys.argv[2:]:
         rows = [[None if value is None else str(value) for value in row] for row in session.sql(text.format(table=table)).collect()]
         sys.stdout.write(json.dumps(rows) + "\n")

@@ -77,6 +77,16 @@ def test_a_renamed_column_keeps_its_id_and_keys_and_options_follow():
     assert before.schema_id == 4
 
 
+def test_the_column_that_counts_may_be_renamed_and_not_dropped():
+    counted = table({"table.merge-engine": "aggregation", "fields.n.agg": "sum", "table.delete.on-zero": "n"})
+
+    after = altered(counted, rename_column(counted, "n", "N"), next_field_id=5)
+
+    assert after.options == {"table.merge-engine": "aggregation", "fields.N.agg": "sum", "table.delete.on-zero": "N"}
+    with pytest.raises(StatementRefused, match=r"column N is named by 'table\.delete\.on-zero'"):
+        drop_columns(after, ["N"])
+
+
 def test_options_of_a_column_with_a_dot_in_its_name_are_told_apart():
     options = {"fields.a.agg": "sum", "fields.a.b.agg": "max", "table.merge-engine.versioned.ver-column": "a"}
 
@@ -102,6 +112,8 @@ def test_a_dropped_column_takes_the_options_of_its_function_along():
         (lambda t: drop_columns(t, ["ds"]), "column ds is in the primary key"),
         (lambda t: drop_columns(t, ["x"]), "there is no column x"),
         (lambda t: drop_columns(t, ["n", "n"]), "column n is named twice"),
+        (lambda t: rename_column(t, "n", "S"), "column s differs from column S only in case"),
+        (lambda t: add_columns(t, [Column("N", "INT")]), "column N differs from column n only in case"),
         (lambda t: rename_column(t, "n", "s"), "there is a column s already"),
         (lambda t: rename_column(t, "x", "y"), "there is no column x"),
         (lambda t: rename_column(t, "n", "_found"), "is reserved"),
@@ -174,6 +186,18 @@ def test_a_descriptor_that_no_alter_table_makes_is_refused(wanted):
 
     with pytest.raises((StatementRefused, InvalidOption)):
         altered(before, wanted(before), next_field_id=5)
+
+
+def test_freshness_is_set_where_the_table_is_tiered_or_was():
+    plain, paused = table(), table({"table.datalake.enabled": "true", "table.datalake.freshness": "10s"})
+
+    with pytest.raises(InvalidOption, match=r"freshness has no effect without table\.datalake\.enabled"):
+        altered(plain, set_options(plain, {"table.datalake.freshness": "5s"}), next_field_id=5)
+    paused = altered(paused, set_options(paused, {"table.datalake.enabled": "false"}), next_field_id=5)
+    assert altered(paused, set_options(paused, {"table.datalake.freshness": "5s"}), next_field_id=5).options == {
+        "table.datalake.enabled": "false",
+        "table.datalake.freshness": "5s",
+    }
 
 
 def test_only_alterable_options_change_and_the_number_of_buckets_is_one_of_them():

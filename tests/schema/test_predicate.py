@@ -13,6 +13,7 @@ from hypothesis import strategies as hs
 
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.predicate import matching_partitions, parse_predicate, partition_values, predicate_columns
+from storage_engine.schema.skipping import FrameFilter
 
 ROWS = pa.table(
     {
@@ -102,7 +103,7 @@ def test_pruning_never_leaves_out_a_partition_with_a_row(where):
     names = ["20170101", "20170102", "20170103"]
     holding = set(ROWS.filter(parse_predicate(where, ROWS.schema))["ds"].to_pylist())
 
-    named = partition_values(where, "ds")
+    named = partition_values(where, "ds", pa.string())
 
     assert named is None or holding <= named
     assert holding <= set(matching_partitions(where, ROWS.schema, "ds", names))
@@ -124,16 +125,32 @@ def test_pruning_never_leaves_out_a_partition_with_a_row(where):
     ],
 )
 def test_a_condition_on_the_partition_column_prunes(where, named, matching):
-    assert partition_values(where, "ds") == named
+    assert partition_values(where, "ds", pa.string()) == named
     assert matching_partitions(where, ROWS.schema, "ds", ["20170101", "20170102", "20170103"]) == matching
 
 
 def test_partitions_of_integers_and_dates_are_named_as_they_are_stored():
-    assert partition_values("day = 20170131 OR day IN (-1)", "day") == {"20170131", "-1"}
-    assert partition_values("d = DATE '2017-01-31'", "d") == {"2017-01-31"}
+    assert partition_values("day = 20170131 OR day IN (-1)", "day", pa.int32()) == {"20170131", "-1"}
+    for text in ("DATE '2017-01-31'", "'20170131'", "'2017-W05-2'"):
+        assert partition_values(f"d = {text}", "d", pa.date32()) == {"2017-01-31"}
+    assert partition_values("d = 'yesterday'", "d", pa.date32()) is None, "parse_predicate() refuses it"
     schema = pa.schema({"day": pa.int32(), "d": pa.date32()})
     assert matching_partitions("day > 9", schema, "day", ["9", "10", "100"]) == ["10", "100"]
     assert matching_partitions("d < DATE '2017-02-01'", schema, "d", ["2017-01-31", "2017-02-01"]) == ["2017-01-31"]
+
+
+@pytest.mark.parametrize(
+    "where", [" OR ".join(["n = 1"] * 3000), "(" * 2000 + "n = 1" + ")" * 2000, "NOT " * 3000 + "n = 1", " AND ".join(["ds = 'a'"] * 3000)]
+)
+def test_a_condition_nested_deeper_than_the_stack_is_refused_by_name(where):
+    for use in (
+        lambda: parse_predicate(where, ROWS.schema),
+        lambda: partition_values(where, "ds", pa.string()),
+        lambda: matching_partitions(where, ROWS.schema, "ds", ["a"]),
+        lambda: FrameFilter(where, ROWS.schema),
+    ):
+        with pytest.raises(StatementRefused, match="nested too deeply"):
+            use()
 
 
 def test_the_columns_of_a_condition_are_named_once():

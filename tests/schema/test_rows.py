@@ -146,6 +146,8 @@ def test_no_rows_conform_to_an_empty_table():
         ({"k": [1, 2], "n": [7, 2**31]}, "column n: 2147483648 is not a int32", 1),
         ({"k": [1, 2], "n": [1.0, 1.5]}, "column n: 1.5 is not a int32", 1),
         ({"k": [1, 2], "price": [Decimal("1.5"), Decimal("1.555")]}, "column price: Decimal('1.555')", 1),
+        ({"k": [1, 2, 3], "f": [0.1, float("inf"), 1e300]}, "column f: 1e+300 does not fit float without loss", 2),
+        ({"k": [1, 2], "d": [DAY, dt.datetime(2017, 1, 31, 5)]}, "does not fit date32[day] without loss", 1),  # noqa: DTZ001
         ([{"k": 1}, 7], "row 1 (from 0) is a int", None),
         (7, "rows are a int", None),
         (pa.table({"k": ["1"]}), "column k is string, the table has int64", None),
@@ -190,9 +192,33 @@ def test_instants_are_neither_rounded_nor_moved_between_zones():
     assert conform(MAPPING, pa.table({"user": ["a"], "at": [whole]}))["at"].to_pylist() == [whole]
     assert "does not fit timestamp[ms]" in refused(pa.table({"user": ["a"], "at": [fine]}), descriptor=MAPPING).what
     assert "column seen is timestamp[us]" in refused(pa.table({"user": ["a"], "seen": [whole]}), descriptor=MAPPING).what
+    for column, value in (("at", fine), ("seen", fine.replace(tzinfo=dt.UTC)), ("at", whole.replace(tzinfo=dt.UTC))):
+        error = refused({"user": ["a", "b"], column: [None, value]}, descriptor=MAPPING)
+        assert "does not fit timestamp[ms" in error.what
+        assert "row 1 (from 0)" in error.where
+    at_five = dt.datetime(2017, 1, 31, 12, tzinfo=dt.timezone(dt.timedelta(hours=5)))
+    assert conform(MAPPING, {"user": ["a", "b"], "seen": [at_five, None]})["seen"].to_pylist() == [at_five, None]
     berlin = pa.array([whole], pa.timestamp("ms", "Europe/Berlin"))
     conformed = conform(MAPPING, pa.table({"user": ["a"], "seen": berlin}))
     assert conformed["seen"].cast(pa.int64()).to_pylist() == berlin.cast(pa.int64()).to_pylist()
+
+
+def test_bytes_that_are_no_text_are_refused_by_column_and_row():
+    good, bad = (
+        pa.array(["a", "ü"]),
+        pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")]),
+    )
+    text = pa.chunked_array([good, bad, good])
+
+    error = refused(pa.table({"k": list(range(5)), "name": text}))
+    assert "column name holds bytes that are no UTF-8 text" in error.what
+    assert "row 2 (from 0)" in error.where
+    assert (
+        conform(T, pa.table({"k": list(range(4)), "name": pa.concat_arrays([text.chunk(0), text.chunk(2)])}))["name"].to_pylist()
+        == ["a", "ü"] * 2
+    )
+    with pytest.raises(SchemaMismatch, match="no UTF-8"):
+        conform_keys(MAPPING, bad)
 
 
 def test_keys_come_in_key_order_and_a_single_key_may_be_a_plain_list():

@@ -174,6 +174,16 @@ def test_an_option_that_would_have_no_effect_is_legal_and_refused_by_the_bundled
     check_effective(table({"table.replication.factor": "1"}).options, where="table db.t")
 
 
+def test_an_option_that_needs_another_one_is_refused_without_it():
+    level, kind = "table.log.arrow.compression.zstd.level", "table.log.arrow.compression.type"
+    for options in ({level: "5"}, {level: "5", kind: "lz4_frame"}):
+        with pytest.raises(InvalidOption, match=r"zstd\.level has no effect without zstd"):
+            check_effective(table(options).options, where="table db.t")
+    with pytest.raises(InvalidOption, match=r"freshness has no effect without table\.datalake\.enabled"):
+        check_effective(table({"table.datalake.freshness": "30s"}).options, where="table db.t")
+    check_effective(table({level: "5", kind: "zstd"}).options, where="table db.t")
+
+
 @given(hs.integers(0, 10**9), hs.sampled_from([("ms", 1), ("s", 1000), ("min", 60_000), (" h", 3_600_000), (" days", 86_400_000), ("", 1)]))
 def test_a_duration_is_its_number_of_units(number, unit):
     assert duration_ms(f"{number}{unit[0]}") == number * unit[1]

@@ -1,4 +1,4 @@
-"""Fixtures: a real server over a real store in this process, and a proxy in front of it that cuts connections."""
+"""Fixtures: a real server over a real store in this process, a proxy in front of it that cuts connections, and a secured server process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.server import FlightServer
+from tests.server.secured import Secured
 
 
 class CuttingProxy:
@@ -102,3 +103,12 @@ def proxy(server: FlightServer) -> Iterator[CuttingProxy]:
     proxy = CuttingProxy(server.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    secured = Secured(tmp_path_factory.mktemp("secured"))
+    yield secured
+    secured.admin.close()
+    secured.server.kill()
+    assert secured.secrets_in_log() == []  # whatever the module's tests have done

@@ -19,6 +19,8 @@ from storage_engine.lake.duck import connect_delta
 pytestmark = pytest.mark.spark
 
 WEEKS = (1,)
+MEASURE_PARTITIONS = 16
+START_FAST = '"spark.driver.extraJavaOptions" = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"'  # a JVM of a minute compiles for nothing
 MONEY = "sales_value::DECIMAL(12, 2) AS sales_value"
 LINES = f"SELECT * REPLACE ({MONEY}, week::INT AS week), strftime(transaction_timestamp, '%Y-%m-%d') AS ds"
 
@@ -28,7 +30,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project whose lake holds the transactions of some real weeks."""
     folder = tmp_path_factory.mktemp("project")
     jars = Path(__file__).resolve().parents[2] / "jars"
-    (folder / "flashlake.toml").write_text(f'[spark]\njars = "{jars}"\nshuffle_partitions = 4\n')
+    (folder / "flashlake.toml").write_text(f'[spark]\njars = "{jars}"\nshuffle_partitions = 4\n[spark.conf]\n{START_FAST}\n')
     lines = duckdb.sql(f"{LINES} FROM '{data_file('transactions')}' WHERE week IN {(*WEEKS, 0)}").arrow()
     write_deltalake(str(folder / "data/lake/ods/transactions"), pa.table(lines), partition_by=["ds"])
     return folder
@@ -38,7 +40,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def report(project: Path) -> dict:
     """Both assets, materialized in one run; the report that the job wrote."""
     resources = {"lake": Lake(project=str(project)), "spark": Spark(project=str(project))}
-    run_config = {"ops": {"ods__promotions": {"config": {"weeks": list(WEEKS)}}}}
+    run_config = {
+        "ops": {
+            "ods__promotions": {"config": {"weeks": list(WEEKS)}},
+            "dws__promotion_line": {"config": {"measure_partitions": MEASURE_PARTITIONS}},
+        }
+    }
     with dg.instance_for_test() as instance:
         result = dg.materialize([*LAKE_ASSETS, *LAKE_CHECKS], resources=resources, run_config=run_config, instance=instance)
         assert result.success
@@ -53,7 +60,7 @@ def test_every_line_with_units_is_in_the_result_once_with_the_promotion_that_duc
     keys = "product_id, store_id, week"
     largest = "max(display_location) AS d, max(mailer_location) AS m"
     con.execute(f"CREATE VIEW lines AS SELECT * FROM '{data_file('transactions')}' WHERE week IN {(*WEEKS, 0)} AND quantity <> 0")
-    con.execute(f"CREATE VIEW promos AS SELECT {keys}, {largest} FROM '{data_file('promotions')}' GROUP BY ALL")
+    con.execute(f"CREATE VIEW promos AS SELECT {keys}, {largest} FROM '{data_file('promotions')}' WHERE week IN {(*WEEKS, 0)} GROUP BY ALL")
     codes = "coalesce(d, '0') AS d, coalesce(m, '0') AS m"
     expected = f"SELECT basket_id, product_id, {codes}, {MONEY} FROM lines LEFT JOIN promos USING ({keys})"
     written = f"delta_scan('{project}/data/lake/dws/promotion_line')"
@@ -81,7 +88,8 @@ def test_the_report_measures_both_plans_and_skew_handling_where_it_does_somethin
 
     assert [(run["plan"], run["skew_handling"]) for run in runs] == [("full_key", True), ("by_product", False), ("by_product", True)]
     assert len({(run["n_rows"], run["checksum"]) for run in runs}) == 1
-    assert all(run["task_ms"]["n_tasks"] >= report["skew"]["n_partitions"] for run in runs)
+    assert report["skew"]["n_partitions"] == MEASURE_PARTITIONS
+    assert all(run["task_ms"]["n_tasks"] >= MEASURE_PARTITIONS for run in runs)
     assert runs[0]["skew_markers"] == []
     assert "fair share: not skewed" in report["skew"]["finding"]
 

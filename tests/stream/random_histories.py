@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from storage_engine import Store
 from tests.engine.cleaning import Clock
-from tests.stream.test_stream_equals_batch import event, event_table
+from tests.stream.cases import event, event_table
 
 SHOPS = "CREATE TABLE db.shops (shop BIGINT, city STRING, size INT, PRIMARY KEY (shop) NOT ENFORCED)"
 DIMENSIONS = """CREATE TABLE db.fixed (shop BIGINT, city STRING, size INT, PRIMARY KEY (shop) NOT ENFORCED);

@@ -17,9 +17,9 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_job
 from tests.engine.cleaning import Clock, opened
+from tests.stream.cases import EVENTS, KEYED
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
 from tests.stream.random_histories import DIMENSIONS, ORDER_COLUMNS, SHOPS, History
-from tests.stream.test_stream_equals_batch import EVENTS, KEYED
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,62 @@ def topped(rng: random.Random) -> Relation:
     return Relation(f"({head.format(down, of.flink, n)})", f"({head.format(f'{down} NULLS {nulls}', of.duck, n)})", columns, ("shop", "rn"))
 
 
+ARRAYS = [  # an array of texts in both dialects; the second may be NULL, the third empty
+    ("ARRAY[l.kind, 'z', CAST(l.qty AS STRING)]", "[l.kind, 'z', CAST(l.qty AS VARCHAR)]"),
+    ("SPLIT(CONCAT(l.kind, ',z,', l.kind), ',')", "CASE WHEN l.kind IS NOT NULL THEN [l.kind, 'z', l.kind] END"),
+    ("ARRAY_REMOVE(ARRAY[l.kind], 'a')", "list_filter([l.kind], x -> x IS DISTINCT FROM 'a')"),
+]
+
+
+def unnested(rng: random.Random) -> Relation:
+    """Rows with the elements of an array, or the entries of a map, in place of their kind; and their positions."""
+    left = narrow(rng)
+    columns = {**{name: EVENT_COLUMNS[name] for name in ORDER_COLUMNS}, "uid": "INT"}
+    if rng.random() < 0.25:
+        flink = f"SELECT l.id, l.shop, u.k AS kind, u.v AS qty, l.amount, 1 AS uid FROM {left.flink} l "
+        flink += "CROSS JOIN UNNEST(MAP['x', l.qty, 'y', 3]) AS u(k, v)"
+        entries = "unnest([{'k': 'x', 'v': l.qty}, {'k': 'y', 'v': 3}])"
+        duck = f"SELECT id, shop, e.k AS kind, e.v AS qty, amount, 1 AS uid FROM (SELECT *, {entries} AS e FROM {left.duck} l)"
+        return Relation(f"({flink})", f"({duck})", columns, (*left.key, "kind") if left.key else ())
+    flink_array, duck_array = rng.choice(ARRAYS)
+    is_left = rng.random() < 0.4
+    flink = f"SELECT l.id, l.shop, u.x AS kind, l.qty, l.amount, u.n AS uid FROM {left.flink} l "
+    flink += f"{'LEFT' if is_left else 'CROSS'} JOIN UNNEST({flink_array}) WITH ORDINALITY AS u(x, n){' ON TRUE' if is_left else ''}"
+    lists = f"SELECT *, {duck_array} AS a FROM {left.duck} l"
+    if is_left:
+        lists = f"SELECT *, CASE WHEN len(a) > 0 THEN range(1, len(a) + 1) ELSE [NULL] END AS ns FROM ({lists})"
+    else:
+        lists = f"SELECT *, range(1, len(a) + 1) AS ns FROM ({lists})"
+    duck = f"SELECT id, shop, a[n] AS kind, qty, amount, CAST(n AS INT) AS uid FROM (SELECT *, unnest(ns) AS n FROM ({lists}))"
+    return Relation(f"({flink})", f"({duck})", columns, (*left.key, "uid") if left.key and not is_left else ())
+
+
+def merged(rng: random.Random) -> Relation:
+    """Rows joined by columns of one name: with the shop's row, or orders with orders of the same id; ON says the same to DuckDB."""
+    columns = {**{name: EVENT_COLUMNS[name] for name in ORDER_COLUMNS}, "uid": "INT"}
+    kind = rng.choice(["JOIN", "LEFT JOIN", "RIGHT JOIN", "FULL JOIN", "FULL JOIN"])
+    if rng.random() < 0.5:
+        left = narrow(rng)
+        using = rng.random() < 0.5
+        shops = "db.shops" if using else "(SELECT shop, city, size FROM db.shops)"
+        by = "USING (shop)" if using else ""
+        head = "SELECT COALESCE(l.id, -1) AS id, {}, COALESCE(r.city, l.kind) AS kind, l.qty, l.amount, r.size AS uid FROM "
+        flink = f"{head.format('shop')}{left.flink} l {'' if using else 'NATURAL '}{kind} {shops} r {by}"
+        duck = f"{head.format('COALESCE(l.shop, r.shop) AS shop')}{left.duck} l {kind} shops r ON l.shop = r.shop"
+        return Relation(f"({flink})", f"({duck})", columns, left.key if kind in ("JOIN", "LEFT JOIN") else ())
+    sides = [base(rng, log=False), base(rng, log=False)]
+    sides = [filtered(rng, side) if rng.random() < 0.7 else side for side in sides]
+    third = rng.random() < 0.4
+    head = "SELECT {} AS id, l.shop, r.kind, r.qty, l.amount, r.qty AS uid FROM "
+    flink = f"{head.format('id')}{sides[0].flink} l {kind} {sides[1].flink} r USING (id)"
+    duck = f"{head.format('COALESCE(l.id, r.id)')}{sides[0].duck} l {kind} {sides[1].duck} r ON l.id = r.id"
+    if third:
+        flink += f" {kind} (SELECT id, shop AS of FROM db.orders WHERE qty > 2) t USING (id)"
+        duck = duck.replace("COALESCE(l.id, r.id)", "COALESCE(l.id, r.id, t.id)")
+        duck += f" {kind} (SELECT id, shop AS of FROM orders WHERE qty > 2) t ON COALESCE(l.id, r.id) = t.id"
+    return Relation(f"({flink})", f"({duck})", columns, ("id",))
+
+
 def looked_up(rng: random.Random) -> Relation:
     """Rows with what a lookup finds. The tables looked into do not change during the run: only then is a lookup join reproducible."""
     left = narrow(rng)
@@ -192,7 +248,22 @@ def _by_event_time(rng: random.Random) -> Relation:
 
 
 def rows_of_any(rng: random.Random) -> Relation:
-    made = rng.choice([base, narrow, narrow, lambda r: computed(narrow(r)), united, joined, joined, topped, looked_up])(rng)
+    some = [
+        base,
+        narrow,
+        narrow,
+        lambda r: computed(narrow(r)),
+        united,
+        joined,
+        joined,
+        topped,
+        looked_up,
+        unnested,
+        unnested,
+        merged,
+        merged,
+    ]
+    made = rng.choice(some)(rng)
     return made
 
 
@@ -255,8 +326,8 @@ def two_levels(rng: random.Random) -> Case:
 
 
 def rows_as_they_are(rng: random.Random) -> Case:
-    of = rng.choice([lambda r: narrow(r), lambda r: computed(narrow(r)), joined, topped, looked_up])(rng)
-    columns = {name: kind for name, kind in of.columns.items() if name in (*ORDER_COLUMNS, "rn")}
+    of = rng.choice([lambda r: narrow(r), lambda r: computed(narrow(r)), joined, topped, looked_up, unnested, merged])(rng)
+    columns = {name: kind for name, kind in of.columns.items() if name in (*ORDER_COLUMNS, *of.key, "rn")}
     listed = ", ".join(columns)
     if of.key == ("shop", "rn"):
         columns = {"shop": "BIGINT", "rn": "BIGINT", "id": "BIGINT", "amount": "DECIMAL(12,2)"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from sqlglot import exp
 from storage_engine import Store
 from storage_engine.errors import FlashlakeError, StatementRefused
 from storage_engine.stream import SqlSession, Worker, load_jobs, open_connection
-from storage_engine.stream.dialect.render import sql
-from storage_engine.stream.dialect.sqltypes import common_type
+from storage_engine.stream.dialect.render import render, sql
+from storage_engine.stream.dialect.sqltypes import STRING, common_type
 from storage_engine.stream.dialect.syntax import Flink, parse_select
 from storage_engine.stream.functions.expressions import ExpressionBinder
 from storage_engine.stream.planning.bind import Binder
@@ -31,8 +32,6 @@ NULL = "<null>"
 
 REFUSED = {
     "non-equi join": "no equality",  # each change would read all rows of the other side
-    "UNNEST array": "ARRAY",  # a table holds no array, so no stream has one
-    "UNNEST WITH ORDINALITY": "ARRAY",
     "RANK": "RANK is not kept",  # Flink refuses it as well
 }
 """Queries that are refused here, with a part of the reason."""
@@ -73,6 +72,12 @@ class Logs:
             bound = [[ExpressionBinder(lambda c: pytest.fail(str(c)), where="test").bind(item) for item in row] for row in rows]
             types = [common_type([row[i].type for row in bound]) for i in range(len(names))]
             nullable = [any(row[i].nullable for row in bound) for i in range(len(names))]
+            for i in [i for i, kind in enumerate(types) if kind.name == "ARRAY"]:
+                self._split(tree, names[i])
+                types[i] = STRING
+                bound = [
+                    [replace(v, ast=render("array_to_string(_0, ',')", v.ast)) if n == i else v for n, v in enumerate(row)] for row in bound
+                ]
             columns = ", ".join(f"`{n}` {t}{'' if null else ' NOT NULL'}" for n, t, null in zip(names, types, nullable, strict=True))
             session.execute(f"CREATE TABLE db.v{number} ({columns})")
             for row in bound:
@@ -82,6 +87,12 @@ class Logs:
             table = exp.to_table(f"db.v{number}")
             table.set("alias", exp.TableAlias(this=exp.to_identifier(alias.name)))
             inner.replace(table)
+
+    @staticmethod
+    def _split(tree: exp.Expr, name: str) -> None:
+        """A table holds no array: the column holds the elements as text, and the statement splits it."""
+        for item in [found for found in tree.find_all(exp.Column) if found.name == name]:
+            item.replace(exp.Anonymous(this="SPLIT", expressions=[item.copy(), exp.Literal.string(",")]))
 
     def feed(self, store: Store) -> None:
         worker = Worker(store)

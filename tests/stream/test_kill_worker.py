@@ -18,8 +18,8 @@ from storage_engine import Store
 from storage_engine.errors import RetriableError
 from storage_engine.server import ServerProcess
 from storage_engine.stream import SqlSession, Worker
+from tests.stream.cases import event, event_table
 from tests.stream.comparing import differing_jobs, query_rows, sink_rows
-from tests.stream.test_stream_equals_batch import event, event_table
 from tests.waiting import let_pass
 
 pytestmark = pytest.mark.crash

@@ -5,10 +5,8 @@ The store runs on a clock in the test's hands; the oracle knows what it said at 
 
 from __future__ import annotations
 
-import datetime as dt
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +19,17 @@ from storage_engine.stream import SqlSession, Worker, load_job, load_jobs, plan_
 from storage_engine.stream.planning.explain import explain
 from tests.engine.cleaning import START_MS, Clock, backend_of, opened
 from tests.stream.comparing import Rows, differing_jobs, sink_rows
+from tests.stream.windows import Windows, aggregated, cumulate, grouped, hop, moment, tumbling
 
-EPOCH = dt.datetime(1970, 1, 1)  # noqa: DTZ001  # as a TIMESTAMP is: without a zone
 BID = "CREATE TABLE db.bid (id BIGINT, bidder STRING, price INT, ts TIMESTAMP(3)) WITH ('bucket.num' = '2', 'bucket.key' = 'id')"
 SINK = (
     "CREATE TABLE db.{} (bidder STRING, starttime TIMESTAMP(3), endtime TIMESTAMP(3), n BIGINT, total INT, low INT, prices BIGINT, "
     "PRIMARY KEY (bidder, starttime, endtime) NOT ENFORCED)"
 )
-Windows = Callable[[int], list[tuple[int, int]]]
 Log = list[tuple[int, dict[str, Any]]]
 
 
-def tumble(ms: int) -> list[tuple[int, int]]:
-    start = ms // 10_000 * 10_000
-    return [(start, start + 10_000)]
-
-
-def hop(ms: int) -> list[tuple[int, int]]:
-    last = ms // 3000 * 3000
-    return [(start, start + 9000) for start in (last, last - 3000, last - 6000)]
-
-
-def cumulate(ms: int) -> list[tuple[int, int]]:
-    start, step = ms // 8000 * 8000, ms // 2000 * 2000
-    return [(start, end) for end in range(step + 2000, start + 8001, 2000)]
-
-
+tumble = tumbling(10_000)
 TIMED = "(SELECT *, PROCTIME() AS p_time FROM db.bid)"
 KINDS: dict[str, tuple[str, Windows]] = {
     "tumble": (f"TUMBLE(TABLE {TIMED}, DESCRIPTOR(p_time), INTERVAL '10' SECOND)", tumble),
@@ -63,18 +46,8 @@ def insert(kind: str, sink: str = "s") -> str:
     )
 
 
-def moment(ms: int) -> dt.datetime:
-    return EPOCH + dt.timedelta(milliseconds=ms)
-
-
 def expected(log: Log, windows: Windows) -> Rows:
-    groups: dict[tuple[str, int, int], list[int]] = {}
-    for ms, row in log:
-        for start, end in windows(ms):
-            if row["price"] >= 0:
-                groups.setdefault((row["bidder"], start, end), []).append(row["price"])
-    rows = [(k, moment(start), moment(end), len(v), sum(v), min(v), len(set(v))) for (k, start, end), v in groups.items()]
-    return sorted(rows, key=repr)
+    return aggregated(grouped(((ms, row["bidder"], row["price"]) for ms, row in log), windows))
 
 
 def append(store: Store, rng: random.Random, clock: Clock, log: Log) -> None:

@@ -31,5 +31,6 @@ def test_the_seeds_draw_every_shape() -> None:
     texts = "\n".join(case.flink for case in cases)
     pieces = ["LEFT JOIN", " JOIN ", "UNION ALL", "ROW_NUMBER", "HAVING", "COUNT(DISTINCT", "FILTER", "HOP", "TUMBLE", "CASE WHEN"]
     pieces += ["CUMULATE", "DESCRIPTOR(pt)", "OF PROCTIME()", "OF l.pt", "LEFT JOIN db.fixed", " JOIN db.parts"]
+    pieces += ["CROSS JOIN UNNEST", "LEFT JOIN UNNEST", "UNNEST(MAP", "USING (shop)", "USING (id)", "NATURAL", "FULL JOIN"]
     for piece in pieces:
         assert piece in texts, piece

@@ -56,8 +56,6 @@ UNREAD = [
     ("t SELECT id, kind, n FROM log PIVOT (SUM(n) FOR kind IN ('a'))", "PIVOT"),
     ("t SELECT id, kind, CAST(n AS BIGINT FORMAT 'x') FROM log", "FORMAT"),
     ("t SELECT DISTINCT ON (id) id, kind, n FROM log", "ON"),
-    ("t SELECT id, a.kind, a.n FROM log a JOIN log b USING (id)", "USING"),
-    ("t SELECT a.id, a.kind, a.n FROM log a NATURAL JOIN pk", "this kind of JOIN"),
     ("t SELECT a.id, a.kind, a.n FROM log a ASOF JOIN pk ON a.id = pk.id", "this kind of JOIN"),
     ("t SELECT id, kind, n FROM log UNION ALL BY NAME SELECT id, kind, n FROM log", "BY NAME"),
     ("t WITH r AS MATERIALIZED (SELECT id, kind, n FROM log) SELECT id, kind, n FROM r", "MATERIALIZED"),

@@ -15,7 +15,7 @@ from storage_engine.stream import SqlSession, Worker, load_job, plan_job
 from storage_engine.stream.jobs.job import JobDescriptor, save_job
 from storage_engine.stream.planning.explain import explain
 from tests.stream.comparing import differing_jobs, sink_rows
-from tests.stream.test_event_time import EVENTS, drifting, lived, table
+from tests.stream.event_times import EVENTS, drifting, lived, table
 
 HOP = "TABLE(HOP(TABLE db.ev, DESCRIPTOR(ts), INTERVAL '3' SECOND, INTERVAL '9' SECOND))"
 SINK = "CREATE TABLE db.s (k STRING, n BIGINT, start TIMESTAMP(3), PRIMARY KEY (k, start) NOT ENFORCED)"

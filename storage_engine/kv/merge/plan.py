@@ -104,7 +104,7 @@ def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, ta
 
     Shapes: as in plan_upsert; keys that are not there change nothing.
     Meaning: 'table.delete.behavior' = ignore changes nothing: the default of every merge engine but the last row's.
-    Errors: StatementRefused where deletes are disabled; SchemaMismatch when a target is NOT NULL.
+    Errors: StatementRefused where deletes are disabled; SchemaMismatch when a target is NOT NULL, or filled by the store.
     """
     schema = descriptor.arrow_schema
     where = f"table {descriptor.name}"
@@ -112,6 +112,12 @@ def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, ta
     if behavior == "disable":
         remedy = "'ignore': the engine keeps its rows" if descriptor.merge_engine in WHOLE_ROW_ENGINES else "'allow'"
         raise StatementRefused("deletes are disabled", where=where, next_step=f"Create the table with 'table.delete.behavior' = {remedy}.")
+    if targets is not None and descriptor.auto_increment_column in targets:
+        raise SchemaMismatch(
+            f"column {descriptor.auto_increment_column} is filled by the store, once for each key",
+            where=where,
+            next_step="Leave it out, or delete whole rows.",
+        )
     source = np.flatnonzero(found)
     if behavior == "ignore" or len(source) == 0:
         return nothing(schema)

@@ -23,7 +23,8 @@ _QUERIES: Final[dict[type[exp.Expr], frozenset[str]]] = {
     exp.With: frozenset({"expressions", "recursive"}),
     exp.CTE: frozenset({"this", "alias"}),
     exp.Table: frozenset({"this", "alias", "db", "catalog", "version"}),
-    exp.Join: frozenset({"this", "on", "side", "kind"}),
+    exp.Join: frozenset({"this", "on", "using", "side", "kind"}),
+    exp.Unnest: frozenset({"expressions", "alias", "offset"}),
     exp.Distinct: frozenset({"expressions"}),
     exp.Group: frozenset({"expressions"}),
     exp.Order: frozenset({"expressions"}),
@@ -53,6 +54,8 @@ _EXPRESSIONS: Final[dict[type[exp.Expr], frozenset[str]]] = {
     exp.Case: frozenset({"this", "ifs", "default"}),
 }
 _READ: Final = {**_QUERIES, **_EXPRESSIONS}
+NATURAL: Final = ("method", "NATURAL")
+"""The part of a join that says so; other methods are not read."""
 _NAMES: Final = {
     "from_": "FROM",
     "with_": "WITH",
@@ -68,7 +71,7 @@ def unread(node: exp.Expr) -> str | None:
     known = next((parts for kind, parts in _READ.items() if isinstance(node, kind)), None)
     if known is None:
         return None
-    return next((name for name, value in node.args.items() if value and name not in known), None)
+    return next((name for name, value in node.args.items() if value and name not in known and (name, value) != NATURAL), None)
 
 
 def refuse_unread(tree: exp.Expr, where: str) -> None:

@@ -104,7 +104,9 @@ def _str_to_map(args: Sequence[Value]) -> exp.Expr:
     key = args[2].ast if len(args) > 2 else exp.Literal.string("=")
     value = "CASE WHEN contains(_p, _2) THEN SUBSTRING(_p, length(split_part(_p, _2, 1)) + length(_2) + 1) END"
     entries = f"list_transform(string_split(_0, _1), _p -> struct_pack(k := split_part(_p, _2, 1), v := {value}))"
-    return render(f"map_from_entries({entries})", args[0].ast, pair, key)
+    keys = "list_transform(string_split(_0, _1), _p -> split_part(_p, _2, 1))"
+    last = f"list_filter({entries}, (_e, _i) -> NOT list_contains(list_slice({keys}, _i + 1, len({keys})), _e.k))"  # of equal keys the last
+    return render(f"map_from_entries({last})", args[0].ast, pair, key)
 
 
 _IS_IN = "(list_position(_1, _e) IS NOT NULL)"  # finds a NULL too

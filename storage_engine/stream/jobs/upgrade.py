@@ -29,7 +29,7 @@ from storage_engine.stream.jobs.job import JobDescriptor
 from storage_engine.stream.jobs.options import UPGRADE_OPTION, UPGRADE_TIMESTAMP_OPTION
 from storage_engine.stream.operators.job_plan import JobPlan
 from storage_engine.stream.plan.startup import MODE, TIMESTAMP, parse_startup, starts_of
-from storage_engine.stream.plan.tree import Calc, Expand, LookupJoin, Scan, Union, Windows, walk
+from storage_engine.stream.plan.tree import Calc, Expand, LookupJoin, Scan, Union, Unnest, Windows, walk
 from storage_engine.stream.planning.explain import describe
 
 CHOICES = (
@@ -37,7 +37,7 @@ CHOICES = (
     f"input, 'latest' with what comes from now on, 'timestamp' at '{UPGRADE_TIMESTAMP_OPTION}' (all three take the job's rows out of a "
     "primary-key table first). Or name the new job with SET 'pipeline.name' = '...'."
 )
-_STATELESS = Scan | Calc | LookupJoin | Union | Expand | Windows
+_STATELESS = Scan | Calc | LookupJoin | Union | Expand | Windows | Unnest
 
 
 @dataclass(frozen=True)

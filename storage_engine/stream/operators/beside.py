@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 N_BESIDE: Final = 3
@@ -25,15 +25,19 @@ class Beside:
         """
         if len(calls) < 2:
             return [call() for call in calls]
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(N_BESIDE, "stream-beside")
-        begun = [self._pool.submit(call) for call in calls[:-1]]
+        begun = [self.begin(call) for call in calls[:-1]]
         try:
             last = calls[-1]()
         finally:
             for future in begun:
                 future.exception()  # waits
         return [*(future.result() for future in begun), last]
+
+    def begin(self, call: Callable[[], T]) -> Future[T]:
+        """Run a call in one of the threads."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(N_BESIDE, "stream-beside")
+        return self._pool.submit(call)
 
     def close(self) -> None:
         if self._pool is not None:

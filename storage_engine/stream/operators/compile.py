@@ -14,6 +14,7 @@ from sqlglot import exp
 
 from storage_engine.stream.dialect.render import cast, column, sql
 from storage_engine.stream.functions.aggregates import WEIGHT, Accumulator
+from storage_engine.stream.functions.unnesting import selected
 from storage_engine.stream.operators import compile_panes, compile_time
 from storage_engine.stream.operators.compile_time import SOURCE, WATERMARK
 from storage_engine.stream.plan.tree import (
@@ -30,6 +31,7 @@ from storage_engine.stream.plan.tree import (
     Scan,
     Session,
     Union,
+    Unnest,
     Windows,
     is_positioned,
 )
@@ -38,7 +40,8 @@ SEQUENCE = "__seq"
 POSITION = ("__time", "__partition", "__bucket", "__offset")
 """Where a row stands in its log: columns that orders and identifies the rows of one source."""
 ORDER = "__order"
-"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log."""
+"""The order in which rows that meet in one row of the sink arrived: by commit time, then source, bucket and place in the log; those that
+UNNEST makes of one row by their places in its array."""
 CLOCK = (POSITION[0], POSITION[2])
 """Those that event time goes by: when a row was committed, and its bucket."""
 
@@ -87,7 +90,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
     hidden = [quoted(name) for name in (*(() if batch else hidden_columns(node)), *carried)]
     if isinstance(node, Scan):
         listed = [f"{_stored(name)} AS {quoted(item.name)}" for name, item in zip(node.columns, node.fields, strict=True)]
-        made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): f"row({POSITION[0]}, {node.id}, {POSITION[2]}, {POSITION[3]})"}
+        order = f"struct_pack(t := {POSITION[0]}, s := {node.id}, b := {POSITION[2]}, o := {POSITION[3]}, e := CAST([] AS INT[]))"
+        made = {quoted(SOURCE): f"'{node.table.name}'", quoted(ORDER): order}
         hidden = [f"{made[name]} AS {name}" if name in made else name for name in hidden]
         return f"SELECT {', '.join(listed + hidden)} FROM {source_name(node)}"
     if isinstance(node, Calc):
@@ -108,6 +112,8 @@ def relation(node: Node, *, batch: bool = False, carried: tuple[str, ...] = ()) 
         return _union(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Windows):
         return _windows(node, hidden, batch=batch, carried=carried)
+    if isinstance(node, Unnest):
+        return _unnest(node, hidden, batch=batch, carried=carried)
     if isinstance(node, Expand):
         return _expand(node, hidden, batch=batch, carried=carried)
     if batch:
@@ -161,6 +167,21 @@ def _windows(node: Windows, hidden: list[str], *, batch: bool, carried: tuple[st
     for item, value in zip(node.window, ("__start", "__end", "__end - 1"), strict=True):
         listed.append(f"CAST(make_timestamp_ms({value}) AS TIMESTAMP_MS) AS {quoted(item.name)}")
     return f"SELECT {', '.join(listed + hidden)} FROM ({body})"
+
+
+def _unnest(node: Unnest, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:
+    """Nothing is carried from row to row: DuckDB's unnest() repeats a row's columns beside the elements of its list."""
+    rows = [quoted(item.name) for item in node.input.fields] + hidden
+    body = f"SELECT *, {sql(node.elements)} AS __elements FROM ({relation(node.input, batch=batch, carried=carried)})"
+    parts = [(quoted(item.name), part) for item, part in node.parts]
+    ordinal = quoted(node.ordinal.name) if node.ordinal is not None else "__place" if ORDER in carried else None
+    made = selected("__elements", parts, rows, body, ordinal=ordinal, is_outer=node.is_outer)
+    if ORDER not in carried:
+        return f"SELECT {', '.join([*(quoted(item.name) for item in node.fields), *hidden])} FROM ({made})"
+    of_row = ", ".join(f"{name} := {ORDER}.{name}" for name in "tsbo")
+    order = f"struct_pack({of_row}, e := list_append({ORDER}.e, COALESCE({ordinal}, 0))) AS {ORDER}"
+    listed = [quoted(item.name) for item in node.fields] + [order if name == quoted(ORDER) else name for name in hidden]
+    return f"SELECT {', '.join(listed)} FROM ({made})"
 
 
 def _join(node: LookupJoin, hidden: list[str], *, batch: bool, carried: tuple[str, ...]) -> str:

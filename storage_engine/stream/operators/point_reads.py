@@ -7,7 +7,7 @@ was none). So a join sees exactly the input of its job, and recomputing it from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final, Literal
 
@@ -29,8 +29,16 @@ _NUMBER: Final = "__number"
 class StoreReader:
     """Point reads for one micro-batch over the input `work`; `inputs` are its rows, by scan. What they tell is not read again."""
 
-    def __init__(self, store: Store, work: InputRange, inputs: Mapping[int, pa.Table], beside: Beside | None = None) -> None:
-        """`beside`: where several questions are asked at once."""
+    def __init__(
+        self,
+        store: Store,
+        work: InputRange,
+        inputs: Mapping[int, pa.Table],
+        beside: Beside | None = None,
+        settle: Callable[[str], object] = lambda _table: None,
+    ) -> None:
+        """`beside`: where several questions are asked at once. `settle`: called with a table that the job may write, before it is read."""
+        self._settle = settle
         self._beside = beside or Beside()
         self._store = store
         self._backend = store.backend
@@ -39,13 +47,16 @@ class StoreReader:
 
     def lookup(self, table: str, keys: pa.Table, columns: list[str], *, insert_if_not_exists: bool = False) -> pa.Table:
         """One row per key in the order of the keys, with a last column `_found`."""
+        self._settle(table)
         return self._backend.lookup(table, keys, columns, insert_if_not_exists=insert_if_not_exists)
 
     def prefix_lookup(self, table: str, prefixes: pa.Table, columns: list[str]) -> pa.Table:
+        self._settle(table)
         return self._backend.prefix_lookup(table, prefixes, columns, None)
 
     def all_rows(self, table: str) -> pa.Table:
         """The current rows of a state table: the job is the only one that writes it."""
+        self._settle(table)
         return self._store.table(table).read()
 
     def rows_of_input(self, table: str, positions: pa.Table, wanted: str) -> pa.Table:

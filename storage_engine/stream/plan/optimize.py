@@ -1,7 +1,7 @@
 """Optimize: rewrites that change what is read, never what is meant.
 
 filters     conditions on the stream move below lookup joins: fewer keys are looked up; those on one side of a join move to that side:
-            fewer rows are kept and joined; those below windows: a row is tested once
+            fewer rows are kept and joined; those below windows and UNNEST: a row is tested once
 pruning     each operator keeps the fields that are used; a scan reads only those columns
 lookups     an outer lookup by the whole key, none of whose columns is used, goes away (unless it inserts missing keys)
 """
@@ -29,6 +29,7 @@ from storage_engine.stream.plan.tree import (
     Side,
     StoredSide,
     Union,
+    Unnest,
     Windows,
     columns_of,
     is_hidden,
@@ -49,7 +50,8 @@ def prune(node: Node, needed: set[str]) -> Node:
     if isinstance(node, Calc):
         kept = tuple(pair for pair in node.projections if pair[0].name in needed) or node.projections[:1]  # rows are counted
         below = set().union(*(columns_of(tree) for _, tree in kept), columns_of(node.condition))
-        return replace(node, input=prune(node.input, below), projections=kept)
+        key = node.key if node.key is not None and set(node.key) <= {item.name for item, _ in kept} else None
+        return replace(node, input=prune(node.input, below), projections=kept, key=key)
     if isinstance(node, LookupJoin):
         return _prune_lookup(node, needed)
     if isinstance(node, DeltaJoin):
@@ -71,6 +73,8 @@ def prune(node: Node, needed: set[str]) -> Node:
         return Union(tuple(prune(branch, names) for branch in node.branches), kept_fields)
     if isinstance(node, Windows):
         return replace(node, input=prune(node.input, ({item.name for item in node.input.fields} & needed) | {node.time}))
+    if isinstance(node, Unnest):
+        return _prune_unnest(node, needed)
     if isinstance(node, Expand):
         below = {item.name for item in node.input.fields} & needed
         return replace(node, input=prune(node.input, below.union(*(columns_of(tree) for _, tree in node.keys))))
@@ -78,6 +82,13 @@ def prune(node: Node, needed: set[str]) -> Node:
     for item in node.accumulators:
         below |= columns_of(item.argument) | columns_of(item.condition)
     return replace(node, input=prune(node.input, below))
+
+
+def _prune_unnest(node: Unnest, needed: set[str]) -> Unnest:
+    parts = tuple(pair for pair in node.parts if pair[0].name in needed)
+    ordinal = node.ordinal if node.ordinal is not None and node.ordinal.name in needed else None
+    below = ({item.name for item in node.input.fields} & needed) | columns_of(node.elements)
+    return replace(node, input=prune(node.input, below), parts=parts, ordinal=ordinal)
 
 
 def _prune_over(node: Over, needed: set[str]) -> Over:
@@ -144,23 +155,23 @@ def _push_filters(node: Node) -> Node:
             staying = [part for part in parts if part not in movable]
             below = Calc(join.input, tuple((item, column(item.name)) for item in join.input.fields), _conjunction(movable))
             return _push_filters(Calc(replace(join, input=below), node.projections, _conjunction(staying)))
-    if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, Windows):
-        return _below_windows(node, node.input, node.condition)
+    if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, Windows | Unnest):
+        return _below_repeated(node, node.input, node.condition)
     if isinstance(node, Calc) and node.condition is not None and isinstance(node.input, DeltaJoin):
         return _below_join(node, node.input, node.condition)
     return replace(node, input=_push_filters(node.input))
 
 
-def _below_windows(node: Calc, windows: Windows, condition: exp.Expr) -> Node:
-    """The filter with its parts that do not speak of the window below: a row is tested once, not once per window."""
-    fields = {item.name for item in windows.input.fields}
+def _below_repeated(node: Calc, repeated: Windows | Unnest, condition: exp.Expr) -> Node:
+    """The filter with its parts that do not speak of the window or element below: a row is tested once, not once per window or element."""
+    fields = {item.name for item in repeated.input.fields}
     parts = _conjuncts(condition)
     moving = [part for part in parts if columns_of(part) <= fields]
-    below = windows.input
+    below = repeated.input
     if moving:
         below = Calc(below, tuple((item, column(item.name)) for item in below.fields), _conjunction(moving))
     staying = _conjunction([part for part in parts if part not in moving])
-    return replace(node, input=replace(windows, input=_push_filters(below)), condition=staying)
+    return replace(node, input=replace(repeated, input=_push_filters(below)), condition=staying)
 
 
 def _below_join(node: Calc, join: DeltaJoin, condition: exp.Expr) -> Node:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlglot import exp
 
-from storage_engine.stream.plan.tree import Aggregate, Calc, DeltaJoin, Node, Windows
+from storage_engine.stream.plan.tree import Aggregate, Calc, DeltaJoin, Node, Unnest, Windows
 
 Classes = list[frozenset[str]]
 
@@ -18,6 +18,8 @@ def same_fields(node: Node) -> Classes:
     if isinstance(node, Windows):
         names = [item.name for item in node.window]
         return [frozenset(names if node.kind == "HOP" else names[1:])]
+    if isinstance(node, Unnest):
+        return same_fields(node.input)
     if isinstance(node, Calc):
         return _renamed(node.input, [(tree, item.name) for item, tree in node.projections])
     if isinstance(node, Aggregate):

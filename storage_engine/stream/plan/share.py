@@ -27,6 +27,7 @@ from storage_engine.stream.plan.tree import (
     Session,
     Side,
     Union,
+    Unnest,
     Windows,
 )
 from storage_engine.stream.plan.tree_time import Emission
@@ -80,6 +81,8 @@ def same(one: Node, other: Node) -> Names | None:
         return _same_calc(one, other)
     if isinstance(one, Windows) and isinstance(other, Windows):
         return _same_windows(one, other)
+    if isinstance(one, Unnest) and isinstance(other, Unnest):
+        return _same_unnest(one, other)
     if isinstance(one, Expand) and isinstance(other, Expand):
         return _same_expand(one, other)
     if isinstance(one, Aggregate) and isinstance(other, Aggregate):
@@ -127,6 +130,18 @@ def _same_expand(one: Expand, other: Expand) -> Names | None:
         return None
     own = {theirs.name: mine.name for (theirs, _), (mine, _) in zip(other.keys, one.keys, strict=True)}
     return {**names, **own, other.mark.name: one.mark.name}
+
+
+def _same_unnest(one: Unnest, other: Unnest) -> Names | None:
+    names = same(one.input, other.input)
+    if names is None or one.is_outer != other.is_outer or _text(one.elements, {}) != _text(other.elements, names):
+        return None
+    known = {part: item.name for item, part in one.parts}
+    pairs = [(item.name, known.get(part)) for item, part in other.parts]
+    if other.ordinal is not None:
+        pairs.append((other.ordinal.name, one.ordinal.name if one.ordinal is not None else None))
+    made = _named(pairs)
+    return None if made is None else {**names, **made}
 
 
 def _same_aggregate(one: Aggregate, other: Aggregate) -> Names | None:

@@ -12,7 +12,7 @@ so one tree serves stream jobs, materialized views and (compiled without weights
     Aggregate    GROUP BY; its state is where placement.py says
     Union        the rows of several relations, all of them (UNION ALL)
     Expand       each row once per grouping set (GROUPING SETS, CUBE, ROLLUP)
-    Windows, Session, Over, InTime: tree_time.py
+    Windows, Session, Over, InTime: tree_time.py; Unnest: tree_unnest.py
 
 Holds: plans are values; `id` of an operator is unique in its plan; field names are unique within a relation; expressions
        are DuckDB trees over the input's field names.
@@ -32,6 +32,7 @@ from storage_engine.stream.dialect.sqltypes import BIGINT, SqlType
 from storage_engine.stream.functions.aggregates import Accumulator, Call
 from storage_engine.stream.plan.startup import Startup
 from storage_engine.stream.plan.tree_time import Emission, Expiry, InTime, Over, Session, Windows
+from storage_engine.stream.plan.tree_unnest import Unnest
 
 
 @dataclass(frozen=True)
@@ -434,7 +435,7 @@ class Expand:
         return sum(1 << (len(self.keys) - 1 - i) for i in range(len(self.keys)) if i not in grouped)
 
 
-Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over | InTime
+Node = Scan | Calc | LookupJoin | DeltaJoin | Rank | Aggregate | Union | Expand | Windows | Session | Over | InTime | Unnest
 Sided = DeltaJoin | Rank | Aggregate | Session | Over
 """Operators that find rows by key; an Aggregate only when it keeps rows (its `sides` are empty otherwise)."""
 

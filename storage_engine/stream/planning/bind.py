@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from sqlglot import exp
@@ -26,7 +26,7 @@ from storage_engine.stream.functions.expressions import ExpressionBinder
 from storage_engine.stream.functions.function_calls import mark_calls
 from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.plan.startup import STARTUP_HINTS, Startup, parse_startup
-from storage_engine.stream.plan.tree import MARK, PROCESSING_TIME, Aggregate, Calc, Field, Node, Query, Scan, ViewDefinition, is_hidden
+from storage_engine.stream.plan.tree import MARK, PROCESSING_TIME, Aggregate, Calc, Field, Node, Query, Scan, ViewDefinition
 from storage_engine.stream.planning.bind_delta import bind_delta, conjuncts
 from storage_engine.stream.planning.bind_emission import emitted_once
 from storage_engine.stream.planning.bind_group import bind_groups, has_calls, unaliased
@@ -35,9 +35,12 @@ from storage_engine.stream.planning.bind_lookup import LOOKUP_HINTS, bind_lookup
 from storage_engine.stream.planning.bind_rank import bind_rank, bound_ranks, windows_of
 from storage_engine.stream.planning.bind_set import bind_set
 from storage_engine.stream.planning.bind_subquery import Subqueries, has_subquery
+from storage_engine.stream.planning.bind_unnest import bind_unnest
 from storage_engine.stream.planning.bind_window import bind_windows, window_call
+from storage_engine.stream.planning.computed_columns import STORED, stored_select
 from storage_engine.stream.planning.legacy_windows import with_marks, with_window_table
 from storage_engine.stream.planning.processing_time import as_relation, is_relation, passed_through, time_columns
+from storage_engine.stream.planning.scope import Scope
 
 INERT_QUERY_HINTS = frozenset({"REPLICATED_SHUFFLE_HASH", "BROADCAST", "SHUFFLE_HASH", "SHUFFLE_MERGE", "NEST_LOOP", "LOOKUP", "STATE_TTL"})
 INERT_TABLE_HINTS = frozenset(
@@ -73,60 +76,6 @@ class Catalog(Protocol):
     def function(self, name: str) -> FunctionDefinition | None: ...
 
     def names(self) -> list[str]: ...
-
-
-@dataclass
-class Scope:
-    """The columns that a SELECT's expressions can name: (alias, column) -> field."""
-
-    where: str
-    columns: list[tuple[str, str, Field]] = field(default_factory=list)
-
-    def add(self, alias: str, names: Sequence[str], fields: Sequence[Field]) -> None:
-        if any(alias == known for known, _, _ in self.columns):
-            raise StatementRefused(f"alias {alias} is used twice in FROM", where=self.where, next_step="Give each table its own alias.")
-        self.columns.extend((alias, name, item) for name, item in zip(names, fields, strict=True))
-
-    def rename(self, alias: str, names: Sequence[str]) -> None:
-        """Give the columns of an alias other names, in their order. Errors: StatementRefused for another number of names."""
-        theirs = [i for i, (known, name, _) in enumerate(self.columns) if known == alias and not is_hidden(name)]
-        if len(theirs) != len(names):
-            what = f"{alias} names {len(names)} columns, there are {len(theirs)}"
-            raise StatementRefused(what, where=self.where, next_step="Name as many.")
-        for i, name in zip(theirs, names, strict=True):
-            self.columns[i] = (alias, name, self.columns[i][2])
-
-    def resolve(self, node: exp.Column) -> Value:
-        found = self._named(node)
-        if any(item.type == PROCTIME for item in found):
-            raise StatementRefused(
-                f"{text_of(node)} is the processing time; it can only stand in FOR SYSTEM_TIME AS OF, or be the time of a window",
-                where=self.where,
-                next_step="Take the time from a column of the event.",
-            )
-        if len(found) == 1:
-            return Value(column(found[0].name), found[0].type, found[0].nullable)
-        if found:
-            owners = ", ".join(alias for alias, name, _ in self.columns if name == node.name)
-            raise StatementRefused(f"column {node.name} is ambiguous: {owners} have it", where=self.where, next_step="Write alias.column.")
-        aliases = {alias for alias, _, _ in self.columns}
-        if node.table and node.table not in aliases:
-            raise StatementRefused(
-                f"{text_of(node)}: no table in FROM is called {node.table}",
-                where=self.where,
-                next_step=f"Known are {', '.join(sorted(aliases))}.",
-            )
-        names = [name for alias, name, _ in self.columns if node.table in ("", alias) and not is_hidden(name)]
-        alike = difflib.get_close_matches(node.name, names, n=2)
-        hint = f"Did you mean {' or '.join(alike)}?" if alike else f"Known are {', '.join(dict.fromkeys(names))}."
-        raise StatementRefused(f"column {text_of(node)} is not known", where=self.where, next_step=hint)
-
-    def time(self, node: exp.Column) -> Field | None:
-        """The processing time that a column is; None for any other column."""
-        return next((item for item in self._named(node) if item.type == PROCTIME), None)
-
-    def _named(self, node: exp.Column) -> list[Field]:
-        return [item for alias, name, item in self.columns if name == node.name and node.table in ("", alias)]
 
 
 class Binder:
@@ -294,8 +243,12 @@ class Binder:
             raise self.refuse("SELECT without FROM has nothing to follow", "Read from a table, or use INSERT INTO ... VALUES.")
         node = self.source(source.this, scope)
         for join in select.args.get("joins") or ():
-            is_lookup = isinstance(join.this, exp.Table) and join.this.args.get("version") is not None
-            node = bind_lookup(self, join, node, scope) if is_lookup else bind_delta(self, join, node, scope, select.args.get("where"))
+            if isinstance(join.this, exp.Unnest):
+                node = bind_unnest(self, join, node, scope)
+            elif isinstance(join.this, exp.Table) and join.this.args.get("version") is not None:
+                node = bind_lookup(self, join, node, scope)
+            else:
+                node = bind_delta(self, join, node, scope, select.args.get("where"))
         return node
 
     def scope_of(self, select: exp.Select) -> Scope:
@@ -321,6 +274,8 @@ class Binder:
         if isinstance(item, exp.Subquery):
             alias = item.alias
             return self._derived(item.this, alias or "$subquery", scope)
+        if isinstance(item, exp.Unnest):
+            raise self.refuse(f"{text_of(item)} stands first in FROM: there is no stream that it follows", "Join it to a table.")
         call = window_call(item)
         if call is not None:
             return bind_windows(self, item, call, scope)
@@ -338,8 +293,25 @@ class Binder:
         if view is not None:
             return self._view(name, view, alias_of(item), scope)
         table = self.describe(name)
+        if table.computed and not item.meta.get(STORED):
+            return self._computed(table, item, scope)
         startup = parse_startup(self.check_table_hints(item, scan=True), table, self.where)
         return self._scan(table, alias_of(item), scope, startup)
+
+    def _computed(self, table: TableDescriptor, item: exp.Table, scope: Scope) -> Node:
+        """A table with computed columns, as a query over what it stores."""
+        select = stored_select(table, self.where)
+        for source in select.find_all(exp.Table):
+            source.meta["hint"] = item.meta.get("hint", "")
+        mark_calls(select, self.used_function)
+        return self._derived(select, alias_of(item), scope)
+
+    def used_function(self, name: str) -> FunctionDefinition | None:
+        """The user's function of that name, which the statement is said to use."""
+        found = self.catalog.function(name)
+        if found is not None:
+            self.used_functions[name] = found
+        return found
 
     def _scan(self, table: TableDescriptor, alias: str, scope: Scope, startup: Startup | None) -> Scan:
         names, fields = table.column_names, table_fields(table, alias)
@@ -436,15 +408,13 @@ class Binder:
                 items.append(item)
                 continue
             owned = [
-                (alias, name)
-                for alias, name, item in scope.columns
-                if star_of in ("", alias) and not is_hidden(name) and (with_times or item.type != PROCTIME)
+                exp.column(exp.to_identifier(name, quoted=True), table=exp.to_identifier(alias, quoted=True) if alias else None)
+                for alias, name, kind in (scope.shown() if star_of == "" else scope.columns_of(star_of))
+                if with_times or kind != PROCTIME
             ]
             if not owned:
                 raise self.refuse(f"{star_of}.*: no table in FROM is called {star_of}", "Use an alias of FROM.")
-            items.extend(
-                exp.column(exp.to_identifier(name, quoted=True), table=exp.to_identifier(alias, quoted=True)) for alias, name in owned
-            )
+            items.extend(owned)
         return items
 
     def refuse(self, what: str, next_step: str) -> StatementRefused:

@@ -19,10 +19,11 @@ from storage_engine.stream.plan.tree import Calc, DeltaJoin, Field, JoinKind, Ke
 from storage_engine.stream.planning.bind_interval import with_expiry
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 
-def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: exp.Where | None) -> DeltaJoin:
+def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: exp.Where | None) -> Node:
     """The join of what FROM has so far with one more table. Errors: StatementRefused.
 
     where  the SELECT's: FROM a, b WHERE a.key = b.key takes its equalities from there
@@ -36,8 +37,11 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: 
     nullable = {"": slice(0), "LEFT": slice(known, None), "RIGHT": slice(known), "FULL": slice(None)}[side]
     scope.columns[nullable] = [(alias, name, Field(item.name, item.type)) for alias, name, item in scope.columns[nullable]]
     on = join.args.get("on")
-    parts = conjuncts(on) if on is not None else _resolvable(conjuncts(where.this) if where is not None else [], scope)
-    (left, right), pairs, rest = _split(binder, parts, (left, right), scope)
+    if (names := scope.joined_names(join, known)) is not None:
+        (left, right), pairs, rest = *_by_names(binder, names, (left, right), scope, known, side, what), []
+    else:
+        parts = conjuncts(on) if on is not None else _resolvable(conjuncts(where.this) if where is not None else [], scope)
+        (left, right), pairs, rest = _split(binder, parts, (left, right), scope)
     if not pairs:
         raise binder.refuse(
             f"the join with {what} has no equality between its sides: each change would read all rows of the other side",
@@ -51,7 +55,21 @@ def bind_delta(binder: Binder, join: exp.Join, left: Node, scope: Scope, where: 
     if side == "RIGHT":
         sides.reverse()
     made: JoinKind = "INNER" if side == "" else "FULL" if side == "FULL" else "LEFT"
-    return with_expiry(binder, DeltaJoin(sides[0], sides[1], residual, made, binder.next_id()))
+    joined = with_expiry(binder, DeltaJoin(sides[0], sides[1], residual, made, binder.next_id()))
+    return _with_merged(binder, joined, scope) if names is not None and made == "FULL" else joined
+
+
+def _with_merged(binder: Binder, join: DeltaJoin, scope: Scope) -> Calc:
+    """A FULL JOIN with the merged columns as fields: they identify its rows where both sides are joined by their whole keys."""
+    values = scope.last_merged()
+    sides = join.left, join.right
+    nullable = any(item.nullable for side in sides for item in side.node.fields if item.name in side.on)
+    fields = tuple(Field(f"$u{binder.next_id()}", value.type, nullable) for value in values)
+    scope.settle(fields)
+    is_keyed = not nullable and all(side.node.unique_key is not None and set(side.node.unique_key) == set(side.on) for side in sides)
+    listed = [(item, column(item.name)) for item in join.fields]
+    merged = [(item, value.ast) for item, value in zip(fields, values, strict=True)]
+    return Calc(join, (*listed, *merged), key=tuple(item.name for item in fields) if is_keyed else None)
 
 
 def _resolvable(parts: list[exp.Expr], scope: Scope) -> list[exp.Expr]:
@@ -69,7 +87,7 @@ def _split(
     another type, becomes a field of its node.
     """
     names = [{item.name for item in node.fields} for node in nodes]
-    extra: tuple[list[tuple[Field, exp.Expr]], list[tuple[Field, exp.Expr]]] = ([], [])
+    extra: _Extra = ([], [])
     pairs: list[tuple[str, str]] = []
     rest: list[exp.Expr] = []
     for part in conditions:
@@ -81,14 +99,32 @@ def _split(
         if not found or not all(of and of <= known for of, known in zip(used, names, strict=True)):
             rest.append(part)
             continue
-        common = common_type([value.type for value in found])
-        if common == UNKNOWN:
-            raise binder.refuse(
-                f"{text_of(part)} compares {found[0].type} with {found[1].type}: such a key cannot be looked up", "CAST one side."
-            )
-        mine, other = (key_field(binder, more, value, common) for more, value in zip(extra, found, strict=True))
-        pairs.append((mine, other))
+        pairs.append(_pair(binder, extra, (found[0], found[1]), text_of(part)))
     return (extended(nodes[0], extra[0]), extended(nodes[1], extra[1])), pairs, rest
+
+
+_Extra = tuple[list[tuple[Field, exp.Expr]], list[tuple[Field, exp.Expr]]]
+
+
+def _pair(binder: Binder, extra: _Extra, values: tuple[Value, Value], what: str) -> tuple[str, str]:
+    """The fields of a key's two values."""
+    common = common_type([value.type for value in values])
+    if common == UNKNOWN:
+        raise binder.refuse(f"{what} compares {values[0].type} with {values[1].type}: such a key cannot be looked up", "CAST one side.")
+    mine, other = (key_field(binder, more, value, common) for more, value in zip(extra, values, strict=True))
+    return mine, other
+
+
+def _by_names(
+    binder: Binder, names: list[str], nodes: tuple[Node, Node], scope: Scope, known: int, side: str, what: str
+) -> tuple[tuple[Node, Node], list[tuple[str, str]]]:
+    """The sides and their keys of USING or NATURAL, whose columns become one in the scope."""
+    if not names:
+        raise binder.refuse(f"NATURAL JOIN with {what}: no column has the same name on both sides", "Join ON a.key = b.key.")
+    extra: _Extra = ([], [])
+    values = zip(names, scope.merge(names, known, side), strict=True)
+    pairs = [_pair(binder, extra, pair, f"{name} of the join with {what}") for name, pair in values]
+    return (extended(nodes[0], extra[0]), extended(nodes[1], extra[1])), pairs
 
 
 def key_field(binder: Binder, extra: list[tuple[Field, exp.Expr]], value: Value, wanted: SqlType) -> str:

@@ -13,7 +13,20 @@ from sqlglot import exp
 
 from storage_engine.schema.options import option_value
 from storage_engine.schema.watermark import LATE_ROWS
-from storage_engine.stream.plan.tree import PROCESSING_TIME, Aggregate, Calc, Expand, LookupJoin, Node, Rank, Scan, Session, Union, Windows
+from storage_engine.stream.plan.tree import (
+    PROCESSING_TIME,
+    Aggregate,
+    Calc,
+    Expand,
+    LookupJoin,
+    Node,
+    Rank,
+    Scan,
+    Session,
+    Union,
+    Unnest,
+    Windows,
+)
 from storage_engine.stream.plan.tree_time import Emission
 
 if TYPE_CHECKING:
@@ -151,6 +164,6 @@ def origin_of(node: Node, name: str) -> tuple[Node, str] | None:
                 if not isinstance(tree, exp.Column) or not all(number in grouped for grouped in node.sets):
                     return None
                 name = tree.name
-        elif not isinstance(node, LookupJoin) or all(item.name != name for item in node.input.fields):
+        elif not isinstance(node, LookupJoin | Unnest) or all(item.name != name for item in node.input.fields):
             return None
         node = node.input

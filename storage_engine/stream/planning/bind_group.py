@@ -25,7 +25,8 @@ from storage_engine.stream.plan.tree import Aggregate, Calc, Expand, Field, Node
 from storage_engine.stream.planning.bind_emission import emitted_once
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 GROUPING_SETS_MAX = 128
 """Each set is one more copy of every input row; a CUBE of seven columns reaches it."""

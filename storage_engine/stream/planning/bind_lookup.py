@@ -10,15 +10,16 @@ from sqlglot import exp
 from storage_engine.errors import StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import duration_ms
-from storage_engine.stream.dialect.render import cast, paren
+from storage_engine.stream.dialect.render import cast, column, paren, render
 from storage_engine.stream.dialect.sqltypes import common_type, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, table_name, text_of
 from storage_engine.stream.functions.builtins import Value
 from storage_engine.stream.functions.expressions import ExpressionBinder
-from storage_engine.stream.plan.tree import LookupJoin, Node
+from storage_engine.stream.plan.tree import Calc, Field, LookupJoin, Node, columns_of
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 NEWEST_HINT, REFRESH_HINT = "scan.partitions", "lookup.dynamic-partition.refresh-interval"
 LOOKUP_HINTS = frozenset({"lookup.insert-if-not-exists", NEWEST_HINT, REFRESH_HINT})
@@ -26,7 +27,7 @@ LOOKUP_HINTS = frozenset({"lookup.insert-if-not-exists", NEWEST_HINT, REFRESH_HI
 NDU_OPTION = "table.optimizer.non-deterministic-update.strategy"
 
 
-def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> LookupJoin:
+def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Node:
     """A join of the stream `node` with a table as it is now. Adds the table's columns to the scope."""
     from storage_engine.stream.planning.bind import table_fields
 
@@ -42,11 +43,18 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
             next_step=f"Join before the primary-key table, or SET '{NDU_OPTION}' = 'IGNORE' if {table.name} does not change.",
         )
     fields = table_fields(table, alias, nullable=is_outer)
-    scope.add(alias, table.column_names, fields)
-    keys, rest = _split_condition(binder, join, table, alias, scope)
+    known = len(scope.columns)
+    computed = _computed_fields(binder, table, alias, is_outer=is_outer)
+    shown = {**dict(zip(table.column_names, fields, strict=True)), **{item.name.removeprefix(f"{alias}."): item for item, _ in computed}}
+    scope.add(alias, [item.name for item in table.shown_columns], [shown[item.name] for item in table.shown_columns])
+    residual: exp.Expr | None = None
+    rest: list[exp.Expr] = []
+    if (names := scope.joined_names(join, known)) is not None:
+        keys, residual = _by_names(binder, names, table, scope, known, "LEFT" if is_outer else "")
+    else:
+        keys, rest = _split_condition(binder, join, table, alias, scope)
     newest_of = _newest_of(binder, table, hints, keys)
     is_prefix = newest_of is None and _check_keys(binder, table, keys)
-    residual = None
     for part in rest:
         bound = ExpressionBinder(scope.resolve, where=binder.where).condition(part)
         residual = bound if residual is None else exp.And(this=paren(residual), expression=paren(bound))
@@ -58,9 +66,30 @@ def bind_lookup(binder: Binder, join: exp.Join, node: Node, scope: Scope) -> Loo
             next_step=f"Join on {', '.join(table.primary_key)}.",
         )
     ordered = tuple((name, keys[name]) for name in table.primary_key if name in keys)
-    return LookupJoin(
+    made = LookupJoin(
         node, table, alias, ordered, table.column_names, fields, is_outer, is_prefix, residual, inserts, binder.next_id(), newest_of
     )
+    if not computed:
+        return made
+    used = columns_of(residual).union(*(columns_of(tree) for tree in keys.values()))
+    named = next((item.name for item, _ in computed if item.name in used), None)
+    if named is not None:
+        raise binder.refuse(f"ON names {named}, which is computed from the row that is looked up", "Filter in WHERE.")
+    return Calc(made, (*((item, column(item.name)) for item in made.fields), *computed))
+
+
+def _computed_fields(binder: Binder, table: TableDescriptor, alias: str, *, is_outer: bool) -> list[tuple[Field, exp.Expr]]:
+    """The computed columns of a looked-up table, NULL where no row is found."""
+    from storage_engine.stream.planning.computed_columns import values_of
+
+    found = []
+    for item, value in values_of(binder.used_function, table, alias, binder.where):
+        if value is None:
+            raise binder.refuse(f"{alias}.{item.name} is the processing time of a looked-up row", "Look up a table without it.")
+        there = column(f"{alias}.{table.primary_key[0]}")
+        tree = render("CASE WHEN _0 IS NOT NULL THEN _1 END", there, value.ast) if is_outer else value.ast
+        found.append((Field(f"{alias}.{item.name}", value.type, is_outer or value.nullable), tree))
+    return found
 
 
 def _newest_of(binder: Binder, table: TableDescriptor, hints: Mapping[str, str], keys: Mapping[str, exp.Expr]) -> str | None:
@@ -97,7 +126,7 @@ def _joined_table(binder: Binder, join: exp.Join, scope: Scope) -> tuple[TableDe
             where=binder.where,
             next_step="Use JOIN or LEFT JOIN.",
         )
-    if join.args.get("on") is None:
+    if all(join.args.get(part) is None for part in ("on", "using", "method")):
         raise StatementRefused(f"the lookup join with {what} has no ON", where=binder.where, next_step="Write ON a.key = b.key.")
     _check_time(binder, item, scope)
     table = binder.describe(table_name(item, binder.default_database))
@@ -135,6 +164,23 @@ def _split_condition(
         name, other = pair
         keys[name] = _as_key(binder, table, name, expressions.bind(other), text_of(part))
     return keys, rest
+
+
+def _by_names(
+    binder: Binder, names: list[str], table: TableDescriptor, scope: Scope, known: int, side: str
+) -> tuple[dict[str, exp.Expr], exp.Expr | None]:
+    """The keys of USING or NATURAL, and the equality of those of its columns that are no key of the table."""
+    keys: dict[str, exp.Expr] = {}
+    residual: exp.Expr | None = None
+    for name, (left, right) in zip(names, scope.merge(names, known, side), strict=True):
+        if name in table.primary_key:
+            keys[name] = _as_key(binder, table, name, left, name)
+            continue
+        if not common_type([left.type, right.type]).is_known:
+            raise binder.refuse(f"{name} compares {left.type} with {right.type}", "CAST one side, and write ON.")
+        part = render("_0 = _1", left.ast, right.ast)
+        residual = part if residual is None else exp.And(this=paren(residual), expression=paren(part))
+    return keys, residual
 
 
 def _conjuncts(node: exp.Expr) -> list[exp.Expr]:

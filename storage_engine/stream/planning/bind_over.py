@@ -19,7 +19,8 @@ from storage_engine.stream.plan.tree_time import OverCall
 from storage_engine.stream.planning.bind_delta import stored_side
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 _AGGREGATES: Final = ("COUNT", "SUM", "MIN", "MAX", "AVG")
 _NEIGHBOURS: Final = ("LAG", "LEAD")

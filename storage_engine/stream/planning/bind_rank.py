@@ -22,7 +22,8 @@ from storage_engine.stream.planning.bind_emission import emitted_at
 from storage_engine.stream.planning.bind_over import bind_over, is_row_number
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 UNBOUNDED = 0
 """The limit of a Rank whose bound has not been found yet."""

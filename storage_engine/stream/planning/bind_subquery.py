@@ -31,7 +31,8 @@ from storage_engine.stream.planning.bind_delta import conjuncts, extended, join_
 from storage_engine.stream.planning.bind_group import has_calls, unaliased
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 Bind = Callable[[exp.Expr], Value]
 _ZERO_WHEN_EMPTY = ("COUNT", "SUM0", "APPROX_COUNT_DISTINCT")

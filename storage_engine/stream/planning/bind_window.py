@@ -21,7 +21,8 @@ from storage_engine.stream.planning.bind_emission import emission_of, origin_of
 from storage_engine.stream.planning.processing_time import is_proctime
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Binder, Scope
+    from storage_engine.stream.planning.bind import Binder
+    from storage_engine.stream.planning.scope import Scope
 
 _UNIT_MS: Final = {"MILLISECOND": 1, "SECOND": 1000, "MINUTE": 60_000, "HOUR": 3_600_000, "DAY": 86_400_000}
 _ARGUMENTS: Final = {

@@ -30,6 +30,7 @@ from storage_engine.stream.plan.tree import (
     Side,
     Sided,
     Union,
+    Unnest,
     Windows,
     lookups,
     walk,
@@ -96,7 +97,7 @@ def describe(node: Node, depth: int = 0, told: set[int] | None = None) -> list[s
         line = f"Rank first {node.limit} by {', '.join(node.side.on) or 'nothing'} in order of {order}: " + (
             "a partition comes whole" if node.is_whole else f"a change looks up {_found(node.side)}"
         )
-    elif isinstance(node, Session | Over | InTime | Windows):
+    elif isinstance(node, Session | Over | InTime | Windows | Unnest):
         line = node.line()
     elif isinstance(node, Union):
         line = f"Union of {len(node.branches)}"

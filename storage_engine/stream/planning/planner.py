@@ -6,12 +6,13 @@ are all it needs: planning the same job twice gives the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from sqlglot import exp
 
 from storage_engine.errors import StatementRefused
+from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import UNKNOWN, is_storable_as, parse_type
@@ -26,11 +27,13 @@ from storage_engine.stream.plan.share import share
 from storage_engine.stream.plan.tree import (
     Aggregate,
     Calc,
+    Field,
     KeptSide,
     LookupJoin,
     Node,
     Query,
     Sided,
+    Unnest,
     scans,
     walk,
 )
@@ -149,9 +152,8 @@ def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query,
     targets = tuple(columns) if columns is not None else sink.column_names
     for name in targets:
         if name not in sink.column_names:
-            raise StatementRefused(
-                f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
-            )
+            what = why_not_written(sink, name) or f"{sink.name} has no column {name}"
+            raise StatementRefused(what, where=where, next_step=f"Its columns are {', '.join(sink.column_names)}.")
     if len(set(targets)) != len(targets):
         raise StatementRefused("a column is named twice in the column list", where=where, next_step="Name each column once.")
     if len(targets) != len(query.column_names):
@@ -215,6 +217,7 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
     for node in walk(root):
         if not isinstance(node, Aggregate) or node.keeps_rows or (node.emission is not None and node.emission.is_whole):
             continue
+        _check_keepable(node.state_fields, f"job {job}")
         if top is not None and node is top[0]:
             outputs = tuple((item.name, tree) for item, tree in top[1].projections)
             placements[node.id] = place(node, outputs, top[1].condition, sink, job)
@@ -225,7 +228,19 @@ def _placements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Placem
 
 def _arrangements(root: Node, sink: TableDescriptor, job: str) -> dict[int, Arrangement]:
     kept = [side for node in walk(root) if isinstance(node, Sided) for side in node.sides if isinstance(side, KeptSide)]
+    _check_keepable((item for side in kept for item in side.node.fields), f"job {job}")
     return {side.id: arrange(side, f"{sink.name}__rows_{job}_{side.id}", sink.n_buckets) for side in kept}
+
+
+def _check_keepable(fields: Iterable[Field], where: str) -> None:
+    """What is kept is kept in tables, and a table holds no array, map or row."""
+    nested = next((item for item in fields if item.type.parts), None)
+    if nested is not None:
+        raise StatementRefused(
+            f"rows with {nested.name}, which is {nested.type}, would have to be kept, and no table holds one",
+            where=where,
+            next_step="Take it apart with UNNEST before, or keep what it is made of and compute it behind.",
+        )
 
 
 def _check_sink(root: Node, sink: TableDescriptor, placements: Mapping[int, Placement], where: str) -> None:
@@ -307,6 +322,8 @@ def _key_of_query(root: Node) -> str:
     for node in walk(root):
         if isinstance(node, LookupJoin) and node.is_prefix:
             return f"(the prefix lookup of {node.table.name} gives several rows)"
+        if isinstance(node, Unnest) and node.unique_key is None and node.input.unique_key is not None:
+            return "(UNNEST makes several rows of one: WITH ORDINALITY tells them apart, and SELECT DISTINCT makes equal ones one)"
         if node.unique_key is not None:
             return f"({', '.join(node.unique_key)}), which is not selected whole"
     return "(none)"

@@ -19,7 +19,7 @@ from storage_engine.stream.functions.builtins import Value
 from storage_engine.stream.plan.tree import PROCESSING_TIME, Field
 
 if TYPE_CHECKING:
-    from storage_engine.stream.planning.bind import Scope
+    from storage_engine.stream.planning.scope import Scope
 
 _IS_RELATION: Final = "is_relation"
 

@@ -4,21 +4,24 @@ Holds: exactly once. A commit carries the operations, the new offsets and the of
        has moved the job, the store refuses the commit and nothing of it is visible.
        A poison row is found by halving: a micro-batch that fails is cut to half of its rows, down to the one row that fails; that one goes
        to the quarantine table in the commit that passes over it. Rows before it commit as smaller micro-batches, which changes nothing.
+       A runner that overlaps sends a commit and computes the next micro-batch while it is on its way (behind.py), as long as there are
+       rows left; a failed commit is then raised by the step after it, and that one goes back to what the store has recorded.
 """
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-from storage_engine.api import Progress, WriteOp
+from storage_engine.api import CommitResult, Progress, WriteOp
 from storage_engine.client.store import Store
-from storage_engine.errors import ProgressConflict
+from storage_engine.errors import FlashlakeError, ProgressConflict
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.stream.functions.bitmaps import open_connection
 from storage_engine.stream.functions.python_functions import function_failure, register
@@ -35,6 +38,9 @@ from storage_engine.stream.operators.inputs import InputRange, next_range, read_
 from storage_engine.stream.operators.job_plan import JobPlan
 from storage_engine.stream.operators.point_reads import StoreReader
 from storage_engine.stream.plan.tree import MARK, Scan, scans
+from storage_engine.stream.run.behind import Behind
+
+_log = logging.getLogger(__name__)
 
 N_ROWS_MAX = 262_144
 """Rows of input per micro-batch; what bounds a job's memory."""
@@ -43,7 +49,7 @@ N_ROWS_MAX = 262_144
 class JobRunner:
     """Runs one job's micro-batches. Make a new one when tables of the job were altered."""
 
-    def __init__(self, store: Store, job: JobDescriptor, *, n_rows_max: int = N_ROWS_MAX) -> None:
+    def __init__(self, store: Store, job: JobDescriptor, *, n_rows_max: int = N_ROWS_MAX, overlaps: bool = False) -> None:
         self.job = job
         self.plan: JobPlan = plan_job(store, job)
         self._store = store
@@ -58,6 +64,10 @@ class JobRunner:
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
         self._beside = Beside()
+        self._behind = Behind(self._beside)
+        # a job that quarantines must know at once which rows a failed commit was about
+        self._overlaps = overlaps and not self.options.quarantines and not self._reads_what_it_writes()
+        self._has_lost_track = False
         self._schema_ids = self._current_schemas()
         self._is_partitioned = any(store.describe(name).partition_keys for name in self.plan.source_tables)
         self._checked_version = -1
@@ -66,18 +76,22 @@ class JobRunner:
         self.is_at_end = False
         """True when the last micro-batch took all that was there then."""
         self.committed = -1
-        """The version of its last commit."""
+        """The version of its last commit that was answered."""
         self._reload()
 
     def step(self) -> int:
         """One micro-batch; the number of input rows it took, 0 when there is nothing to do.
 
-        Errors: what reading, computing or committing raises; then nothing was committed. A job that quarantines raises an error of its
-        rows only when it meets N_IN_A_ROW_MAX of them one after another.
+        Errors: what reading, computing or committing raises; then nothing was committed, and rows of the micro-batch before may be taken
+        again when it overlaps. A job that quarantines raises an error of its rows only when it meets N_IN_A_ROW_MAX of them one after
+        another.
         """
+        if self._has_lost_track:
+            self._reload()
         while True:
             work = self._next_range()
             if work.n_rows == 0:
+                self.settle()
                 return 0
             try:
                 self._run(work)
@@ -114,7 +128,7 @@ class JobRunner:
         read = {scan.id: self._timed(scan, rows, ended, event_time) for scan, rows in zip(self._scans, scanned, strict=True)}
         inputs = {source_name(scan): read[scan.id] for scan in self._scans}
         try:
-            outcome = self._executor.run(inputs, StoreReader(self._store, work, read, self._beside), event_time)
+            outcome = self._executor.run(inputs, StoreReader(self._store, work, read, self._beside, self.settle), event_time)
         except duckdb.Error as error:
             raise function_failure(error, f"job {self.job.name}") or error from error
         n_read = {scan.table.name: read[scan.id].num_rows for scan in self._scans}  # fewer than offsets where rows only moved
@@ -144,14 +158,30 @@ class JobRunner:
     ) -> None:
         detail = advanced_detail(self._detail, counts, work.version or self._version, seconds, time.time_ns() // 1_000_000)
         detail |= recorded or {}
+        commit = partial(self._store.commit, ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
+        self.settle()
+        if self._overlaps and not self.is_at_end:
+            self._behind.send(commit, {op.table for op in ops})
+        else:
+            self._answered(commit)
+        self._offsets, self._detail = dict(work.stop), detail
+        self._version = work.version or self._version
+
+    def settle(self, table: str | None = None) -> None:
+        """Wait for the commit that is on its way, if there is one and (where `table` is given) it writes that table. Errors: its own."""
+        self._answered(partial(self._behind.settle, table))
+
+    def _answered(self, commit: Callable[[], CommitResult | None]) -> None:
         try:
-            result = self._store.commit(ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
+            result = commit()
         except ProgressConflict:
             self._reload()
             raise
-        self.committed = result.version
-        self._offsets, self._detail = dict(work.stop), detail
-        self._version = work.version or self._version
+        except Exception:
+            self._has_lost_track = True
+            raise
+        if result is not None:
+            self.committed = result.version
 
     def _ended(self, source: str, work: InputRange) -> tuple[pa.BooleanArray, pa.Table] | None:
         return None if self._open_keys is None else self._open_keys.ended(source, work)
@@ -171,6 +201,11 @@ class JobRunner:
         return self._current_schemas(tables) != self._schema_ids
 
     def close(self) -> None:
+        """Wait for what is on its way, and give everything free. A commit that fails then is done again by whoever takes up the job."""
+        try:
+            self.settle()
+        except FlashlakeError as error:
+            _log.warning("job %s: its last commit failed while it was let go: %s", self.job.name, error)
         self._beside.close()
         self._con.close()
 
@@ -192,11 +227,15 @@ class JobRunner:
         self._reload()
         return True
 
+    def _reads_what_it_writes(self) -> bool:
+        return self.plan.sink.name in (*self.plan.source_tables, *self.plan.lookup_tables)
+
     def _reload(self) -> None:
         recorded = adopt(self._store, self.job, self.plan)
         self._offsets: Mapping[str, Offsets] = recorded.offsets if recorded else {}
         self._detail: dict[str, Any] = dict(recorded.detail) if recorded else {}
         self._version = int(self._detail.get("version", 0))
+        self._has_lost_track = False
         self._open_keys: OpenKeys | None = None
         if self.options.quarantines:
             epochs = (*(era.epoch for era in eras_of(recorded)), self.job.epoch)

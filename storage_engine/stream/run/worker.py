@@ -132,7 +132,7 @@ class Worker:
         deadline = time.monotonic() + timeout_s
         n_total = 0
         while True:
-            n_rows = self.run_once(ignore_schedule=True)
+            n_rows = self._round(ignore_schedule=True)
             n_total += n_rows
             if n_rows == 0 and not any(slot.retry_s for slot in self._slots.values()):
                 return n_total
@@ -192,13 +192,16 @@ class Worker:
         return self._looked_s + (max(self._nap_s, LOOK_S_MIN) if is_any_asleep or not self._slots else IDLE_WAIT_S)
 
     def run_once(self, *, ignore_schedule: bool = False) -> int:
-        """One micro-batch of each job that is due; the rows read."""
+        """One micro-batch of each job that is due, committed when it returns; the rows read."""
+        return self._round(ignore_schedule=ignore_schedule, settles=True)
+
+    def _round(self, *, ignore_schedule: bool, settles: bool = False) -> int:
         self._follow_catalog(force=ignore_schedule)
         n_rows = 0
         for name, slot in list(self._slots.items()):
             is_due = slot.is_awake and slot.due_s <= time.monotonic() and slot.runner.job.refresh_s is not None
             if ignore_schedule or is_due:
-                n_rows += self._settle(name, slot, self._attempt(slot))
+                n_rows += self._settle(name, slot, self._attempt(slot, settles=settles))
         return n_rows
 
     def close(self) -> None:
@@ -284,7 +287,7 @@ class Worker:
 
     def _start(self, name: str, job: JobDescriptor) -> None:
         try:
-            self._slots[name] = _Slot(JobRunner(self._store, job, n_rows_max=self._n_rows_max))
+            self._slots[name] = _Slot(JobRunner(self._store, job, n_rows_max=self._n_rows_max, overlaps=True))
             _log.info("job %s: runs here", name)
         except (ProgressConflict, StaleDefinition):
             _log.info("job %s: somebody else took it up; looking again", name)
@@ -295,11 +298,13 @@ class Worker:
         except (FlashlakeError, duckdb.Error) as error:
             self._fail(job, error)
 
-    def _attempt(self, slot: _Slot) -> _Step:
+    def _attempt(self, slot: _Slot, *, settles: bool = False) -> _Step:
         """One micro-batch, in any thread. Errors: those that are bugs; all others are in what it returns."""
         began = time.monotonic()
         try:
             n_rows = slot.runner.step()
+            if settles:
+                slot.runner.settle()
         except (FlashlakeError, duckdb.Error, pa.ArrowException) as error:
             return _Step(time.monotonic() - began, error=error)
         return _Step(time.monotonic() - began, n_rows)

@@ -12,6 +12,7 @@ from sqlglot import exp
 from storage_engine.api import WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import StatementRefused
+from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.statements import InsertInto
 from storage_engine.stream.dialect.render import sql
@@ -84,9 +85,8 @@ def insert_constants(store: Store, statement: InsertInto) -> str:
     targets = statement.columns or tuple(name for name in sink.column_names if name != sink.auto_increment_column)
     for name in targets:
         if name not in sink.column_names:
-            raise StatementRefused(
-                f"{sink.name} has no column {name}", where=where, next_step=f"Its columns are {', '.join(sink.column_names)}."
-            )
+            what = why_not_written(sink, name) or f"{sink.name} has no column {name}"
+            raise StatementRefused(what, where=where, next_step=f"Its columns are {', '.join(sink.column_names)}.")
     selects = [_row(item, sink, targets, where) for item in _tuples(statement, where)]
     con = open_connection()
     try:

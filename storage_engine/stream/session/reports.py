@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from storage_engine.client import groups
 from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError
-from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 from storage_engine.schema.watermark import render_watermark
 from storage_engine.stream.jobs.job import JobDescriptor, plan_job
 from storage_engine.stream.plan.tree import ViewDefinition
@@ -39,17 +39,18 @@ def views(store: Store, temporary: Mapping[str, ViewDefinition]) -> pa.Table:
     return pa.table({"view": pa.array([name for name, _ in rows], _TEXT), "kind": pa.array([kind for _, kind in rows], _TEXT)})
 
 
-def columns(descriptor: TableDescriptor) -> pa.Table:
-    """DESCRIBE table: a row per column."""
-    items = descriptor.columns
+def columns(descriptor: TableDescriptor, computed: Mapping[str, str]) -> pa.Table:
+    """DESCRIBE table: a row per column; `computed`: the types of those that are not stored."""
+    items = descriptor.shown_columns
     return pa.table(
         {
             "column": pa.array([item.name for item in items], _TEXT),
-            "type": pa.array([item.type for item in items], _TEXT),
-            "nullable": pa.array([item.nullable for item in items], pa.bool_()),
+            "type": pa.array([item.type if isinstance(item, Column) else computed[item.name] for item in items], _TEXT),
+            "nullable": pa.array([not isinstance(item, Column) or item.nullable for item in items], pa.bool_()),
             "key": pa.array(["primary key" if item.name in descriptor.primary_key else "" for item in items], _TEXT),
             "comment": pa.array([item.comment for item in items], _TEXT),
             "watermark": pa.array([_watermark(descriptor, item.name) for item in items], _TEXT),
+            "computed": pa.array(["" if isinstance(item, Column) else f"AS {item.expression}" for item in items], _TEXT),
         }
     )
 

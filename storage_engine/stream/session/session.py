@@ -30,6 +30,7 @@ from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.bind import INERT_TABLE_HINTS
 from storage_engine.stream.planning.bind_lookup import NDU_OPTION
 from storage_engine.stream.planning.catalog import StoreCatalog, view_from_json, view_to_json
+from storage_engine.stream.planning.computed_columns import types_of
 from storage_engine.stream.planning.explain import explain
 from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
 from storage_engine.stream.run.runner import JobRunner
@@ -121,7 +122,12 @@ class SqlSession:
 
     # tables
 
+    def _catalog(self) -> StoreCatalog:
+        return StoreCatalog(self._store, self._views, functions=self._functions)
+
     def _create_table(self, statement: st.CreateTable) -> Result:
+        if statement.descriptor.computed:
+            types_of(self._catalog(), statement.descriptor, f"table {statement.descriptor.name}")
         self._store.backend.create_table(statement.descriptor, if_not_exists=statement.if_not_exists)
         return Result(f"table {statement.descriptor.name}")
 
@@ -221,7 +227,7 @@ class SqlSession:
 
     def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
         name = statement.name
-        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
+        catalog = self._catalog()
         existing = self._store.objects("materialized_view")
         if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
             return Result(f"materialized view {name} exists")
@@ -336,7 +342,7 @@ class SqlSession:
 
     def _explain(self, statement: Explain) -> Result:
         """The plan as lines: what runs, what is kept where, what a change costs, what is not reproducible."""
-        catalog = StoreCatalog(self._store, self._views, functions=self._functions)
+        catalog = self._catalog()
         of = statement.of
         if isinstance(of, st.Query):
             plan = plan_select(catalog, of.text, default_database=self._database, settings=self._settings)
@@ -387,15 +393,23 @@ class SqlSession:
         return Result("consumer", pa.concat_tables([groups.describe(self._store.backend, group) for group in found]))
 
     def _reset_consumer(self, statement: st.ResetConsumer) -> Result:
+        known = groups.find(self._store.backend, statement.name, statement.table)
         offsets = groups.reset(self._store.backend, self._store.table(statement.table), statement.name, statement.to)
-        return Result(f"consumer {statement.name} on {statement.table} goes on from {reports.printed(offsets) or 'the beginning'}")
+        place = reports.printed(offsets) or "the beginning"
+        if not known:
+            return Result(
+                f"consumer {statement.name} on {statement.table} is new: it begins at {place}. Was another one meant? DROP CONSUMER"
+            )
+        return Result(f"consumer {statement.name} on {statement.table} goes on from {place}")
 
     def _drop_consumer(self, statement: st.DropConsumer) -> Result:
         groups.drop(self._store.backend, statement.name, statement.table, if_exists=statement.if_exists)
         return Result(f"dropped consumer {statement.name} on {statement.table}")
 
     def _describe_table(self, statement: st.DescribeTable) -> Result:
-        return Result("columns", reports.columns(self._store.describe(statement.name)))
+        table = self._store.describe(statement.name)
+        types = types_of(self._catalog(), table, f"table {table.name}") if table.computed else {}
+        return Result("columns", reports.columns(table, types))
 
     def _describe_job(self, statement: st.DescribeJob) -> Result:
         return Result("job", reports.job(self._store, load_job(self._store, statement.name)))
