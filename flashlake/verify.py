@@ -79,7 +79,7 @@ def verify_tables(
         n_repaired = 0
         reports = verify(store, engine, table, partitions=chosen)
         examples += [example for report in reports for example in _examples(report)]
-        if repairs and any(not report.holds or report.rows_earlier for report in reports):
+        if repairs and any(report.rows_differing or report.rows_earlier for report in reports):
             n_repaired = repair(store, engine, table, partitions=chosen)
             reports = verify(store, engine, table, partitions=chosen)
         lines += [as_line(report, n_repaired) for report in reports]

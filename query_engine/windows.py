@@ -17,15 +17,13 @@ from sqlglot import exp
 from query_engine.hints import refuse_hints
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
-from storage_engine.lake import open_union
-from storage_engine.lake.columns import from_lake
-from storage_engine.lake.duck import connect_delta
+from storage_engine.lake.history import LakeHistory
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import SqlType, parse_type
 from storage_engine.stream.dialect.syntax import alias_of, text_of
 from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.operators.job_plan import JobPlan
-from storage_engine.stream.plan.tree import Scan, ViewDefinition
+from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.bind import Binder
 from storage_engine.stream.planning.bind_window import window_call
 from storage_engine.stream.planning.catalog import StoreCatalog
@@ -51,7 +49,7 @@ class WindowedRows:
         at: int | None,
     ) -> None:
         self._store = store
-        self._lake_root = lake_root
+        self._lake = LakeHistory(store, lake_root)
         self._views = views
         self._functions = functions
         self._at = at
@@ -111,7 +109,7 @@ class WindowedRows:
             node.set("alias", exp.TableAlias(this=exp.to_identifier(alias, quoted=True), columns=columns))
         node.meta[_NUMBER] = len(self._found)
         version = self._store.version() if self._at is None else self._at
-        rows = batch_select(self._store, plan, at_version=version, is_bounded=True, rows_of=lambda scan: self._tiered(scan, plan, version))
+        rows = batch_select(self._store, plan, at_version=version, is_bounded=True, lake=self._lake)
         self._found.append((plan, rows))
 
     def _planned(self, items: list[exp.Expr], bare: exp.Table, node: exp.Table, default_database: str) -> JobPlan:
@@ -126,19 +124,6 @@ class WindowedRows:
         if any(startup is not None for _, startup in plan.startups):
             raise StatementRefused(f"{text_of(bare)}: a view begins in the middle of a log", where="query", next_step="A query reads all.")
         return plan
-
-    def _tiered(self, scan: Scan, plan: JobPlan, version: int) -> pa.Table | None:
-        """All rows of a log that is tiered, of lake and store as one; None for a table that the store has whole."""
-        table = scan.table
-        if table.has_primary_key or not table.is_tiered:
-            return None
-        if scan.id in plan.recomputed.positioned_scans - plan.recomputed.timed_scans:
-            raise StatementRefused(f"{table.name} is in the lake, which does not say in which order its rows came", where="query",
-                                   next_step="Take windows by a column of the event's time.")  # fmt: skip
-        with connect_delta() as con:
-            open_union(self._store, self._lake_root, table.name, scan.stored_columns, at=version).register(con, "u")
-            rows = con.execute("SELECT * FROM u").to_arrow_table()
-        return from_lake(rows, {field.name: field.type for field in table.arrow_schema})
 
 
 _NAMES: Final = ("TUMBLE", "HOP", "CUMULATE", "SESSION")

@@ -9,6 +9,7 @@ import dagster as dg
 from flashlake.orchestration import Proof
 
 if TYPE_CHECKING:
+    from flashlake.config import Config
     from storage_engine import Store
     from storage_engine.api import CommitInfo
 
@@ -23,22 +24,26 @@ class StoreWarehouse(dg.ConfigurableResource):
 
     def open(self) -> "Store":
         """The project's store. The caller closes it."""
-        from flashlake.config import load_config
         from flashlake.sql import open_store
 
-        return open_store(load_config(Path(self.project)))
+        return open_store(self._config())
+
+    def _config(self) -> "Config":
+        from flashlake.config import load_config
+
+        return load_config(Path(self.project))
 
     def verify(self, table: str, partitions: Sequence[str] = ()) -> Proof:
         from flashlake.orchestration.proof import prove
 
         with self.open() as store:
-            return prove(store, table, partitions)
+            return prove(store, table, partitions, self._config().lake.root)
 
     def repair(self, table: str, partitions: Sequence[str] = ()) -> int:
         from flashlake.orchestration.proof import repair
 
         with self.open() as store:
-            return repair(store, table, partitions)
+            return repair(store, table, partitions, self._config().lake.root)
 
     def column_types(self, table: str) -> dict[str, str]:
         with self.open() as store:

@@ -53,6 +53,7 @@ CAPABILITIES = frozenset(
         "statistics",
         "retract",
         "users",
+        "computed_columns",
     }
 )
 
@@ -61,6 +62,8 @@ CONSUMER_PREFIX = "consumer:"
 """Owners of progress that begin so are consumer groups: consumer:NAME:TABLE."""
 
 JOB_PREFIX = "job:"
+FORGOTTEN_INPUT = "forgotten_input"
+"""The kind of the objects that say what of a job's input was dropped after it was read: job -> table -> partition -> [version, rows]."""
 """Owners that begin so are stream jobs: job:NAME."""
 
 WORKERS_PREFIX = "workers:"
@@ -244,6 +247,15 @@ BUCKET_STATISTICS = pa.schema(
 """What bucket_statistics answers. Ages are by the clock of the store; null where no row is left."""
 
 
+PLACE_FIELDS = (
+    pa.field("_partition", pa.string(), nullable=False),
+    pa.field("_bucket", pa.int32(), nullable=False),
+    pa.field("_log_offset", pa.int64(), nullable=False),
+    pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
+)
+"""Where a row lies in the log or changelog, and when it was committed."""
+
+
 class CommitStream(Protocol):
     """Commits of one writer, done in their order, several of them under way at once. An error is raised by a later call.
 
@@ -414,6 +426,15 @@ class Backend(Protocol):
         limit: int | None = None,
     ) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or at an older one; at most `limit`, whichever."""
+        ...
+
+    def snapshot(self, table: str, columns: Sequence[str] | None, ends: Offsets, *, as_of: int | None = None) -> pa.RecordBatchReader:
+        """The rows of a primary-key table that were current before the offsets `ends`, PLACE_FIELDS before the columns.
+
+        Shapes: batches of bounded size, in no order that means anything; a bucket that `ends` does not name has no rows.
+        as_of   as of fetch()
+        Errors: OffsetOutOfRange for ends that the log does not hold any more; PartitionChanged.
+        """
         ...
 
     def count(self, table: str) -> int:

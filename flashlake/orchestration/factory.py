@@ -118,6 +118,9 @@ def _seal(context: dg.AssetExecutionContext, warehouse: Warehouse, table: str, p
     if proof.holds:
         context.log.info(f"{table}: {proof.n_compared} rows compared at version {proof.version}, none differs")
         return proof, 0
+    if proof.refused:
+        context.log.error(f"{table}: {proof.refused}; nothing was repaired")
+        return proof, 0
     context.log.warning(f"{table}: {proof.n_differing} of {proof.n_compared} rows differ at version {proof.version}; repairing")
     try:
         n_repaired = warehouse.repair(table, partitions)
@@ -143,19 +146,22 @@ def proof_metadata(proof: Proof, n_repaired: int) -> dict[str, Any]:
 
 
 def check_result(check: dg.AssetCheckSpec, proof: Proof, n_repaired: int) -> dg.AssetCheckResult:
-    """Passed when both computations agree now. A repair before that is told in the metadata: it passed, but not by itself."""
+    """Passed when both computations agree now. A repair before that is told in the metadata: it passed, but not by itself.
+
+    What could not be computed, or has no row at all, has not passed; it is a warning: no row is known to be wrong.
+    """
     metadata = proof_metadata(proof, n_repaired)
     if proof.sample:
         metadata["sample"] = dg.MetadataValue.json({"rows": [{key: str(value) for key, value in row.items()} for row in proof.sample]})
     if proof.notes:
         metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in proof.notes))
-    outcome = "agree" if proof.holds else f"{proof.n_differing} rows differ"
+    outcome = "agree" if proof.holds else proof.refused or f"{proof.n_differing} rows differ"
     repaired = f" after a repair of {n_repaired}" if n_repaired else ""
     return dg.AssetCheckResult(
         asset_key=check.asset_key,
         check_name=check.name,
         passed=proof.holds,
-        severity=dg.AssetCheckSeverity.ERROR,
+        severity=dg.AssetCheckSeverity.WARN if proof.refused and not proof.n_differing else dg.AssetCheckSeverity.ERROR,
         description=f"{proof.n_compared} rows compared at version {proof.version}: {outcome}{repaired}",
         metadata=metadata,
     )

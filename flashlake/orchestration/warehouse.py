@@ -26,6 +26,7 @@ class Proof:
     n_differing     rows that differ, are missing or are extra
     sample          some of the differing rows, printable
     notes           what limits the proof, for example a dimension that changed since
+    refused         why nothing was proved, "" when it was: input that has expired or was dropped, days without a row
     """
 
     table: str
@@ -38,10 +39,11 @@ class Proof:
     notes: tuple[str, ...] = ()
     pipelines: tuple[str, ...] = ()
     n_rows_of: Mapping[str, int] = field(default_factory=dict)
+    refused: str = ""
 
     @property
     def holds(self) -> bool:
-        return self.n_differing == 0
+        return self.n_differing == 0 and not self.refused
 
 
 class Warehouse(Protocol):

@@ -324,6 +324,12 @@ class FlightBackend(Link):
         call = Call("read", {**arguments, "limit": limit})
         return self._retried(lambda: self._read_stream(call), is_repeatable=True)
 
+    def snapshot(self, table: str, columns: Sequence[str] | None, ends: Offsets, *, as_of: int | None = None) -> pa.RecordBatchReader:
+        self._require("read_at_version")
+        return self._stream_batches(
+            Call("snapshot", {"table": table, "columns": _listed(columns), "ends": encode_offsets(ends), "as_of": as_of})
+        )
+
     def count(self, table: str) -> int:
         return self._control("count", {"table": table})
 

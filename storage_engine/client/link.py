@@ -216,6 +216,35 @@ class Link:
             if not is_done:
                 reader.cancel()
 
+    def _stream_batches(self, call: Call) -> pa.RecordBatchReader:
+        """The rows of an answer, as they come. An error on the way is raised by the reader that is returned."""
+        reader = self._retried(lambda: self._open_stream(call), is_repeatable=True)
+        metadata = reader.schema.metadata or {}
+        if ERROR_KEY in metadata:
+            raise decode_error(json.loads(metadata[ERROR_KEY]))
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            is_done = False
+            try:
+                while True:
+                    try:
+                        received = reader.read_chunk()
+                    except StopIteration:
+                        is_done = True
+                        return
+                    except fl.FlightUnauthenticatedError as error:
+                        raise self._not_let_in() from error
+                    except (pa.ArrowException, OSError) as error:
+                        raise LaneBroken(_first_line(error)) from error
+                    if received.app_metadata is not None:
+                        raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
+                    yield received.data
+            finally:
+                if not is_done:
+                    reader.cancel()
+
+        return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
     def _open_stream(self, call: Call) -> fl.FlightStreamReader:
         (message,) = encode_call(call)
         try:

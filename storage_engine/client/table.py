@@ -9,7 +9,7 @@ Never: caches rows; the descriptor it carries is the one it was opened with.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from storage_engine.api import Backend, CommitRequest, CommitResult, EncodedAppend, FetchedFrame, OpKind, SpaceInfo, WriteId, WriteOp
+from storage_engine.api import (
+    PLACE_FIELDS,
+    Backend,
+    CommitRequest,
+    CommitResult,
+    EncodedAppend,
+    FetchedFrame,
+    OpKind,
+    SpaceInfo,
+    WriteId,
+    WriteOp,
+)
 from storage_engine.client.binlog import binlog_batches, binlog_schema
 from storage_engine.client.positions import Start, Stop, check_limit, milliseconds, scan_ranges
 from storage_engine.client.table_writer import TableWriter
@@ -35,10 +46,7 @@ if TYPE_CHECKING:
 
 METADATA_FIELDS = (
     pa.field("_change_type", pa.string(), nullable=False),
-    pa.field("_partition", pa.string(), nullable=False),
-    pa.field("_bucket", pa.int32(), nullable=False),
-    pa.field("_log_offset", pa.int64(), nullable=False),
-    pa.field("_commit_timestamp", pa.timestamp("ms", "UTC"), nullable=False),
+    *PLACE_FIELDS,
 )
 _NAME_WORDS = np.frombuffer("".join(CHANGE_TYPE_NAMES).encode(), np.uint16)  # each name is two bytes
 PREFIX_ROWS_MAX = 1_000_000
@@ -180,20 +188,30 @@ class Table:
         *,
         at: int | None = None,
         limit: int | None = None,
+        of_partitions: Collection[str] | None = None,
     ) -> pa.Table:
         """Current rows of a primary-key table, at the newest version or `at` an older one, from one point in time.
 
         limit  at most so many rows, whichever; without `where` the store reads no more than these
+        of_partitions  only their rows; a table without partitions has the one without a name
         """
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no current rows", where="read", next_step="Use scan() to read its log.")
         check_limit(limit, where="read")
         needed = self._needed(columns, where)
-        partitions = self._partitions_of(where)
+        partitions = self._partitions_of(where) if of_partitions is None else of_partitions
         pushed = limit if where is None else None
         rows = self._backend.read(self.name, needed, None if partitions is None else sorted(partitions), at, pushed)
         rows = self._filtered(self._as_known(rows), where, columns)
         return rows if limit is None else rows.slice(0, limit)
+
+    def snapshot(self, columns: Sequence[str] | None = None, *, ends: Offsets, as_of: int | None = None) -> pa.RecordBatchReader:
+        """The rows of a primary-key table that were current before the offsets `ends`, in batches: for tables larger than memory.
+
+        Before the columns stand `_partition`, `_bucket`, `_log_offset` and `_commit_timestamp`. From `ends` on the changelog says what
+        came after. Errors: OffsetOutOfRange when the log begins behind `ends`; PartitionChanged (see scan() for `as_of`).
+        """
+        return self._backend.snapshot(self.name, columns, ends, as_of=as_of)
 
     def count(self) -> int:
         """Number of rows now, from the indexes: log rows of a log table, current rows of a primary-key table."""

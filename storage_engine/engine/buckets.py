@@ -158,6 +158,10 @@ class Buckets:
 
     # rows
 
+    def stored_frame(self, location: FrameLocation) -> StoredFrame:
+        """A frame as it lies in the log. Errors: FrameMoved, DamagedFrame."""
+        return self._log.read(location)
+
     def rows_at(self, bucket: Bucket, offsets: np.ndarray, columns: list[str] | None = None, schemas: Schemas | None = None) -> pa.Table:
         """Rows of a bucket at `offsets` (n,), in that order, in the table's present columns, or in those of `schemas`."""
         schemas = schemas or self._table(bucket).schemas

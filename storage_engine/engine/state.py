@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from storage_engine.api import CONSUMER_PREFIX, Progress
+from storage_engine.api import CONSUMER_PREFIX, FORGOTTEN_INPUT, JOB_PREFIX, Progress
 from storage_engine.engine.schemas import Schemas
 from storage_engine.errors import DamagedFrame
 from storage_engine.log.file_set import FileEntry
@@ -299,9 +299,24 @@ class StoreState:
             else:
                 offsets[table] = {bucket: offset for bucket, offset in offsets[table].items() if bucket.partition != partition}
             self.progress[owner] = Progress(owner, offsets, None, item.detail)
+            if owner.startswith(JOB_PREFIX):
+                gone = {bucket: n for bucket, n in item.offsets[table].items() if partition is None or bucket.partition == partition}
+                self._note_forgotten(owner.removeprefix(JOB_PREFIX), table, gone)
+
+    def _note_forgotten(self, job: str, table: str, offsets: Offsets) -> None:
+        """What a job has read of partitions that are no more: its results still hold these rows, and nobody can compute them again."""
+        noted = self.objects.get(FORGOTTEN_INPUT, {}).get(job, {})
+        of_table = dict(noted.get(table, {}))
+        for bucket, n_rows in offsets.items():
+            if n_rows:
+                of_table[bucket.partition] = [self.version + 1, of_table.get(bucket.partition, [0, 0])[1] + n_rows]
+        if of_table:
+            self.objects[FORGOTTEN_INPUT] = {**self.objects.get(FORGOTTEN_INPUT, {}), job: {**noted, table: of_table}}
 
     def _drop_progress(self, change: dict[str, Any]) -> None:
         self.progress.pop(change["owner"], None)
+        if FORGOTTEN_INPUT in self.objects:  # a job of this name begins anew
+            self.objects[FORGOTTEN_INPUT].pop(change["owner"].removeprefix(JOB_PREFIX), None)
 
     def _put_object(self, change: dict[str, Any]) -> None:
         kind = self.objects.setdefault(change["kind"], {})

@@ -340,6 +340,9 @@ class FlussBackend:
             self._refuse("read_at_version")
         return self._read(lambda: reads.read(self._session, table, columns, partitions, self.url, limit), where=table)
 
+    def snapshot(self, table: str, columns: Sequence[str] | None, ends: Offsets, *, as_of: int | None = None) -> pa.RecordBatchReader:  # noqa: ARG002
+        self._refuse("read_at_version")
+
     def count(self, table: str) -> int:
         """Rows: of a log from its offsets, of a primary-key table by reading its keys."""
         return self._read(lambda: reads.count(self._session, table, self.url), where=table)

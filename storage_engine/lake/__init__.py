@@ -7,12 +7,14 @@ Delta table (delta.py, record.py); union.py reads lake and log as one; files.py 
 from storage_engine.lake.duck import connect_delta, load_delta
 from storage_engine.lake.files import LakeWrite, parquet_reader, write_lake_table
 from storage_engine.lake.freshness import TierLag, tier_lag
+from storage_engine.lake.history import LakeHistory
 from storage_engine.lake.lane import Round, table_path
 from storage_engine.lake.planning import Limits
 from storage_engine.lake.tiering import Tierer
 from storage_engine.lake.union import LakeSnapshot, Union, find_snapshot, lake_read, open_union, union_read
 
 __all__ = [
+    "LakeHistory",
     "LakeSnapshot",
     "LakeWrite",
     "Limits",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ from storage_engine.lake.mapping import first_columns, in_lake, sources, with_ne
 from storage_engine.lake.netting import NetChanges
 from storage_engine.lake.record import LAKE_ID, LakeRecord, LogEntry, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
+from storage_engine.schema.partitions import partition_texts
 
 _WRITER = WriterProperties(compression="ZSTD", compression_level=1)
 _CONFIGURATION = {
@@ -129,6 +130,15 @@ class LakeTable:
     def column_names(self) -> list[str]:
         return [item.name for item in self._table.schema().fields]
 
+    def n_rows(self, partition_keys: Sequence[str], without: Collection[str]) -> int | None:
+        """Rows by the files' statistics, those of the partitions `without` left out; None when a file has none."""
+        files = pa.table(self._table.get_add_actions(flatten=True))
+        if files.num_rows and without:
+            of_file = partition_texts(files[f"partition.{partition_keys[0]}"].combine_chunks())
+            files = files.filter(pc.invert(pc.is_in(of_file, pa.array(sorted(without), pa.string()))))
+        counts = files["num_records"] if "num_records" in files.column_names else pa.nulls(files.num_rows, pa.int64())
+        return None if counts.null_count else pc.sum(counts).as_py() or 0
+
     def refresh(self) -> LakeRecord:
         """Read the log to its end; the newest record.
 
@@ -202,6 +212,50 @@ class LakeTable:
             )
 
         return self._commit(base, to.record(base, "merge"), write)
+
+    def replace(self, base: LakeRecord, to: Target, rows: Callable[[], pa.RecordBatchReader], kept: Collection[object] = ()) -> LakeRecord:
+        """Put rows in the place of all that the table has, and record that it now covers `to`.
+
+        kept    values of the partition column whose rows stay
+        rows    as of append(). Older Delta versions stay readable until vacuum. Errors: as append.
+        """
+        predicate = None
+        if kept:
+            column = self._table.metadata().partition_columns[0]
+            predicate = f"{quoted(column)} NOT IN ({', '.join(map(_literal, kept))})"
+
+        def write(record: LakeRecord) -> None:
+            write_deltalake(
+                self._table,
+                rows(),
+                mode="overwrite",
+                predicate=predicate,
+                writer_properties=_WRITER,
+                commit_properties=record.commit_properties(),
+            )
+
+        return self._commit(base, to.record(base, "replace"), write)
+
+    def remove(self, base: LakeRecord, to: Target, descriptor: TableDescriptor, keys: pa.Table) -> LakeRecord:
+        """Remove rows by key and record that the table covers `to`.
+
+        Shapes: keys (n,) with the key columns under the lake's names, n at least 1. Errors: as append.
+        """
+        predicate = merge_predicate(in_lake(descriptor, self._record.columns), keys)
+
+        def write(record: LakeRecord) -> None:
+            merger = self._table.merge(
+                keys,
+                predicate,
+                source_alias="s",
+                target_alias="t",
+                writer_properties=_WRITER,
+                max_spill_size=2 << 30,
+                commit_properties=record.commit_properties(),
+            )
+            merger.when_matched_delete().execute()
+
+        return self._commit(base, to.record(base, "remove"), write)
 
     def note(self, base: LakeRecord, to: Target) -> LakeRecord:
         """Record something about the table without changing a row."""

@@ -24,6 +24,11 @@ def extension_path() -> Path:
     return path
 
 
+def scan_sql(path: Path, delta_version: int) -> str:
+    """A DuckDB table function call that reads exactly this version of a Delta table."""
+    return "delta_scan('" + str(path).replace("'", "''") + f"', version={delta_version})"
+
+
 def load_delta(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     """Make delta_scan() available on a connection (once per database; repeating it is harmless)."""
     loaded = con.execute("SELECT loaded FROM duckdb_extensions() WHERE extension_name = 'delta'").fetchone()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from storage_engine.client.store import Store
 from storage_engine.lake.lane import OWNER_PREFIX
-from storage_engine.lake.planning import n_rows_between
+from storage_engine.lake.planning import begin_of, n_rows_between
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import option_value
 
@@ -102,7 +102,8 @@ def tier_lag(store: Store, table: str | None = None) -> list[TierLag]:
         offsets = recorded.offsets.get(descriptor.name, {}) if recorded else {}
         detail = recorded.detail if recorded else {}
         version = int(detail.get("version", 0))
-        n_rows = n_rows_between(offsets, store.table(descriptor.name).offsets("latest"))
+        handle = store.table(descriptor.name)
+        n_rows = n_rows_between(begin_of(offsets, handle.offsets("earliest")), handle.offsets("latest"))
         oldest = _oldest_commit_ms(store, descriptor.name, version) if n_rows else None
         lags.append(
             TierLag(

@@ -3,6 +3,8 @@
 Owner: Tierer holds one lane per tiered table.
 State: the truth is the Delta log (what the lake covers). The store's progress `tier:<table>` follows it and adds what the
        lake cannot know: which table and which partitions, of all that ever had that name, are meant.
+First round of a primary-key table whose log has expired in part, and the first after a pause in which rows expired untiered: the lake
+       takes the rows current at a version, and goes on by the changelog from there. A log goes on at its earliest offset.
 Order of a round: intent in the store (durable, so nothing is tiered that a power loss could take back; new partitions are
        named with offset 0) -> one Delta commit with offsets -> done in the store. Killed anywhere, the next round finds
        the lake at the old or at the new offsets, and the store's progress is set to what the lake says.
@@ -26,9 +28,12 @@ from storage_engine.client.table import Table
 from storage_engine.errors import FlashlakeError, LakeChanged, OffsetOutOfRange, PartitionChanged, ProgressConflict, SchemaMismatch
 from storage_engine.lake.delta import LakeTable, Target
 from storage_engine.lake.netting import net_changes
-from storage_engine.lake.planning import Limits, n_rows_between, plan_stop
+from storage_engine.lake.outlived import n_rows_differ, outlived_keys
+from storage_engine.lake.planning import Limits, begin_of, n_rows_between, n_rows_gone, plan_stop
 from storage_engine.lake.record import LakeRecord, entries_back
 from storage_engine.schema.descriptor import Offsets
+from storage_engine.schema.partitions import partition_values_of
+from storage_engine.schema.row_ttl import may_outlive
 
 log = logging.getLogger(__name__)
 
@@ -103,24 +108,54 @@ class Lane:
         progress = self._claim(table) if self._epoch == 0 else self._progress(table)
         lake = self._lake = self._lake or self._open_lake(table, progress)
         record, progress = self._reconcile(lake, lake.refresh(), progress)
-        start = progress.offsets[self.table]
+        covered = progress.offsets[self.table]
         version = self._store.version()
         latest = table.offsets(at_version=version)
-        if n_rows_between(start, latest) == 0:
-            return None
+        earliest = table.offsets("earliest")
+        start = begin_of(covered, earliest)
+        n_gone = n_rows_gone(covered, earliest)
+        is_keyed = table.descriptor.has_primary_key
+        is_afresh = is_keyed and n_gone > 0
+        if not is_afresh and n_rows_between(start, latest) == 0:
+            return self._idle_round(lake, table, record, progress, latest, version, began)
         if lake.add_columns(table.descriptor):
             record = lake.record
-        rows_max = self._limits.round_changes_max if table.descriptor.has_primary_key else self._limits.round_rows_max
-        to_version, stop = plan_stop(record.version, start, version, lambda at: table.offsets(at_version=at), rows_max)
-        self._announce(start, stop, progress, to_version, version)
-        record = self._write(lake, table, record, start, Target(to_version, {**start, **stop}, self._epoch, record.detached), version)
+        if n_gone and not is_keyed:
+            log.warning("%s: %d rows expired while it was not tiered; the lake goes on with what the log holds", self.table, n_gone)
+        if is_afresh:
+            to_version, stop = version, latest
+        else:
+            rows_max = self._limits.round_changes_max if is_keyed else self._limits.round_rows_max
+            to_version, stop = plan_stop(record.version, start, version, lambda at: _offsets_at(table, at), rows_max)
+        to = Target(to_version, {**covered, **stop}, self._epoch, record.detached)
+        self._announce(covered, stop, progress, to_version, version)
+        if is_afresh:
+            record = self._write_snapshot(lake, table, record, to, latest, version)
+        else:
+            record = self._write(lake, table, record, start, stop, to, version)
+            if to_version == version:
+                record = self._remove_outlived(lake, table, record, to, latest, version)
         detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
         detail.pop("error", None)
-        self._commit_progress(record.offsets, start, detail, as_of=version)
+        self._commit_progress(record.offsets, covered, detail, as_of=version)
         self._data_commits += 1
         self._maintain(lake)
-        has_more = n_rows_between(stop, latest) > 0
-        return Round(self.table, n_rows_between(start, stop), record.version, record.delta_version, time.monotonic() - began, has_more)
+        n_rows = n_rows_between(start, stop)
+        return Round(self.table, n_rows, record.version, record.delta_version, time.monotonic() - began, n_rows_between(stop, latest) > 0)
+
+    def _idle_round(
+        self, lake: LakeTable, table: Table, record: LakeRecord, progress: Progress, ends: Offsets, version: int, began: float
+    ) -> Round | None:
+        """The log has nothing new. Rows may have outlived their time all the same."""
+        to = Target(record.version, record.offsets, self._epoch, record.detached)
+        written = self._remove_outlived(lake, table, record, to, ends, version)
+        if written is record:
+            return None
+        covered = progress.offsets[self.table]
+        self._commit_progress(covered, covered, {**progress.detail, "lake_version": written.delta_version}, as_of=version)
+        self._data_commits += 1
+        self._maintain(lake)
+        return Round(self.table, 0, written.version, written.delta_version, time.monotonic() - began, has_more=False)
 
     def undo(self) -> LakeRecord:
         """Make lake and store agree again on the tierer's newest commit in the lake; rows that others changed are set back.
@@ -189,7 +224,7 @@ class Lane:
                 )
             epoch = int(recorded.detail.get("epoch", 0)) if recorded else 0
             detail = {"lake_id": uuid.uuid4().hex, "table_id": table.descriptor.table_id, "version": 0, "lake_version": -1, "epoch": epoch}
-            offsets = table.offsets("earliest")
+            offsets = dict.fromkeys(table.offsets(), 0)  # the lake has nothing; that the log may begin later is seen in each round
         epoch = int(detail["epoch"]) + 1
         progress = self._commit_progress(offsets, before, {**detail, "epoch": epoch}, as_of=as_of, found_epoch=epoch - 1)
         self._epoch = epoch
@@ -250,13 +285,15 @@ class Lane:
         covered = {bucket: offset for bucket, offset in record.offsets.items() if bucket.partition in live}
         gone = {bucket.partition for bucket in record.offsets} - live
         known = int(progress.detail["version"])
-        if record.version < known or (record.version == known and _without_zeros(covered) != _without_zeros(recorded)):
+        is_afresh = known == record.version == 0  # nothing was tiered yet: what is recorded says nothing
+        differs = _without_zeros(covered) != _without_zeros(recorded)
+        if record.version < known or (record.version == known and differs and not is_afresh):
             raise LakeChanged(
                 f"the lake covers store version {record.version}, the store recorded {known}: the table was set back",
                 where=str(self.path),
                 next_step="Go on from there with `python -m storage_engine.lake --undo TABLE`, or put the newer commits back.",
             )
-        if record.version > known:
+        if record.version > known or (is_afresh and differs):
             log.info("%s: the lake is at store version %d, progress was at %d: repaired", self.table, record.version, known)
             offsets = {**dict.fromkeys(recorded, 0), **covered}
             detail = {**progress.detail, "version": record.version, "lake_version": record.delta_version}
@@ -266,30 +303,70 @@ class Lane:
             record = lake.note(record, Target(record.version, covered, self._epoch, detached))
         return record, progress
 
-    def _write(self, lake: LakeTable, table: Table, base: LakeRecord, start: Offsets, to: Target, as_of: int) -> LakeRecord:
-        stop = to.offsets
+    def _write(self, lake: LakeTable, table: Table, base: LakeRecord, start: Offsets, stop: Offsets, to: Target, as_of: int) -> LakeRecord:
+        """A stretch of the log or changelog, from `start` to `stop`."""
+        start = {bucket: start.get(bucket, 0) for bucket in stop}
+
+        def scan() -> pa.RecordBatchReader:
+            return table.scan(start=start, stop=stop, metadata=True, as_of=as_of)
+
         try:
             if table.descriptor.has_primary_key:
-                changes = table.scan(start=start, stop=stop, metadata=True, as_of=as_of).read_all()
-                return lake.merge(base, to, table.descriptor, net_changes(changes, table.descriptor.primary_key))
-            schema = lake.write_schema(table.descriptor)
-            failures: list[FlashlakeError] = []
-
-            def rows() -> pa.RecordBatchReader:
-                scan = table.scan(start=start, stop=stop, metadata=True, as_of=as_of)
-                mapped = _lake_batches(scan, lambda batch: lake.to_lake(batch, table.descriptor), failures)
-                return pa.RecordBatchReader.from_batches(schema, mapped)
-
-            try:
-                return lake.append(base, to, rows)
-            except FlashlakeError as error:
-                raise (failures[-1] if failures else error) from error
+                are_inserts_new = not may_outlive(table.descriptor)
+                net = net_changes(scan().read_all(), table.descriptor.primary_key, are_inserts_new=are_inserts_new)
+                return lake.merge(base, to, table.descriptor, net)
+            return self._streamed(lake, table, scan, lambda rows: lake.append(base, to, rows))
         except OffsetOutOfRange as error:
             raise OffsetOutOfRange(
                 f"the store no longer holds rows of {self.table} that were not tiered: {error.what}",
                 where=self._owner,
-                next_step="Keep the log longer than tiering may stand still; what is gone is gone.",
+                next_step="The next round begins with what is there: the current rows, or the log from its earliest offset.",
             ) from error
+
+    def _write_snapshot(self, lake: LakeTable, table: Table, base: LakeRecord, to: Target, ends: Offsets, as_of: int) -> LakeRecord:
+        """The rows current at `ends`, a batch at a time, instead of all that the lake has: the log begins behind what the lake covers.
+
+        Rows of partitions that were dropped in the store stay: there are no others of them.
+        """
+        names = sorted({*base.detached} - {bucket.partition for bucket in ends})
+        keys = table.descriptor.partition_keys
+        kept = partition_values_of(names, table.descriptor.column(keys[0]).arrow.type).to_pylist() if names and keys else []
+        log.info("%s: the lake takes the current rows of version %d, its log begins later", self.table, to.version)
+
+        def current() -> pa.RecordBatchReader:
+            return table.snapshot(ends=ends, as_of=as_of)
+
+        return self._streamed(lake, table, current, lambda rows: lake.replace(base, to, rows, kept))
+
+    def _streamed(
+        self,
+        lake: LakeTable,
+        table: Table,
+        source: Callable[[], pa.RecordBatchReader],
+        write: Callable[[Callable[[], pa.RecordBatchReader]], LakeRecord],
+    ) -> LakeRecord:
+        """Write rows of the store in the lake's columns, a batch at a time. What the source raises is raised."""
+        schema = lake.write_schema(table.descriptor)
+        failures: list[FlashlakeError] = []
+
+        def rows() -> pa.RecordBatchReader:
+            mapped = _lake_batches(source(), lambda batch: lake.to_lake(batch, table.descriptor), failures)
+            return pa.RecordBatchReader.from_batches(schema, mapped)
+
+        try:
+            return write(rows)
+        except FlashlakeError as error:
+            raise (failures[-1] if failures else error) from error
+
+    def _remove_outlived(self, lake: LakeTable, table: Table, base: LakeRecord, to: Target, ends: Offsets, as_of: int) -> LakeRecord:
+        """Take out of the lake what left the store by its time to live; the record as it was when there is nothing of that."""
+        if not may_outlive(table.descriptor) or base.version == 0:
+            return base
+        keys = outlived_keys(lake, table, ends, as_of)
+        record = lake.remove(base, to, table.descriptor, keys) if keys.num_rows else base
+        if n_rows_differ(lake, table, ends):  # a key twice: earlier releases took a key written again for a new one
+            record = self._write_snapshot(lake, table, record, to, ends, as_of)
+        return record
 
     def _maintain(self, lake: LakeTable) -> None:
         if self._data_commits >= self._limits.compact_commits:
@@ -312,6 +389,14 @@ def _lake_batches(
     except FlashlakeError as error:
         failures.append(error)
         raise
+
+
+def _offsets_at(table: Table, version: int) -> Offsets | None:
+    """The ends at a version; None where the log does not reach back to it."""
+    try:
+        return table.offsets(at_version=version)
+    except OffsetOutOfRange:
+        return None
 
 
 def _without_zeros(offsets: Offsets) -> Offsets:

@@ -1,7 +1,8 @@
 """Netting: a stretch of changelog becomes one net change per key. Pure, on Arrow.
 
 The changelog is complete (+I for a new key, -U and +U for a changed one, -D for a removed one), so the first change of
-a key says whether the row existed before the stretch and the last one whether it exists after it.
+a key says whether the row existed before the stretch and the last one whether it exists after it. Of a table with row time to live
+it is not: rows leave without a -D.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class NetChanges:
         )
 
 
-def net_changes(changes: pa.Table, keys: Sequence[str]) -> NetChanges:
+def net_changes(changes: pa.Table, keys: Sequence[str], *, are_inserts_new: bool = True) -> NetChanges:
     """One net change per key.
+
+    are_inserts_new  a key whose first change is +I did not exist before. False: it may have, and left without a -D; then an insert
+                     counts as an update, and a key inserted and deleted inside the stretch as deleted
 
     Shapes: changes (n,) with `_change_type` first and, for one key, in log order -> three tables with all its columns.
     Meaning: a key inserted and deleted inside the stretch is in none of them.
@@ -62,6 +66,8 @@ def net_changes(changes: pa.Table, keys: Sequence[str]) -> NetChanges:
     first = rows["_change_type"].take(grouped["__row_first"])
     last = rows["_change_type"].take(grouped["__row_last"])
     existed = pc.not_equal(first, "+I").combine_chunks().to_numpy(zero_copy_only=False)
+    if not are_inserts_new:
+        existed = np.ones(len(existed), np.bool_)
     exists = pc.not_equal(last, "-D").combine_chunks().to_numpy(zero_copy_only=False)
     at = grouped["__row_last"].combine_chunks().to_numpy()
 

@@ -37,26 +37,41 @@ def n_rows_between(start: Offsets, stop: Offsets) -> int:
     return sum(end - start.get(bucket, 0) for bucket, end in stop.items())
 
 
-def plan_stop(start_version: int, start: Offsets, version: int, offsets_at: Callable[[int], Offsets], rows_max: int) -> tuple[int, Offsets]:
+def begin_of(covered: Offsets, earliest: Offsets) -> Offsets:
+    """Where a round begins: where the lake ends, or where the log begins when that is behind it."""
+    return {bucket: max(covered.get(bucket, 0), offset) for bucket, offset in earliest.items()}
+
+
+def n_rows_gone(covered: Offsets, earliest: Offsets) -> int:
+    """Rows that the lake does not have and the log has no more: they expired while the table was not tiered."""
+    return sum(max(offset - covered.get(bucket, 0), 0) for bucket, offset in earliest.items())
+
+
+def plan_stop(
+    start_version: int, start: Offsets, version: int, offsets_at: Callable[[int], Offsets | None], rows_max: int
+) -> tuple[int, Offsets]:
     """The newest version, and its offsets, that a round of at most `rows_max` rows reaches; always at least one commit.
 
     A round ends at a version of the store, never inside a commit: the lake shows whole commits only.
-    `offsets_at` is monotonic in the version; `version` > `start_version` has rows after `start`.
+    `offsets_at` is monotonic in the version, and None at versions that the log does not reach back to any more; `version` >
+    `start_version` has rows after `start`.
     """
-    stop = offsets_at(version)
-    if n_rows_between(start, stop) <= rows_max:
-        return version, stop
+    newest = offsets_at(version)
+    assert newest is not None, "the newest version can be read"
+    if n_rows_between(start, newest) <= rows_max:
+        return version, newest
     fits, too_far = start_version, version
+    stop, beyond = None, newest
     while too_far - fits > 1:
         middle = (fits + too_far) // 2
-        if n_rows_between(start, offsets_at(middle)) <= rows_max:
-            fits = middle
+        found = offsets_at(middle)
+        if found is None or n_rows_between(start, found) <= rows_max:
+            fits, stop = middle, found
         else:
-            too_far = middle
-    stop = offsets_at(fits)
-    if n_rows_between(start, stop) > 0:
+            too_far, beyond = middle, found
+    if stop is not None and n_rows_between(start, stop) > 0:
         return fits, stop
-    return too_far, offsets_at(too_far)  # one commit that alone exceeds the bound
+    return too_far, beyond  # one commit that alone exceeds the bound, or the first version that can be read
 
 
 def due_ms(oldest_ms: int, freshness_ms: int, round_ms: float) -> float:

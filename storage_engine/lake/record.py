@@ -36,7 +36,7 @@ class LakeRecord:
     offsets  next offset per bucket: everything below is in the table
     columns  field id of a column of the store -> its column in the lake (mapping.py)
     epoch    of the tierer that wrote it; an older epoch may not write any more
-    kind     create, append, merge, note, compact, columns, vacuum or restore
+    kind     create, append, merge, replace, remove, note, compact, columns, vacuum or restore
     detached partitions that the store dropped after they were tiered: the lake keeps those rows, no changelog describes them
     delta_version  Delta's own number of the commit; -1 before it is written
     """

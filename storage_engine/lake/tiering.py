@@ -18,6 +18,7 @@ from storage_engine.lake.freshness import Pending, TierLag, freshness_ms, tier_l
 from storage_engine.lake.lane import OWNER_PREFIX, Lane, Round
 from storage_engine.lake.planning import Limits, due_ms
 from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.schema.row_ttl import may_outlive
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ _LOOK_SHARE = 0.05
 """Part of the shortest freshness that a commit may wait until the journal is looked at."""
 _RETRY_S = 5.0
 _SMOOTHING = 0.3
+_CLEANING_MS = 60_000
+"""The store looks for rows to remove once a minute."""
 
 
 class Tierer:
@@ -44,6 +47,7 @@ class Tierer:
         self._pending = Pending(store)
         self._round_ms: dict[str, float] = {}
         self._retry_at: dict[str, float] = {}
+        self._looked_ms: dict[str, float] = {}
         self.errors: dict[str, FlashlakeError] = {}
 
     def run_once(self, table: str | None = None, *, force: bool = False) -> list[Round]:
@@ -62,11 +66,14 @@ class Tierer:
                     where="tiering",
                     next_step="ALTER TABLE ... SET ('table.datalake.enabled' = 'true') switches it on.",
                 )
+        else:
+            for name in self._lanes.keys() - {d.name for d in descriptors}:  # switched off: when it is on again, it is looked at at once
+                del self._lanes[name]
         if force:
             return [done for d in descriptors for done in self._run_all(d.name)]
         self._pending.follow()
         is_strict = table is not None
-        ordered = sorted((due, d.name) for d in descriptors if (due := self._due_ms(d)) is not None)
+        ordered = sorted((due, d.name) for d in descriptors if (due := self._next_ms(d)) is not None)
         rounds = []
         for due, name in ordered:
             if due > _now_ms() or (not is_strict and time.monotonic() < self._retry_at.get(name, 0.0)):
@@ -147,6 +154,7 @@ class Tierer:
             self._retry_at[table] = time.monotonic() + _RETRY_S
             return None
         self.errors.pop(table, None)
+        self._looked_ms[table] = _now_ms()
         self._pending.done(table, done.version if done else version)
         if done is not None:
             before = self._round_ms.get(table, done.seconds * 1000)
@@ -161,6 +169,13 @@ class Tierer:
         if oldest is None:
             return None
         return due_ms(oldest, freshness_ms(descriptor), self._round_ms.get(descriptor.name, 0.0))
+
+    def _next_ms(self, descriptor: TableDescriptor) -> float | None:
+        """As _due_ms; a table with row time to live is looked at without new rows too, for those that have outlived."""
+        due = self._due_ms(descriptor)
+        if due is not None or not may_outlive(descriptor):
+            return due
+        return self._looked_ms.get(descriptor.name, 0.0) + max(freshness_ms(descriptor), _CLEANING_MS)
 
     def _pause_s(self) -> float:
         """How long commits may wait for a look at the journal: one look takes many of them, and a busy store is not asked for each."""

@@ -4,6 +4,8 @@ Holds: the answer is the table at one version of the store, whatever the tierer 
        a Delta version is chosen first and pinned; the offsets recorded in it say where the tail begins; the tail ends at
        the offsets of the chosen store version.
 Holds: of a primary-key table, a lake row whose key the tail changed or removed is hidden by an anti-join.
+Holds: where the changelog does not say all that became of the lake's rows (`table.kv.ttl`; a log that begins behind the lake), the
+       store answers, which has every current row; of the lake only partitions that the store has dropped are read then.
 Never: opens a Delta table for writing; looks past the recorded version, so rows that others added are not read.
 """
 
@@ -21,14 +23,16 @@ from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import PartitionChanged, SchemaMismatch, StatementRefused, UserError
 from storage_engine.lake.columns import SYSTEM_FIELDS, from_lake, lake_type, quoted, quoted_list
-from storage_engine.lake.duck import load_delta
+from storage_engine.lake.duck import load_delta, scan_sql
 from storage_engine.lake.lane import OWNER_PREFIX, table_path
 from storage_engine.lake.mapping import LakeColumns, select_list
 from storage_engine.lake.netting import net_changes
+from storage_engine.lake.planning import begin_of
 from storage_engine.lake.record import LakeRecord, entries_back, read_entry
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.schema.predicate import matching_partitions
 from storage_engine.schema.pushdown import pushable
+from storage_engine.schema.row_ttl import may_outlive
 
 ATTEMPTS = 5
 """A partition dropped while its union is read makes it begin anew, so many times in a row."""
@@ -44,6 +48,7 @@ class LakeSnapshot:
     offsets   next offset per bucket: the tail begins there
     detached  partitions whose rows in the lake the changelog no longer describes (dropped in the store)
     columns   field id of a column of the store -> its column in the lake at that version
+    is_newest no later version of the lake covers more
     """
 
     path: Path
@@ -52,11 +57,12 @@ class LakeSnapshot:
     offsets: Offsets
     detached: tuple[str, ...]
     columns: LakeColumns
+    is_newest: bool = True
 
     @property
     def scan_sql(self) -> str:
         """A DuckDB table function call that reads exactly this version."""
-        return "delta_scan('" + str(self.path).replace("'", "''") + f"', version={self.delta_version})"
+        return scan_sql(self.path, self.delta_version)
 
     def select_sql(self, descriptor: TableDescriptor) -> str:
         """A query for the lake's side alone: the store's columns under their present names, then the system columns."""
@@ -72,6 +78,7 @@ class Union:
     snapshot  the lake side, None when the lake has nothing of this table yet
     tail      rows to add; columns as asked for, TIMESTAMPs in microseconds like the lake's
     hidden    keys of lake rows that are not valid any more (primary-key tables), None: all are valid
+    history   the tail is all that the store has: of the lake only these partitions are read, which were dropped in the store
     """
 
     descriptor: TableDescriptor
@@ -80,6 +87,7 @@ class Union:
     snapshot: LakeSnapshot | None
     tail: pa.Table
     hidden: pa.Table | None
+    history: tuple[str, ...] = ()
 
     def sql(self, tail: str, hidden: str) -> str:
         """The query over the lake and two registered Arrow tables; filters of an outer query are pushed into both sides."""
@@ -92,6 +100,9 @@ class Union:
         if self.hidden is not None:
             same = " AND ".join(f"h.{quoted(key)} = l.{quoted(in_lake[key])}" for key in self.descriptor.primary_key)
             query += f" ANTI JOIN {quoted(hidden)} AS h ON ({same})"
+        if self.history:
+            names = ", ".join("'" + name.replace("'", "''") + "'" for name in self.history)
+            query += f" WHERE CAST(l.{quoted(in_lake[self.descriptor.partition_keys[0]])} AS VARCHAR) IN ({names})"
         if self.tail.num_rows == 0 and all(name in in_lake for name in self.columns):
             return query
         both = f"{query} UNION ALL BY NAME SELECT {quoted_list(self.columns)} FROM {quoted(tail)}"
@@ -217,8 +228,11 @@ def _open_union(
         tail = handle.scan(names, pushed, start, stop, as_of=as_of).read_all()
         _require_no_drop(store, descriptor, before)
         return Union(descriptor, version, names, snapshot, _in_lake_units(tail), None)
-    if snapshot is None:
-        return Union(descriptor, version, names, None, _in_lake_units(handle.read(names, pushed, at=version)), None)
+    if snapshot is None or may_outlive(descriptor) or _is_behind(handle, start):
+        rows = _in_lake_units(handle.read(names, pushed, at=version))
+        history = () if snapshot is None else tuple(sorted({*snapshot.detached} - {*handle.partitions()}))
+        _require_no_drop(store, descriptor, before)
+        return Union(descriptor, version, names, snapshot if history else None, rows, None, history)
     needed = [*names, *(key for key in descriptor.primary_key if key not in names)]
     skip_by = None if descriptor.is_wal else pushed
     changes = handle.scan(needed, start=start, stop=stop, metadata=True, skip_by=skip_by, as_of=as_of).read_all()
@@ -249,7 +263,9 @@ def find_snapshot(store: Store, lake_root: str | Path, descriptor: TableDescript
     live = {bucket.partition for bucket in (_progress(store, descriptor) or progress).offsets.get(descriptor.name, {})}
     offsets = {bucket: offset for bucket, offset in record.offsets.items() if bucket.partition in live}
     gone = {bucket.partition for bucket in record.offsets} - live
-    return LakeSnapshot(path, record.delta_version, record.version, offsets, tuple(sorted({*record.detached, *gone})), record.columns)
+    detached = tuple(sorted({*record.detached, *gone}))
+    is_newest = at is None or record == _record_at(path, newest, progress.detail["lake_id"], None)
+    return LakeSnapshot(path, record.delta_version, record.version, offsets, detached, record.columns, is_newest)
 
 
 def _record_at(path: Path, delta_version: int, lake_id: str, at: int | None) -> LakeRecord | None:
@@ -283,12 +299,22 @@ def _has_log(lake_root: str | Path, descriptor: TableDescriptor) -> bool:
 
 
 def _tail_range(table: Table, snapshot: LakeSnapshot | None, version: int, where: str | None) -> tuple[Offsets, Offsets]:
-    """Where the tail begins and ends. Without a lake it begins at what the log still holds, else exactly where the lake ends."""
+    """Where the tail begins and ends. Without a lake it begins at what the log still holds, else exactly where the lake ends; of a log
+    from which rows expired while it was not tiered, at what it still holds.
+    """
     stop = table.offsets(at_version=version)
     partitions = _partitions_of(where, table.descriptor, [bucket.partition for bucket in stop])
     stop = {bucket: offset for bucket, offset in stop.items() if bucket.partition in partitions}
-    covered = table.offsets("earliest") if snapshot is None else snapshot.offsets
+    covered = {} if snapshot is None else snapshot.offsets
+    if snapshot is None or (snapshot.is_newest and not table.descriptor.has_primary_key):
+        covered = begin_of(covered, table.offsets("earliest"))
     return {bucket: covered.get(bucket, 0) for bucket in stop}, stop
+
+
+def _is_behind(table: Table, start: Offsets) -> bool:
+    """Whether the log begins behind `start`: rows expired while the table was not tiered."""
+    earliest = table.offsets("earliest")
+    return any(offset < earliest.get(bucket, 0) for bucket, offset in start.items())
 
 
 def _partitions_of(where: str | None, descriptor: TableDescriptor, names: list[str]) -> set[str]:

@@ -21,6 +21,11 @@ def row_ttl_ms(descriptor: TableDescriptor) -> int | None:
     return ttl
 
 
+def may_outlive(descriptor: TableDescriptor) -> bool:
+    """Whether rows may have left the table without a -D. True also of -1: an option cannot be taken back, and rows may have gone before."""
+    return TTL in descriptor.options
+
+
 def check_row_ttl(descriptor: TableDescriptor, where: str) -> None:
     """Errors: InvalidOption for options of rows on a log table, a time column that holds no time, or a time below `table.log.ttl`."""
     column = descriptor.options.get(TIME_COLUMN)

@@ -56,6 +56,12 @@ def current_rows(backend: Backend, arguments: Arguments) -> pa.Table:
     return backend.read(arguments["table"], arguments["columns"], arguments["partitions"], arguments["at_version"], arguments["limit"])
 
 
+def snapshot(backend: Backend, arguments: Arguments) -> pa.RecordBatchReader:
+    """The batches that such a call asks for. Errors: what the backend raises."""
+    ends = decode_offsets(arguments["ends"])
+    return backend.snapshot(arguments["table"], arguments["columns"], ends, as_of=arguments["as_of"])
+
+
 def _hello(backend: Backend, _arguments: Arguments, _tables: Sequence[pa.Table]) -> Reply:
     return Reply(
         {

@@ -157,6 +157,8 @@ class FlightServer(fl.FlightServerBase):
         principal = principal_of(context)
         if call.method == "read":
             return self._read_stream(principal, call)
+        if call.method == "snapshot":
+            return self._snapshot_stream(principal, call)
         return fl.GeneratorStream(FRAME_SCHEMA, self._frame_stream(principal, call))
 
     # answers
@@ -216,6 +218,38 @@ class FlightServer(fl.FlightServerBase):
             return _error_stream(_fault(call.method, error, f"f{next(self._ids)}"))
         finally:
             self.metrics.one("flight", "read", outcome, time.perf_counter() - begin, 0, n_out)
+
+    def _snapshot_stream(self, principal: Principal, call: Call) -> fl.FlightDataStream:
+        """Batches are read as they are sent: the reader's pace bounds what is held."""
+        try:
+            self.refuse_when_stopping()
+            with self.in_flight():
+                rows = self.guard.snapshot(principal, call.arguments)
+            return fl.GeneratorStream(rows.schema, self._snapshot_batches(rows))
+        except FlashlakeError as error:
+            return _error_stream(error)
+        except Exception as error:  # noqa: BLE001 - as in _answered
+            return _error_stream(_fault(call.method, error, f"f{next(self._ids)}"))
+
+    def _snapshot_batches(self, rows: pa.RecordBatchReader) -> Iterator[pa.RecordBatch | tuple[pa.RecordBatch, pa.Buffer]]:
+        seconds, n_out, outcome = 0.0, 0, "broken off"
+        begin = time.perf_counter()
+        try:
+            with self.in_flight():
+                for batch in rows:
+                    n_out += batch.nbytes
+                    seconds += time.perf_counter() - begin
+                    yield batch
+                    begin = time.perf_counter()
+            outcome = OK
+        except FlashlakeError as error:
+            outcome = type(error).__name__
+            yield _error_batch(error, rows.schema)
+        except Exception as error:  # noqa: BLE001 - as in _answered
+            outcome = ServerFault.__name__
+            yield _error_batch(_fault("snapshot", error, f"f{next(self._ids)}"), rows.schema)
+        finally:
+            self.metrics.one("flight", "snapshot", outcome, seconds + time.perf_counter() - begin, 0, n_out)
 
     def _frame_stream(self, principal: Principal, call: Call) -> Iterator[tuple[pa.RecordBatch, pa.Buffer]]:
         """The seconds counted are those of the store: a reader's pauses are its own."""
@@ -283,9 +317,9 @@ def _grouped(frames: Iterator[FetchedFrame]) -> Iterator[list[FetchedFrame]]:
         yield group
 
 
-def _error_batch(error: FlashlakeError) -> tuple[pa.RecordBatch, pa.Buffer]:
-    no_frames = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in FRAME_SCHEMA], schema=FRAME_SCHEMA)
-    return no_frames, pa.py_buffer(json.dumps({"error": encode_error(error)}).encode())
+def _error_batch(error: FlashlakeError, schema: pa.Schema = FRAME_SCHEMA) -> tuple[pa.RecordBatch, pa.Buffer]:
+    no_rows = pa.RecordBatch.from_arrays([pa.array([], field.type) for field in schema], schema=schema)
+    return no_rows, pa.py_buffer(json.dumps({"error": encode_error(error)}).encode())
 
 
 def _error_stream(error: FlashlakeError) -> fl.FlightDataStream:

@@ -23,7 +23,7 @@ from storage_engine.client.wire import Call, Reply, decode_commit
 from storage_engine.errors import AccessDenied, FlashlakeError, UnknownTable
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.server.authentication import Authenticator, Principal
-from storage_engine.server.dispatch import answer, commit_reply, current_rows, fetched
+from storage_engine.server.dispatch import answer, commit_reply, current_rows, fetched, snapshot
 from storage_engine.server.rights import FUNCTION_KIND, JOB_KIND, VISIBLE, Arguments, needs_of
 
 T = TypeVar("T")
@@ -81,6 +81,13 @@ class Guard:
         self.check(principal, "read", arguments)
         try:
             return current_rows(self.backend, arguments)
+        except UnknownTable as error:
+            raise self.shown(principal, error) from None
+
+    def snapshot(self, principal: Principal, arguments: Arguments) -> pa.RecordBatchReader:
+        self.check(principal, "snapshot", arguments)
+        try:
+            return snapshot(self.backend, arguments)
         except UnknownTable as error:
             raise self.shown(principal, error) from None
 

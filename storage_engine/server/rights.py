@@ -10,7 +10,7 @@ from typing import Any
 
 from storage_engine.access import CLUSTER, GRANT, TOKEN, USER, Grants, Scope, database, table
 from storage_engine.access.rights import Right
-from storage_engine.api import CONSUMER_PREFIX
+from storage_engine.api import CONSUMER_PREFIX, FORGOTTEN_INPUT
 
 Arguments = Mapping[str, Any]
 Need = tuple[Right, Scope]
@@ -103,6 +103,7 @@ NEEDS: dict[str, Callable[[Arguments], Iterable[Need]]] = {
     "latest": lambda arguments: [("DESCRIBE", table(str(name))) for name in arguments["tables"]],
     "fetch": _on_table("READ"),
     "read": _on_table("READ"),
+    "snapshot": _on_table("READ"),
     "lookup": _lookup,
     "prefix_lookup": _on_table("READ"),
     "count": _on_table("READ"),
@@ -141,6 +142,8 @@ def _objects(grants: Grants, user: str, arguments: Arguments, result: Any) -> An
         return result  # whoever writes SQL may know which functions there are
     if kind == JOB_KIND:
         return {name: value for name, value in result.items() if _may_see(grants, str(value.get("sink")))}
+    if kind == FORGOTTEN_INPUT:
+        return {name: value for name, value in result.items() if all(_may_see(grants, of) for of in value)}
     return result if grants.permits("DESCRIBE", CLUSTER) else {}
 
 

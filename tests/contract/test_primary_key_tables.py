@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from storage_engine.errors import UserError
+from storage_engine.errors import OffsetOutOfRange, UserError
 
 
 @pytest.fixture
@@ -245,6 +245,23 @@ def test_a_read_at_an_older_version_returns_the_rows_of_then(items):
     assert at(second) == [(1, "a", 1), (2, "B", 22), (3, "c", 3)]
     assert at(third) == [(2, "B", 22), (3, "c", 3)]
     assert at(first - 1) == []
+
+
+@pytest.mark.needs("read_at_version")
+def test_a_snapshot_holds_the_rows_of_its_offsets_with_their_places(items):
+    items.upsert({"id": [1, 2], "name": ["a", "b"], "price": [1, 2]})
+    items.upsert({"id": [2, 3], "name": ["B", "c"], "price": [22, 3]})
+    ends, version = items.offsets(), items._backend.version()
+    items.delete({"id": [1]})
+
+    rows = items.snapshot(["price", "id"], ends=ends, as_of=version).read_all()
+
+    assert sorted(zip(rows["id"].to_pylist(), rows["price"].to_pylist(), strict=True)) == [(1, 1), (2, 22), (3, 3)]
+    places = items.scan(["id", "price"], metadata=True).read_all().to_pylist()
+    written = {(row.pop("_change_type"), *row.values())[1:] for row in places}
+    assert {tuple(row[name] for name in places[0]) for row in rows.to_pylist()} <= written
+    with pytest.raises(OffsetOutOfRange):
+        items.snapshot(ends={bucket: end + 1_000 for bucket, end in ends.items()})
 
 
 @pytest.mark.needs("read")

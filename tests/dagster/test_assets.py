@@ -132,3 +132,46 @@ def test_a_store_that_is_not_there_fails_the_run_with_the_remedy(tmp_path: Path,
     assert not result.success
     (failure,) = [event for event in result.all_events if event.event_type_value == "STEP_FAILURE"]
     assert "127.0.0.1:1" in str(failure.step_failure_data.user_failure_data.description)
+
+
+def test_a_day_whose_input_was_dropped_is_not_proved_and_stays_as_it_is(project: Path) -> None:
+    fill(project)
+    with opened(project) as store:
+        before = store.table("dws.shop_day").read().to_pylist()
+        store.execute(f"ALTER TABLE ods.sales DROP PARTITION (ds = '{day(2)}')")
+
+    result = materialize(project, DAY, day(2))
+
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert "2 rows that were read of ods.sales are gone" in (check.description or "")
+    assert metadata_of(result)["rows_repaired"] == 0
+    with opened(project) as store:
+        assert store.table("dws.shop_day").read().to_pylist() == before
+    (other,) = materialize(project, DAY, day(1)).get_asset_check_evaluations()
+    assert other.passed
+
+
+def test_days_written_without_dashes_are_proved_and_repaired(project: Path) -> None:
+    compact = day(1).replace("-", "")
+    with opened(project) as store:
+        store.table("ods.sales").append(sales(compact, "1.50", "2.25"))
+        run_stream(store)
+        store.table("dws.shop_day").upsert({"shop_id": [7], "ds": [compact], "sale_cnt": [99], "amount": [Decimal(1)]})
+
+    result = materialize(project, DAY, day(1))
+
+    metadata = metadata_of(result)
+    assert (metadata["dagster/row_count"], metadata["rows_compared"], metadata["rows_repaired"]) == (1, 1, 1)
+    with opened(project) as store:
+        (row,) = store.table("dws.shop_day").read().to_pylist()
+    assert (row["sale_cnt"], row["amount"]) == (2, Decimal("3.75"))
+
+
+def test_a_day_without_a_row_on_either_side_has_not_passed(project: Path) -> None:
+    fill(project)
+
+    (check,) = materialize(project, DAY, day(5)).get_asset_check_evaluations()
+
+    assert not check.passed
+    assert f"no row of {day(5)} on either side: nothing was compared" in (check.description or "")

@@ -14,6 +14,7 @@ from storage_engine.errors import InvalidOption, SchemaMismatch, UnsupportedByBa
 from storage_engine.fluss.features import FEATURES, REMEDIES, require_commit
 from storage_engine.fluss.mapping import definition_of, descriptor_of, path_of
 from storage_engine.fluss.writes import ARROW_BYTES, ROW_OVERHEAD, cut, planned_rows
+from storage_engine.schema.descriptor import Computed
 
 URL = "fluss://h:1"
 ORDERS = TableDescriptor(
@@ -110,6 +111,12 @@ def test_a_table_that_fluss_would_silently_make_otherwise_is_refused(feature, op
 
     with pytest.raises(UnsupportedByBackend, match=rf"lacks {feature}\b.*{URL}"):
         definition_of(replace(ORDERS, options=options), backend=URL)
+
+
+def test_computed_columns_are_refused_because_only_flink_would_see_them():
+    descriptor = TableDescriptor("shop.orders", (Column("id", "BIGINT"),), computed=(Computed("twice", "id * 2", 1),))
+    with pytest.raises(UnsupportedByBackend, match=rf"lacks computed_columns\b.*{URL}"):
+        definition_of(descriptor, backend=URL)
 
 
 def test_an_option_unknown_to_the_store_is_refused_before_fluss_sees_it():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ import storage_engine
 from storage_engine.api import CommitRequest, CommitResult
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
-from storage_engine.lake import Limits, Tierer, find_snapshot, open_union, table_path
+from storage_engine.engine.embedded import EmbeddedBackend
+from storage_engine.lake import Limits, Tierer, find_snapshot, open_union, table_path, union_read
 from storage_engine.lake.columns import quoted_list
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from tests.waiting import let_pass
+from tests.waiting import await_true, let_pass
 
 N_KILLS = int(os.environ.get("FLASHLAKE_CAMPAIGN", "8"))
 TIERED = {"table.datalake.enabled": "true", "table.datalake.freshness": "1s"}
@@ -143,6 +145,38 @@ def test_the_tiering_process_killed_beside_a_running_server_goes_on_when_it_is_s
                     assert lake_rows(table_path(tmp_path / "lake", name), columns) == rows_at(store, name, store.version())
         finally:
             serving.terminate()
+
+
+@pytest.mark.crash
+def test_a_tierer_killed_while_it_takes_current_rows_leaves_all_of_them_or_none(tmp_path, duck, lake_rows):
+    """The changelog has expired: a round from the current rows is the only way into the lake."""
+    pick = random.Random(2)
+    long_ago = time.time_ns() // 1_000_000 - 30 * 24 * 3_600_000
+    n_rows = 300_000
+    with wrap(EmbeddedBackend.open(tmp_path / "store", maintenance=False, now_ms=lambda: long_ago)) as store:
+        store.create_table(replace(KEYED, options={}))
+        store.table("shop.stock").upsert({"item": list(range(n_rows)), "day": ["2026-01-01"] * n_rows, "n": [0] * n_rows})
+    with storage_engine.connect(f"file://{tmp_path / 'store'}") as store:
+        store.table("shop.stock").compact()
+        assert sum(store.table("shop.stock").offsets("earliest").values()) == n_rows
+        store.execute("ALTER TABLE shop.stock SET ('table.datalake.enabled' = 'true')")
+    for kill in range(max(N_KILLS // 2, 2)):
+        lake = tmp_path / f"lake{kill}"
+        path = table_path(lake, "shop.stock")
+        command = [sys.executable, "-m", "storage_engine.lake", "--store", f"file://{tmp_path / 'store'}", "--lake", str(lake), "--once"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            await_true(lambda p=path, q=process: any(p.rglob("*.parquet")) or q.poll() is not None, "files of the round", timeout_s=60)
+            let_pass(pick.uniform(0, 0.3))  # the moment of the kill is the input of this test
+            process.kill()
+        with storage_engine.connect(f"file://{tmp_path / 'store'}") as store:
+            snapshot = find_snapshot(store, lake, store.describe("shop.stock"))
+            if snapshot is not None:
+                assert lake_rows(path, "count(*), count(DISTINCT item)", snapshot.delta_version) == [(n_rows, n_rows)]
+            assert union_read(duck, store, lake, "shop.stock", ["item"]).num_rows == n_rows
+        assert subprocess.run(command, stderr=subprocess.PIPE).returncode == 0
+        assert lake_rows(path, "count(*), count(DISTINCT item), max(n)") == [(n_rows, n_rows, 0)]
+        with storage_engine.connect(f"file://{tmp_path / 'store'}") as store, Tierer(store, lake) as tierer:
+            tierer.forget("shop.stock")
 
 
 class DeathError(BaseException):

@@ -206,5 +206,3 @@ def test_windows_are_previewed_over_lake_and_store_as_one(session: SqlSession, t
         session.execute("SELECT * FROM TABLE(TUMBLE(TABLE log, DESCRIPTOR(ts), INTERVAL '1' MONTH))")
     with pytest.raises(StatementRefused, match=r"'scan\.startup\.mode' = 'latest'"):
         session.execute(WINDOWED % "log /*+ OPTIONS('scan.startup.mode' = 'latest') */")
-    with pytest.raises(StatementRefused, match="in which order its rows came"):
-        session.execute("SELECT COUNT(*) AS c FROM TABLE(TUMBLE(TABLE log, DESCRIPTOR(PROCTIME()), INTERVAL '1' HOUR))")

@@ -21,7 +21,7 @@ from tests.server.secured import ADMIN, Secured, make_admin, socket_of
 
 
 def test_every_method_of_the_wire_declares_its_rights() -> None:
-    apart = {"commit", "fetch", "read", "lane"}  # dispatched beside the table
+    apart = {"commit", "fetch", "read", "snapshot", "lane"}  # dispatched beside the table
 
     assert set(_HANDLERS) | apart == set(NEEDS)
 
@@ -45,7 +45,7 @@ def test_a_right_is_needed_for_each_kind_of_call_and_grants_take_effect_at_once(
     refused("READ", lambda: table.scan().read_all())
     refused("READ", lambda: table.read())
     refused("READ", lambda: table.count())
-    refused("ALTER", lambda: store.execute("ALTER TABLE shop.orders SET ('table.datalake.freshness' = '10s')"))
+    refused("ALTER", lambda: store.execute("ALTER TABLE shop.orders SET ('table.log.ttl' = '8d')"))
     refused("ALTER", lambda: table.compact())
     secured.admin.execute("GRANT READ ON TABLE shop.orders TO dora")
     with pytest.raises(AccessDenied, match="WRITE"):

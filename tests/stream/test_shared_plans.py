@@ -14,6 +14,7 @@ from storage_engine import Store
 from storage_engine.stream import SqlSession, Worker, load_job, plan_job
 from storage_engine.stream.jobs.job import JobDescriptor, save_job
 from storage_engine.stream.planning.explain import explain
+from storage_engine.stream.planning.planner import LAYOUT
 from tests.stream.comparing import differing_jobs, sink_rows
 from tests.stream.event_times import EVENTS, drifting, lived, table
 
@@ -116,7 +117,7 @@ def test_a_job_of_an_older_release_goes_on_with_its_own_state(store: Store) -> N
     assert sink_rows(store, "db.s")
 
 
-@pytest.mark.parametrize(("choice", "layout"), [("keep-position", 0), ("replay", 1)])
+@pytest.mark.parametrize(("choice", "layout"), [("keep-position", 0), ("replay", LAYOUT)])
 def test_an_upgrade_that_keeps_its_state_keeps_its_layout(store: Store, choice: str, layout: int) -> None:
     as_of_an_older_release(store, submit(store, "drop", hottest()))
     store.table("db.ev").append(table(drifting(random.Random(6), 80)))

@@ -74,6 +74,7 @@ class Accumulator:
                 sql(self.condition) if self.condition else "",
                 str(self.distinct),
                 self.separator,
+                str(self.type),
             )
         )
 
@@ -120,7 +121,8 @@ class Accumulator:
                 else render("count(_0)", self.argument)
             )
         if self.kind == "sum":
-            return render("sum(_0 * _1)", self.argument, weight) if retracting else render("sum(_0)", self.argument)
+            added = self.argument if self.type == self.argument_type else cast(self.argument, self.type.duckdb)
+            return render("sum(_0 * _1)", added, weight) if retracting else render("sum(_0)", self.argument)
         if self.kind in _ORDERED:
             return self._in_order()
         if self.kind == "bitmap_build":
@@ -184,10 +186,12 @@ class CallBuilder:
 
     order       columns that say which row came first; () any order will do, None: the input has none
     keeps_rows  one of them cannot take a row back, and rows of the input may go; or it depends on their order
+    adds_wide   the sum of an AVG has more digits than its values (planner.LAYOUT)
     """
 
-    def __init__(self, *, retracting: bool, where: str, order: tuple[str, ...] | None = None) -> None:
+    def __init__(self, *, retracting: bool, where: str, order: tuple[str, ...] | None = None, adds_wide: bool = True) -> None:
         self._order = order
+        self._adds_wide = adds_wide
         self.retracting = retracting
         self.accumulators: list[Accumulator] = []
         self.keeps_rows = False
@@ -282,11 +286,13 @@ class CallBuilder:
             return self.rows()
         return self._accumulator("count", argument.ast, argument.type, condition, types.BIGINT, distinct=distinct)
 
-    def _sum(self, name: str, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool) -> Call:
+    def _sum(
+        self, name: str, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool, wide: SqlType | None = None
+    ) -> Call:
         of = argument.type
         if not of.is_numeric and of.is_known:
             raise StatementRefused(f"{text}: {of} cannot be added up", where=self._where, next_step="SUM takes numbers; CAST the argument.")
-        result = types.decimal(38, of.scale or 0) if of.name == "DECIMAL" else of
+        result = types.decimal(38, of.scale or 0) if of.name == "DECIMAL" else wide or of
         total = self._accumulator("sum", argument.ast, of, condition, result, distinct=distinct)
         if name == "SUM0":
             return Call(text, render("COALESCE(_0, 0)", column(total.name)), result, nullable=False, needs=(total,))
@@ -302,7 +308,8 @@ class CallBuilder:
 
     def _avg(self, argument: Value, condition: exp.Expr | None, text: str, *, distinct: bool) -> Call:
         of = argument.type
-        total = self._sum("SUM", argument, condition, text, distinct=distinct).needs[0]
+        wide = types.BIGINT if of.is_integer else types.DOUBLE if of.is_approximate else None  # what Flink adds up in
+        total = self._sum("SUM", argument, condition, text, distinct=distinct, wide=wide if self._adds_wide else None).needs[0]
         counted = self._count(argument, condition, distinct=distinct)
         result = types.arithmetic("/", types.decimal(38, of.scale or 0), types.BIGINT) if of.name == "DECIMAL" else of
         if of.name == "DECIMAL":

@@ -29,17 +29,14 @@ def register_functions(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def open_connection(*, n_threads: int = 1, memory_limit: str | None = None, spill_dir: str | None = None) -> duckdb.DuckDBPyConnection:
-    """A DuckDB connection with the functions registered. Joins run as written, so rows keep the order of the left side.
-
-    A join's keys are not pushed into the scan of its other side: an Arrow scan orders -0.0 and NaN otherwise, and skips rows that match.
-    """
+    """A DuckDB connection with the functions registered. Joins run as written, so rows keep the order of the left side."""
     config: dict[str, str | int] = {"threads": n_threads}
     if memory_limit is not None:
         config["memory_limit"] = memory_limit
     con = duckdb.connect(config=config)  # type: ignore[arg-type]
     if spill_dir is not None:
         con.execute(f"SET temp_directory = '{spill_dir}'")
-    con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side,join_filter_pushdown'")
+    con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     con.execute("SET enable_progress_bar = false")
     register_functions(con)
     return con

@@ -253,6 +253,9 @@ DOUBLE_OF = {
 }
 """Out of their domain they give what IEEE 754 gives, as Java does; DuckDB would fail."""
 
+_PAD = "CASE WHEN _1 >= 0 AND _2 <> '' THEN {}(_0, greatest(CAST(_1 AS INT), 0), CASE WHEN _2 = '' THEN ' ' ELSE _2 END) END"
+"""NULL for a negative length and for an empty pad, as in Flink; DuckDB fails for the second, also where the branch is not taken."""
+
 BUILTINS: dict[str, Builtin] = {
     **DOUBLE_OF,
     **{
@@ -275,8 +278,8 @@ BUILTINS: dict[str, Builtin] = {
     "CONCAT_WS": Builtin(1, 255, types.STRING, lambda args: _variadic("concat_ws")([*args, *_NOTHING][: max(len(args), 2)])),
     **dict.fromkeys(("SUBSTRING", "SUBSTR"), Builtin(2, 3, types.STRING, _substring, "always")),
     "REPLACE": Builtin(3, 3, types.STRING, _t("replace(_0, _1, _2)")),
-    "LPAD": Builtin(3, 3, types.STRING, _t("lpad(_0, CAST(_1 AS INT), _2)")),
-    "RPAD": Builtin(3, 3, types.STRING, _t("rpad(_0, CAST(_1 AS INT), _2)")),
+    "LPAD": Builtin(3, 3, types.STRING, _t(_PAD.format("lpad")), "always"),
+    "RPAD": Builtin(3, 3, types.STRING, _t(_PAD.format("rpad")), "always"),
     "LTRIM": Builtin(1, 2, types.STRING, _variadic("ltrim")),
     "RTRIM": Builtin(1, 2, types.STRING, _variadic("rtrim")),
     "LEFT": Builtin(2, 2, types.STRING, _t("left(_0, greatest(_1, 0))")),

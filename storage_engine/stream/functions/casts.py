@@ -21,9 +21,14 @@ def cast_tree(value: Value, target: SqlType, written: str) -> exp.Expr:
         return _cast_to_text(value, written)
     if source == target:
         return value.ast
-    if target.is_timestamp and (source == types.STRING or (source.is_timestamp and (source.precision or 0) > (target.precision or 0))):
+    if target.is_timestamp and (source == types.STRING or is_cut(source, target)):
         return as_precise(value.ast, target)
     return cast(value.ast, target.duckdb)
+
+
+def is_cut(source: SqlType, target: SqlType) -> bool:
+    """Whether a time loses digits of its fraction."""
+    return source.is_timestamp and target.is_timestamp and (source.precision or 0) > (target.precision or 0)
 
 
 def as_precise(ast: exp.Expr, target: SqlType) -> exp.Expr:

@@ -33,6 +33,7 @@ Intercept = Callable[[exp.Expr], "Value | None"]
 _COMPARISONS = {exp.EQ: "=", exp.NEQ: "<>", exp.LT: "<", exp.LTE: "<=", exp.GT: ">", exp.GTE: ">="}
 _ARITHMETIC = {exp.Add: "+", exp.Sub: "-", exp.Mul: "*", exp.Div: "/", exp.Mod: "%"}
 _UNITS = ("SECOND", "MINUTE", "HOUR", "DAY", "WEEK", "MONTH", "QUARTER", "YEAR", "MILLISECOND")
+_UNITS_OF_TIME = ("MILLISECOND", "SECOND", "MINUTE", "HOUR")
 
 
 class ExpressionBinder:
@@ -96,9 +97,14 @@ class ExpressionBinder:
 
     def _interval(self, node: exp.Interval) -> Value:
         unit = node.args["unit"].name.upper() if node.args.get("unit") else ""
-        if unit not in _UNITS or not isinstance(node.this, exp.Literal):
-            raise self._refuse(f"{text_of(node)} is not an interval", "Write INTERVAL '5' MINUTE, with one unit.")
-        return Value(render(f"INTERVAL '{int(node.this.name)}' {unit}"), types.INTERVAL, nullable=False)
+        amount = node.this.name.strip() if isinstance(node.this, exp.Literal) else ""
+        is_whole = amount.removeprefix("-").removeprefix("+").isdecimal()
+        if unit not in _UNITS or isinstance(node.args["unit"], exp.IntervalSpan) or not is_whole:
+            raise self._refuse(
+                f"{text_of(node)} is not understood: an interval is a whole number of one unit",
+                "Write INTERVAL '5' MINUTE; INTERVAL '14' MONTH for '1-2' YEAR TO MONTH, INTERVAL '1500' MILLISECOND for '1.5' SECOND.",
+            )
+        return Value(render(f"INTERVAL '{int(amount)}' {unit}"), types.INTERVAL, nullable=False)
 
     # operators
 
@@ -153,7 +159,14 @@ class ExpressionBinder:
         nullable = left.nullable or right.nullable
         if types.INTERVAL in (left.type, right.type):
             moved = left if right.type == types.INTERVAL else right
-            result = _moved(moved.type, next(iter(node.find_all(exp.Interval))).args["unit"].name)
+            unit = next(iter(node.find_all(exp.Interval))).args["unit"].name
+            if not self._can_move(moved.type, unit) or (moved is right and operator == "-") or operator not in "+-":
+                raise self._refuse(
+                    f"{text_of(node)}: {operator} does not take {left.type} and {right.type}"
+                    + (f" of {unit}s" if moved.type == types.TIME else ""),
+                    "An INTERVAL is added to, or taken from, a DATE or TIMESTAMP, and one of hours, minutes or seconds a TIME.",
+                )
+            result = _moved(moved.type, unit)
             return Value(cast(render(f"_0 {operator} _1", left.ast, right.ast), result.duckdb), result, nullable)
         result = arithmetic(operator, left.type, right.type)
         if result == types.UNKNOWN:
@@ -165,6 +178,13 @@ class ExpressionBinder:
                 operator = "//"  # truncates integers, divides all else; what is divided by a zero DOUBLE is NULL then
             return Value(render(f"_0 {operator} _1", left.ast, right.ast), types.UNKNOWN, nullable)
         return Value(self._compute(operator, left, right, result), result, nullable)
+
+    @staticmethod
+    def _can_move(of: SqlType, unit: str) -> bool:
+        """Whether a value can be moved by an interval. A type that is not known may be a time."""
+        if of == types.TIME:
+            return unit.upper() in _UNITS_OF_TIME
+        return of.is_timestamp or of == types.DATE or not of.is_known
 
     @staticmethod
     def _compute(operator: str, left: Value, right: Value, result: SqlType) -> exp.Expr:
@@ -433,7 +453,7 @@ def _moved(of: SqlType, unit: str) -> SqlType:
     """The type of a time that is moved by a unit, or cut to it: a DATE stays one as long as the unit is of days."""
     if of.is_timestamp or (of == types.DATE and unit.upper() in ("DAY", "WEEK", "MONTH", "QUARTER", "YEAR")):
         return of
-    return types.TIMESTAMP3
+    return types.TIME if of == types.TIME else types.TIMESTAMP3
 
 
 _B = ExpressionBinder

@@ -1,4 +1,4 @@
-"""Dependents: the jobs and views that an ALTER TABLE would break; it is refused, with the first of them named.
+"""Dependents: the jobs and views that an ALTER TABLE or a DROP TABLE would break; it is refused, with the first of them named.
 
 A job depends on a column when it can no longer be planned without it, or is planned to something else. A stopped job depends on
 nothing: it is planned again, or refused, when it is submitted again. A view depends on the columns that its text names, and on all of
@@ -7,6 +7,9 @@ Holds: nothing is changed here. A job submitted at the same moment fails with th
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from sqlglot import exp
 
@@ -35,6 +38,47 @@ def check_dependents(store: Store, current: TableDescriptor, wanted: TableDescri
             _check_job(store, job, current, wanted, gone)
     if gone:
         _check_views(store, current.name, gone)
+
+
+def check_droppable(store: Store, table: str) -> None:
+    """Errors: StatementRefused naming a job that runs or is paused, or a view, which reads or writes the table; or, whatever its state, the
+    job that keeps its state in it.
+    """
+    where = f"DROP TABLE {table}"
+    for job in load_jobs(store).values():
+        if job.state == "DROPPING":
+            continue
+        if table in (job.state_tables or ()):
+            raise StatementRefused(f"job {job.name} keeps its state in {table}", where=where, next_step=f"DROP JOB {job.name} drops it.")
+        does = "writes" if job.sink == table else "reads" if table in _read_by(store, job) else ""
+        if does and job.state in ("RUNNING", "PAUSED"):
+            is_view = job.kind == "view"
+            what = f"materialized view {job.name}" if is_view else f"job {job.name}"
+            remedy = f"DROP MATERIALIZED VIEW {job.name} first." if is_view else f"STOP JOB {job.name}; DROP JOB {job.name} first."
+            raise StatementRefused(f"{what} {does} {table}", where=where, next_step=remedy)
+    for name, view in store.objects("view").items():
+        if table in _tables_of_view(view):
+            raise StatementRefused(f"view {name} reads {table}", where=where, next_step=f"DROP VIEW {name} first.")
+
+
+def _read_by(store: Store, job: JobDescriptor) -> set[str]:
+    if job.known:
+        return set(job.known)
+    try:  # stored before they were recorded
+        plan = plan_job(store, job)
+    except FlashlakeError:
+        return set()
+    return {*plan.source_tables, *plan.lookup_tables}
+
+
+def _tables_of_view(view: Mapping[str, Any]) -> set[str]:
+    """The tables that a view's text names; none for a text that cannot be read."""
+    try:
+        tree = parse_select(str(view["sql"]))
+    except StatementRefused:
+        return set()
+    named = {table_name(node, str(view.get("database") or "")) for node in tree.find_all(exp.Table)}
+    return {name.partition("$")[0] for name in named}
 
 
 def _gone(current: TableDescriptor, wanted: TableDescriptor) -> set[str]:

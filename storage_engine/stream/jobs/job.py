@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from storage_engine.api import JOB_PREFIX
 from storage_engine.client.store import Store
-from storage_engine.errors import UnknownTable
+from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.schema.descriptor import Offsets, TableBucket, TableDescriptor
 from storage_engine.stream.dialect.syntax import parse_select, text_of
 from storage_engine.stream.functions.python_functions import FunctionDefinition
@@ -46,6 +46,7 @@ class JobDescriptor:
     starts     where sources begin that are not read from their beginning, as of the submission
     functions  the users' functions it calls, as they were when it was submitted
     known      table -> its columns when the job was submitted: what `*` means in the SELECT
+    table_ids  sources and sink -> which table of that name it was; empty of a job stored before they were recorded
     epoch      how often the job was upgraded; `start`: how the newest upgrade begins
     state_epoch   the epoch whose state tables it uses: an upgrade that keeps its position keeps them
     state_tables  their names; None: of a job stored before they were recorded
@@ -75,6 +76,7 @@ class JobDescriptor:
     state_tables: tuple[str, ...] | None = None
     earlier: tuple[JobDescriptor, ...] = ()
     layout: int = 0
+    table_ids: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
@@ -142,14 +144,30 @@ def canonical(select: str) -> str:
 
 
 def plan_job(store: Store, job: JobDescriptor, *, altered: TableDescriptor | None = None) -> JobPlan:
-    """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`."""
+    """The plan of a stored job, against the store's tables as they are, one of them perhaps as `altered`.
+
+    Errors: StatementRefused, UnknownTable when it no longer fits them; also when a source or the sink is another table of the same name.
+    """
     catalog = StoreCatalog(store, job.views, job.known, altered, job.functions)
     sink = altered if altered is not None and altered.name == job.sink else store.describe(job.sink)
     plan = plan_insert(
         catalog, sink, job.targets, job.select,
         job=job.state_prefix, default_database=job.database, settings=job.settings, layout=job.layout,
     )  # fmt: skip
+    check_same_tables(job, {name: found.table_id for name in job.table_ids if (found := catalog.table(name)) is not None})
     return replace(plan, starts=job.starts)
+
+
+def check_same_tables(job: JobDescriptor, present: Mapping[str, int]) -> None:
+    """Errors: StatementRefused when a table of the job was dropped and another one has its name: offsets and state are of the first."""
+    for name, table_id in job.table_ids.items():
+        if present.get(name, table_id) != table_id:
+            stops = "DROP MATERIALIZED VIEW" if job.kind == "view" else "STOP JOB"
+            raise StatementRefused(
+                f"{name} is another table than the one that job {job.name} was submitted for, which was dropped",
+                where=f"job {job.name}",
+                next_step=f"{stops} {job.name}; DROP JOB {job.name}, and submit it again.",
+            )
 
 
 def load_jobs(store: Store) -> dict[str, JobDescriptor]:

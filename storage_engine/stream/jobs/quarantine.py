@@ -27,6 +27,7 @@ from storage_engine.client.store import Store
 from storage_engine.errors import AlreadyExists, InvalidPartition, SchemaMismatch, StatementRefused
 from storage_engine.schema.descriptor import Column, Offsets, TableDescriptor
 from storage_engine.stream.functions.python_functions import FunctionFailed
+from storage_engine.stream.jobs.held import InputGone, expired, gaps_of
 from storage_engine.stream.jobs.job import JobDescriptor
 from storage_engine.stream.jobs.options import POISON_OPTION
 from storage_engine.stream.operators.inputs import TAKEN_BACK, InputRange
@@ -59,7 +60,8 @@ def quarantine_table(job: JobDescriptor) -> str:
 def create_quarantine(store: Store, job: JobDescriptor) -> None:
     """Make the table, unless it is there. Errors: AlreadyExists for a table of that name with other columns."""
     name = quarantine_table(job)
-    wanted = TableDescriptor(name, tuple(Column(column, kind) for column, kind in _COLUMNS.items()))
+    options = {"table.log.ttl": "-1"}  # as long as a job is proved, the rows that it left out must be known
+    wanted = TableDescriptor(name, tuple(Column(column, kind) for column, kind in _COLUMNS.items()), options=options)
     made = store.create_table(wanted, if_not_exists=True).descriptor
     if [(column.name, column.type) for column in made.columns] != list(_COLUMNS.items()) or made.has_primary_key:
         raise AlreadyExists(
@@ -167,7 +169,14 @@ def quarantined(store: Store, job: JobDescriptor, epochs: tuple[int, ...]) -> Ma
     name = quarantine_table(job)
     if name not in store.tables():
         return {}
-    rows = store.table(name).scan(["job", "epoch", "source", *PLACE]).read_all()
+    table = store.table(name)
+    if gaps := gaps_of(table, {}, table.offsets()):
+        raise InputGone(
+            f"{expired(name, gaps)}: which rows job {job.name} left out is not known any more",
+            where=f"job {job.name}",
+            next_step=f"ALTER TABLE {name} SET ('table.log.ttl' = '-1') keeps the others.",
+        )
+    rows = table.scan(["job", "epoch", "source", *PLACE]).read_all()
     of_job = pc.and_(pc.equal(rows["job"], job.name), pc.is_in(rows["epoch"], pa.array(epochs, pa.int32())))
     rows = rows.filter(of_job)
     return {source: rows.filter(pc.equal(rows["source"], source)).select(PLACE) for source in pc.unique(rows["source"]).to_pylist()}

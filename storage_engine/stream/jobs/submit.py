@@ -17,7 +17,16 @@ from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.errors import AlreadyExists, StatementRefused
 from storage_engine.stream.functions.python_functions import FunctionDefinition, register
-from storage_engine.stream.jobs.job import PLANNING_OPTIONS, JobDescriptor, canonical, load_jobs, plan_job, save_job, state_name
+from storage_engine.stream.jobs.job import (
+    PLANNING_OPTIONS,
+    JobDescriptor,
+    canonical,
+    check_same_tables,
+    load_jobs,
+    plan_job,
+    save_job,
+    state_name,
+)
 from storage_engine.stream.jobs.operate import check_not_dropping
 from storage_engine.stream.jobs.options import OPERATING_OPTIONS, UPGRADE_OPTION, parse_options
 from storage_engine.stream.jobs.quarantine import check_quarantines, create_quarantine, next_epoch
@@ -139,6 +148,7 @@ class _Statement:
             submitted_ms=time.time_ns() // 1_000_000,
             state_tables=tuple(table.name for table in plan.state_tables),
             layout=layout,
+            table_ids=_ids_of(catalog, plan),
         )
         return job, plan
 
@@ -222,8 +232,15 @@ def _columns_read(catalog: StoreCatalog, plan: JobPlan) -> dict[str, tuple[str, 
     return {table.name: table.column_names for table in tables}
 
 
+def _ids_of(catalog: StoreCatalog, plan: JobPlan) -> dict[str, int]:
+    """Which tables the job takes rows from and writes. A looked-up table may be replaced: a lookup sees what is there at its moment."""
+    tables = [table for name in (*plan.source_tables, plan.sink.name) if (table := catalog.table(name)) is not None]
+    return {table.name: table.table_id for table in tables}
+
+
 def _again(store: Store, known: JobDescriptor, job: JobDescriptor) -> tuple[JobDescriptor, str]:
     """The same statement: the job runs, with the options of now."""
+    check_same_tables(known, job.table_ids)
     if known.state == "RUNNING" and known.options == job.options:
         return known, f"job {job.name} runs already"
     restarted = replace(known, state="RUNNING", last_error="", settings=job.settings)

@@ -25,6 +25,7 @@ from storage_engine.api import Progress, WriteOp
 from storage_engine.client.store import Store
 from storage_engine.errors import RetriableError, StatementRefused
 from storage_engine.schema.descriptor import Offsets, TableBucket
+from storage_engine.stream.jobs.held import BEGUN, InputGone, dropped, expired, forgotten_input, gaps_of
 from storage_engine.stream.jobs.job import JobDescriptor
 from storage_engine.stream.jobs.options import UPGRADE_OPTION, UPGRADE_TIMESTAMP_OPTION
 from storage_engine.stream.operators.job_plan import JobPlan
@@ -71,6 +72,8 @@ def upgraded(
             raise StatementRefused(f"job {job.name} cannot keep its position: {reason}", where=f"job {job.name}", next_step=CHOICES)
         return replace(job, epoch=known.epoch + 1, state_epoch=known.state_epoch, start="keep-position", starts=known.starts, earlier=ran)
     check_fresh(job, plan, choice)
+    if choice == "replay":
+        _check_dropped(plan, forgotten_input(store, known, recorded), f"job {job.name}")
     starts = _starts(store, job, plan, choice, settings)
     earlier = () if plan.sink.has_primary_key else ran
     return replace(job, epoch=known.epoch + 1, state_epoch=known.epoch + 1, start="fresh", starts=starts, earlier=earlier)
@@ -119,6 +122,29 @@ def check_fresh(job: JobDescriptor, plan: JobPlan, choice: str) -> None:
         raise StatementRefused(f"{sink.name} takes no deletes ('table.delete.behavior')", where=where, next_step=next_step)
 
 
+def _check_dropped(plan: JobPlan, forgotten: Mapping[str, Mapping[str, int]], where: str) -> None:
+    """Errors: StatementRefused when a replay would lose what came of a partition that is gone, and nobody said that it may."""
+    for table, startup in plan.startups:
+        if table in forgotten and not (startup is not None and startup.is_earliest):
+            raise StatementRefused(
+                f"{dropped(table, forgotten[table])}: a replay would take out what came of them, and could not bring it back",
+                where=where,
+                next_step=f"Write {table} /*+ OPTIONS('{MODE}' = 'earliest') */ if the result may hold only what the source holds now.",
+            )
+
+
+def _check_held(store: Store, job: JobDescriptor, plan: JobPlan) -> None:
+    """Errors: InputGone when a log has lost, since the submission, rows that the job is to begin with."""
+    for name in plan.source_tables:
+        table = store.table(name)
+        if not table.descriptor.has_primary_key and (gaps := gaps_of(table, job.starts.get(name, {}), table.offsets())):
+            raise InputGone(
+                f"{expired(name, gaps)} since the job was submitted: it cannot begin anew, and what it had written stays",
+                where=f"job {job.name}",
+                next_step="Submit it again, with another beginning.",
+            )
+
+
 def _starts(store: Store, job: JobDescriptor, plan: JobPlan, choice: str, settings: Mapping[str, str]) -> dict[str, Offsets]:
     where = f"job {job.name}"
     if choice == "replay":
@@ -159,6 +185,8 @@ def adopt(store: Store, job: JobDescriptor, plan: JobPlan) -> Progress | None:
         raise StaleDefinition(f"job {job.name} was upgraded", where=f"job {job.name}", next_step="Its present definition is run instead.")
     if reached == job.epoch:
         return recorded
+    if job.start == "fresh":
+        _check_held(store, job, plan)
     offsets: Mapping[str, Offsets] = recorded.offsets if recorded else {}
     detail = dict(recorded.detail) if recorded else {}
     eras = detail.get("eras", [])
@@ -167,7 +195,7 @@ def adopt(store: Store, job: JobDescriptor, plan: JobPlan) -> Progress | None:
     if job.start == "fresh" and plan.sink.has_primary_key:
         eras = []
     if job.start == "fresh":
-        detail = {}
+        detail = {BEGUN: store.version()} if plan.sink.has_primary_key else {}
     detail |= {"epoch": job.epoch, "eras": eras}
     ops = cleared(store, plan) if job.start == "fresh" and plan.sink.has_primary_key else []
     target = offsets if job.start == "keep-position" else job.starts

@@ -17,11 +17,11 @@ from typing import Literal
 from sqlglot import exp
 
 from storage_engine.schema.descriptor import Column, TableDescriptor
-from storage_engine.stream.dialect.render import sql
+from storage_engine.stream.dialect.render import column, sql
 from storage_engine.stream.dialect.sqltypes import BIGINT, INT, STRING
 from storage_engine.stream.functions.aggregates import WEIGHT
 from storage_engine.stream.operators.compile import POSITION, quoted, relation
-from storage_engine.stream.plan.placement import NULL_MASK, key_columns
+from storage_engine.stream.plan.placement import NULL_MASK, as_key, key_columns
 from storage_engine.stream.plan.tree import Field, KeptSide, is_positioned
 
 COUNT = "n"
@@ -97,18 +97,18 @@ def arrange(side: KeptSide, prefix: str, n_buckets: int) -> Arrangement:
         kind = "key"
         for name in unique:
             if name not in side.on:
-                identity.append((f"i{len(identity)}", quoted(name)))
+                identity.append((f"i{len(identity)}", sql(as_key(column(name), fields[name].type))))
                 kinds.append(str(fields[name].type))
     elif position:
         kind = "position"
         identity = [(f"i{i}", quoted(name)) for i, name in enumerate(POSITION)]
         kinds = [str(item.type) for item in _POSITION_FIELDS]
     else:
-        identity = [("i0", _digest(tuple(fields)))]
+        identity = [("i0", _digest(tuple(fields.values())))]
         kinds = ["STRING"]
     held = [*fields.values(), *(_POSITION_FIELDS if kind == "position" else ())]
-    there = {tree.name: name for name, tree in keys if isinstance(tree, exp.Column)}
-    there |= {item.name: name for item in held for name, text in identity if text == quoted(item.name)}
+    there = {name: f"g{i}" for i, name in enumerate(side.on) if not (fields[name].nullable and side.keeps_nulls)}
+    there |= {item.name: name for item in held for name, text in identity if text == sql(as_key(column(item.name), item.type))}
     columns = tuple((there.get(item.name, f"f{i}"), item.name) for i, item in enumerate(held))
     declared = {f"g{i}": str(fields[name].type) for i, name in enumerate(side.on)} | {NULL_MASK: "INT"}
     described = [Column(name, declared.get(name, "INT"), nullable=False) for name, _ in keys]
@@ -123,7 +123,8 @@ def arrange(side: KeptSide, prefix: str, n_buckets: int) -> Arrangement:
     return Arrangement(side, kind, table, keys, tuple(identity), columns)
 
 
-def _digest(names: tuple[str, ...]) -> str:
+def _digest(fields: tuple[Field, ...]) -> str:
     """A digest of the whole row: each value with its length, so that no two rows are written alike."""
-    parts = [f"COALESCE(CONCAT(LENGTH(CAST({quoted(name)} AS VARCHAR)), ':', CAST({quoted(name)} AS VARCHAR)), '-')" for name in names]
+    values = [f"CAST({sql(as_key(column(item.name), item.type))} AS VARCHAR)" for item in fields]
+    parts = [f"COALESCE(CONCAT(LENGTH({value}), ':', {value}), '-')" for value in values]
     return f"md5(CONCAT({', '.join(parts)}))"

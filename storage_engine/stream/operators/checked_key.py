@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 
 from storage_engine.errors import SchemaMismatch
-from storage_engine.schema.descriptor import TableDescriptor
+from storage_engine.stream.dialect.render import cast, column, sql
 from storage_engine.stream.dialect.sqltypes import parse_type
 from storage_engine.stream.functions.aggregates import WEIGHT
 from storage_engine.stream.operators.compile import quoted, relation
 from storage_engine.stream.operators.micro_batch import Reader, Registry
+from storage_engine.stream.plan.placement import as_key
 from storage_engine.stream.plan.tree import Calc, Node, Over, is_positioned
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class CheckedKey:
 
     def __init__(self, plan: JobPlan) -> None:
         self._sink = plan.sink
-        keys = [f"{sink_cast(quoted(name), plan.sink, name)} AS {quoted(name)}" for name in plan.sink.primary_key]
+        keys = [f"{sink_cast(plan, name)} AS {quoted(name)}" for name in plan.sink.primary_key]
         present = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in plan.sink.primary_key)
         self._sql = (
             f"SELECT {', '.join(keys)}, sum({quoted(WEIGHT)}) AS __more FROM ({relation(plan.root)}) WHERE {present} "
@@ -56,6 +57,8 @@ class CheckedKey:
             )
 
 
-def sink_cast(expression: str, sink: TableDescriptor, name: str) -> str:
-    """An expression in the type of the sink's column."""
-    return f"CAST({expression} AS {parse_type(sink.column(name).type).duckdb})"
+def sink_cast(plan: JobPlan, name: str) -> str:
+    """A field of the result in the type of the sink's column. A key that comes out of groups or joins is the one they were found by."""
+    of = parse_type(plan.sink.column(name).type)
+    value = cast(column(name), of.duckdb)
+    return sql(as_key(value, of) if name in plan.sink.primary_key and (plan.placements or plan.arrangements) else value)

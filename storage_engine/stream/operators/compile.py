@@ -17,12 +17,14 @@ from storage_engine.stream.functions.aggregates import WEIGHT, Accumulator
 from storage_engine.stream.functions.unnesting import selected
 from storage_engine.stream.operators import compile_panes, compile_time
 from storage_engine.stream.operators.compile_time import SOURCE, WATERMARK
+from storage_engine.stream.plan.placement import as_key
 from storage_engine.stream.plan.tree import (
     PROCESSING_TIME,
     Aggregate,
     Calc,
     DeltaJoin,
     Expand,
+    Field,
     InTime,
     LookupJoin,
     Node,
@@ -49,6 +51,13 @@ CLOCK = (POSITION[0], POSITION[2])
 def quoted(name: str) -> str:
     """A name as DuckDB's identifier."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def key_of(item: Field, alias: str, name: str = "") -> str:
+    """A field of a relation (there called `name`) where keys are compared: DuckDB hands a join's keys on to the reader of a relation, and
+    that compares bytes.
+    """
+    return sql(as_key(exp.column(exp.to_identifier(name or item.name, quoted=True), table=alias), item.type))
 
 
 def source_name(node: Scan) -> str:
@@ -243,7 +252,8 @@ def one_sided(node: Rank | Session | Over, rows: str, *, positioned: bool) -> st
 
 def joined(node: DeltaJoin, left: str, right: str, further: str = "") -> str:
     """The join of two relations with the sides' fields, l and r. `further`: what else to select, not for FULL."""
-    on = [f"l.{quoted(mine)} = r.{quoted(other)}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
+    of = {item.name: item for item in node.left.node.fields + node.right.node.fields}
+    on = [f"{key_of(of[mine], 'l')} = {key_of(of[other], 'r')}" for mine, other in zip(node.left.on, node.right.on, strict=True)]
     on += [sql(node.residual)] if node.residual is not None else []
     listed = ", ".join(quoted(item.name) for item in node.fields) + further
     if node.kind == "FULL":  # DuckDB's own takes no further condition; a log is a reader, which can be read once
@@ -366,7 +376,7 @@ def with_distinct(node: Aggregate, partial_name: str, distinct_names: list[tuple
     listed += [f"p.{quoted(item.name)}" for item in node.accumulators if not item.distinct]
     joins = []
     for i, (name, members) in enumerate(distinct_names):
-        on = " AND ".join(f"p.{quoted(item.name)} IS NOT DISTINCT FROM d{i}.{quoted(item.name)}" for item, _ in node.keys) or "TRUE"
+        on = " AND ".join(f"{key_of(item, 'p')} IS NOT DISTINCT FROM {key_of(item, f'd{i}')}" for item, _ in node.keys) or "TRUE"
         joins.append(f" LEFT JOIN {name} AS d{i} ON {on}")
         listed += [f"d{i}.{quoted(member)}" for member in members]
     return f"SELECT {', '.join(listed)} FROM {partial_name} AS p{''.join(joins)}"

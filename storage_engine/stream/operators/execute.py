@@ -108,7 +108,7 @@ class Executor:
 
     def _final_sql(self) -> str:
         plan = self._plan
-        listed = [sink_cast(f'"{name}"', plan.sink, name) + f" AS {sql_of.quoted(name)}" for name in plan.targets]
+        listed = [sink_cast(plan, name) + f" AS {sql_of.quoted(name)}" for name in plan.targets]
         body = sql_of.relation(self._root)
         if plan.is_ordered_union:
             return f"SELECT {', '.join(listed)} FROM ({sql_of.relation(self._root, carried=(sql_of.ORDER,))}) ORDER BY {sql_of.ORDER}"
@@ -233,7 +233,8 @@ class _Aggregation:
         self._key_names = _names_of(placement.keys)
         self._removes = self._rows is not None and placement.mode != "merge"  # an aggregation table removes empty groups itself
         if is_direct:
-            self._output = _output_sql(root, node, f"{self._name}_n" if self._removes else f"({self._merged_sql})")
+            source = f"{self._name}_n" if self._removes else f"({self._merged_sql})"
+            self._output = _output_sql(root, node, dict(placement.keys), source)
 
     def run(self, plan: JobPlan, tables: Registry, reader: Reader, outcome: Outcome) -> None:
         deltas = tables.query(self._partial_sql)
@@ -348,8 +349,9 @@ def _beside(deltas: pa.Table, olds: Mapping[str, pa.Array | pa.ChunkedArray], fo
     return pa.Table.from_arrays(arrays, names=[*deltas.column_names, *olds, "__found"])
 
 
-def _output_sql(root: Node, node: Aggregate, relation_name: str) -> str:
+def _output_sql(root: Node, node: Aggregate, keys: Mapping[str, exp.Expr], relation_name: str) -> str:
+    """What goes to the sink. `keys`: its key columns, as groups are found there."""
     assert isinstance(root, Calc), "the root of a job is a projection onto the sink's columns"
     finished = f"SELECT {', '.join(sql_of.finished(node))} FROM {relation_name}"
-    listed = [f"{sql(tree)} AS {sql_of.quoted(item.name)}" for item, tree in root.projections]
+    listed = [f"{sql(keys.get(item.name, tree))} AS {sql_of.quoted(item.name)}" for item, tree in root.projections]
     return f"SELECT {', '.join(listed)} FROM ({finished})"

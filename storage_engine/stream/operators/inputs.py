@@ -7,7 +7,7 @@ Holds: a micro-batch ends at a commit of the store (never between the rows of on
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,7 @@ class InputRange:
     """Rows [start, stop) of each source table. `version` is the commit it ends at, 0 when it ends inside one.
 
     as_of  the store's version when the offsets were read
+    is_snapshot  the current rows of partitions of a primary-key table, at the version `as_of`, stand for their changes up to `stop`
     """
 
     start: Mapping[str, Offsets]
@@ -39,6 +40,7 @@ class InputRange:
     n_rows: int
     version: int
     as_of: int
+    is_snapshot: bool = False
 
 
 def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> int:
@@ -46,9 +48,25 @@ def rows_between(start: Mapping[str, Offsets], stop: Mapping[str, Offsets]) -> i
     return sum(max(end - start.get(table, {}).get(bucket, 0), 0) for table, ends in stop.items() for bucket, end in ends.items())
 
 
-def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offsets], after_version: int, n_rows_max: int) -> InputRange:
-    """The next rows to read: up to the newest commit, or as many whole commits as fit into n_rows_max."""
+def next_range(
+    store: Store,
+    tables: tuple[str, ...],
+    start: Mapping[str, Offsets],
+    after_version: int,
+    n_rows_max: int,
+    keyed: Collection[str] = (),
+) -> InputRange:
+    """The next rows to read: up to the newest commit, or as many whole commits as fit into n_rows_max.
+
+    keyed  those of the tables that have a primary key: of a partition that nothing was read of, and whose changelog does not reach back
+           to its beginning, the current rows come first. All of them at once, whatever n_rows_max says: the partition's rows move
+           between its buckets when it is rescaled
+    """
     as_of, stop = store.latest(tables)
+    for table in keyed:
+        unread = _unread(store, table, start.get(table, {}), stop[table])
+        if unread:
+            return InputRange(start, _advance(start, {table: unread}), sum(unread.values()), 0, as_of, is_snapshot=True)
     newest = as_of
     n_rows = rows_between(start, stop)
     if n_rows > n_rows_max:
@@ -66,6 +84,17 @@ def next_range(store: Store, tables: tuple[str, ...], start: Mapping[str, Offset
             stop, newest = _cut(start, _offsets_at(store, tables, high), n_rows_max), 0
             n_rows = rows_between(start, stop)
     return InputRange(start, _advance(start, stop), n_rows, newest, as_of)
+
+
+def _unread(store: Store, table: str, start: Offsets, stop: Offsets) -> Offsets:
+    """The ends of the partitions of which nothing was read yet, and whose first changes have expired."""
+    read = {bucket.partition for bucket, offset in start.items() if offset}
+    new = {bucket: end for bucket, end in stop.items() if end and bucket.partition not in read}
+    if not new:
+        return {}
+    earliest = store.backend.offsets(table, "earliest", None)
+    expired = {bucket.partition for bucket in new if earliest.get(bucket, 0)}
+    return {bucket: end for bucket, end in new.items() if bucket.partition in expired}
 
 
 def _offsets_at(store: Store, tables: tuple[str, ...], version: int) -> dict[str, Offsets]:
@@ -114,11 +143,20 @@ def read_scan(store: Store, scan: Scan, work: InputRange, *, positioned: bool = 
     start, stop = work.start.get(scan.table.name, {}), work.stop.get(scan.table.name, {})
     changed: dict[TableBucket, int] = {bucket: end for bucket, end in sorted(stop.items()) if end > start.get(bucket, 0)}
     begin = {bucket: start.get(bucket, 0) for bucket in changed}
+    if work.is_snapshot and changed:
+        rows = current_rows(table, scan.stored_columns, changed, work.as_of)
+        return rows.append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
     rows = table.scan(scan.stored_columns, start=begin, stop=changed, metadata=positioned, as_of=work.as_of).read_all()
     if not scan.is_retracting:
         return with_position(rows, scan.stored_columns) if positioned else rows
     # a scan comes in the order of the commits; offsets of two buckets, between which a rescale moved a key, say nothing of it
     return with_weight(rows, scan.stored_columns).append_column(SEQUENCE, pa.array(np.arange(rows.num_rows)))
+
+
+def current_rows(table: Table, columns: list[str], buckets: Iterable[TableBucket], version: int) -> pa.Table:
+    """The rows of the buckets' partitions at a version, each with WEIGHT 1: what all their changes up to it come to."""
+    rows = table.read(columns, at=version, of_partitions=sorted({bucket.partition for bucket in buckets}))
+    return rows.select(columns).append_column(WEIGHT, pa.array(np.ones(rows.num_rows, np.int8)))
 
 
 def with_weight(rows: pa.Table, columns: list[str]) -> pa.Table:

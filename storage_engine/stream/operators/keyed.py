@@ -17,7 +17,7 @@ from storage_engine.api import WriteOp
 from storage_engine.stream.functions.aggregates import WEIGHT
 from storage_engine.stream.operators import compile_keyed as keyed_sql
 from storage_engine.stream.operators.arrangement import COUNT, Arrangement
-from storage_engine.stream.operators.compile import aggregate_name, keyed_name, quoted
+from storage_engine.stream.operators.compile import aggregate_name, key_of, keyed_name, quoted
 from storage_engine.stream.operators.micro_batch import Outcome, Reader, Registry, append_op
 from storage_engine.stream.plan.tree import Aggregate, KeptSide, Sided, StoredSide
 from storage_engine.stream.plan.tree_time import Expiry
@@ -84,7 +84,9 @@ class _Kept:
         self._asked_sql = arrangement.asked(self._touched_name, tuple(f"__j{i}" for i in range(len(side.on))))
         fields = ", ".join(quoted(name) for name in arrangement.names)
         weight = quoted(WEIGHT)
-        on = " AND ".join(f"c.{quoted(name)} IS NOT DISTINCT FROM t.__j{i}" for i, name in enumerate(side.on)) or "TRUE"
+        of = {item.name: item for item in side.node.fields}
+        pairs = [f"{key_of(of[name], 'c')} IS NOT DISTINCT FROM {key_of(of[name], 't', f'__j{i}')}" for i, name in enumerate(side.on)]
+        on = " AND ".join(pairs) or "TRUE"
         changed = f"SELECT * FROM {self._changes} AS c WHERE EXISTS (SELECT 1 FROM {self._touched_name} AS t WHERE {on})"
         both = " UNION ALL ".join(f"SELECT {fields}, {weight} FROM {rows}" for rows in (f"{self._changes}_before", f"({changed})"))
         net = f"SELECT {fields}, CAST(sum({weight}) AS BIGINT) AS {weight} FROM ({both}) GROUP BY {fields} HAVING sum({weight}) > 0"

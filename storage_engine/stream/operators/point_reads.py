@@ -17,10 +17,11 @@ import pyarrow.compute as pc
 
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
+from storage_engine.errors import OffsetOutOfRange
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.stream.functions.aggregates import WEIGHT
 from storage_engine.stream.operators.beside import Beside
-from storage_engine.stream.operators.inputs import InputRange, with_weight
+from storage_engine.stream.operators.inputs import InputRange, current_rows, with_weight
 from storage_engine.stream.plan.tree import StoredSide
 
 _NUMBER: Final = "__number"
@@ -96,9 +97,9 @@ class StoreReader:
         stop = self._work.stop.get(table.name, {})
         rows = self._current(side, keys, names)  # first: what changes meanwhile is in the changelog read next
         version, latest = self._store.latest([table.name])
-        later = _changes(table, stop, latest[table.name], names, as_of=version)
-        after = _put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
-        before = _put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
+        later = changes_between(table, stop, latest[table.name], names, as_of=version, are_newest=True)
+        after = put_back(rows, _of_keys(later, keys), table.descriptor.primary_key)
+        before = put_back(after, _of_keys(self._read(side, table, names), keys), table.descriptor.primary_key)
         return before.select(columns), after.select(columns)
 
     def _read(self, side: StoredSide, table: Table, names: list[str]) -> pa.Table:
@@ -106,7 +107,7 @@ class StoreReader:
         rows = self._inputs.get(side.scan.id)
         if rows is None or not {*names, WEIGHT} <= set(rows.column_names):
             start, stop = (offsets.get(table.name, {}) for offsets in (self._work.start, self._work.stop))
-            return _changes(table, start, stop, names, as_of=self._work.as_of)
+            return changes_between(table, start, stop, names, as_of=self._work.as_of, are_newest=self._work.is_snapshot)
         return rows.select([*names, WEIGHT])
 
     def _current(self, side: StoredSide, keys: pa.Table, names: list[str]) -> pa.Table:
@@ -122,18 +123,34 @@ def newest_partition(offsets: Offsets) -> str:
     return max((bucket.partition for bucket, end in offsets.items() if end > 0), default="")
 
 
-def _changes(table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None) -> pa.Table:
-    """Changes between two sets of offsets, in the order of their commits, those that take a row back with WEIGHT -1."""
+def changes_between(
+    table: Table, start: Offsets, stop: Offsets, names: list[str], *, as_of: int | None = None, are_newest: bool = False
+) -> pa.Table:
+    """Changes between two sets of offsets, in the order of their commits, those that take a row back with WEIGHT -1.
+
+    are_newest  `stop` are the ends at the version `as_of`: of partitions that `start` says nothing of, and whose first changes have
+                expired, the rows at it stand for their changes
+    """
     ends: dict[TableBucket, int] = {bucket: end for bucket, end in stop.items() if end > start.get(bucket, 0)}
     begins = {bucket: start.get(bucket, 0) for bucket in ends}
-    return with_weight(table.scan(names, start=begins, stop=ends, as_of=as_of).read_all(), names)
+    try:
+        return with_weight(table.scan(names, start=begins, stop=ends, as_of=as_of).read_all(), names)
+    except OffsetOutOfRange:
+        read = {bucket.partition for bucket, offset in start.items() if offset}
+        unread = [bucket for bucket in ends if bucket.partition not in read]
+        if not unread or not are_newest or as_of is None:
+            raise
+    rest = {bucket: end for bucket, end in ends.items() if bucket.partition in read}
+    read_before = with_weight(table.scan(names, start=begins, stop=rest, as_of=as_of).read_all(), names)
+    rows = current_rows(table, names, unread, as_of)
+    return pa.concat_tables([read_before, rows.cast(read_before.schema)])
 
 
 def _of_keys(changes: pa.Table, keys: pa.Table) -> pa.Table:
     return _matching(changes, keys, keys.column_names, "left semi")
 
 
-def _put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
+def put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
     """`rows` with every key in `changes` (in the order of their commits) as it was before its first change."""
     if changes.num_rows == 0:
         return rows

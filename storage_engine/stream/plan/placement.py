@@ -129,7 +129,7 @@ def _merge(
             where=where,
             next_step=f"It needs {wanted}.",
         )
-    keys = tuple((name, tree) for name, tree in outputs if name in sink.primary_key)
+    keys = _sink_keys(outputs, sink)
     return Placement("merge", sink, keys, (), distinct, "the table merges what the job adds and takes back")
 
 
@@ -197,8 +197,12 @@ def _stored_columns(node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...]) 
 def _in_sink(
     node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...], sink: TableDescriptor, distinct: tuple[DistinctState, ...]
 ) -> Placement:
-    keys = tuple((name, tree) for name, tree in outputs if name in sink.primary_key)
+    keys = _sink_keys(outputs, sink)
     return Placement("sink", sink, keys, tuple(_stored_columns(node, outputs).items()), distinct, "the result columns are the state")
+
+
+def _sink_keys(outputs: tuple[tuple[str, exp.Expr], ...], sink: TableDescriptor) -> tuple[tuple[str, exp.Expr], ...]:
+    return tuple((name, as_key(tree, parse_type(sink.column(name).type))) for name, tree in outputs if name in sink.primary_key)
 
 
 def _check_sink_key(node: Aggregate, outputs: tuple[tuple[str, exp.Expr], ...], sink: TableDescriptor, where: str) -> None:
@@ -234,12 +238,20 @@ def key_columns(fields: tuple[Field, ...]) -> tuple[tuple[str, exp.Expr], ...]:
             bit = render(f"CASE WHEN _0 IS NULL THEN {1 << i} ELSE 0 END", tree)
             mask = bit if mask is None else render("_0 + _1", mask, bit)
             tree = render("COALESCE(_0, _1)", tree, cast(string(_DEFAULTS.get(item.type.name, "0")), item.type.duckdb))
-        keys.append((f"g{i}", tree))
+        keys.append((f"g{i}", as_key(tree, item.type)))
     if mask is not None:
         keys.append((NULL_MASK, cast(mask, "INT")))
     if not keys:
         keys.append(("g_all", cast(exp.Literal.number(0), "INT")))
     return tuple(keys)
+
+
+def as_key(tree: exp.Expr, of: SqlType) -> exp.Expr:
+    """A value as part of a key. Keys are compared by their bytes, values by what they say: 0 and -0 are one, and so is every NaN."""
+    if not of.is_approximate:
+        return tree
+    zero, nan = (cast(string(text), of.duckdb) for text in ("0", "nan"))
+    return render("CASE WHEN _0 = 0 THEN _1 WHEN isnan(_0) THEN _2 ELSE _0 END", tree, zero, nan)
 
 
 def _state_table(
@@ -264,7 +276,7 @@ def _distinct_states(node: Aggregate, prefix: str, sink: TableDescriptor) -> tup
         first = members[0]
         assert first.argument is not None
         fields = tuple(item for item, _ in node.keys)
-        keys = (*(pair for pair in key_columns(fields) if pair[0] != "g_all"), ("v", column("__value")))
+        keys = (*(pair for pair in key_columns(fields) if pair[0] != "g_all"), ("v", as_key(column("__value"), first.argument_type)))
         declared = (*fields, Field("v", first.argument_type, nullable=False))
         table = _state_table(f"{prefix}_d{i}", keys, declared, [Column("n", "BIGINT")], sink)
         value = Column("v", str(first.argument_type), nullable=False)

@@ -79,7 +79,9 @@ class Catalog(Protocol):
 
 
 class Binder:
-    """Binds one statement. `where` names the statement in errors; `waits_for_commits`: windows of processing time are sent once."""
+    """Binds one statement. `where` names the statement in errors; `waits_for_commits`: windows of processing time are sent once;
+    `adds_wide`: the state of an AVG is wider than its values (planner.LAYOUT).
+    """
 
     def __init__(
         self,
@@ -89,12 +91,14 @@ class Binder:
         where: str = "statement",
         settings: Mapping[str, str] | None = None,
         waits_for_commits: bool = False,
+        adds_wide: bool = True,
     ) -> None:
         self.catalog = catalog
         self.default_database = default_database
         self.where = where
         self.settings = dict(settings or {})
         self.waits_for_commits = waits_for_commits
+        self.adds_wide = adds_wide
         self.notices: list[str] = []
         self.used_views: dict[str, ViewDefinition] = {}
         self.used_functions: dict[str, FunctionDefinition] = {}

@@ -47,7 +47,8 @@ def bind_groups(
         node, mark = _expanded(binder, node, keys, sets)
     plain = binder.expressions(scope)
     order = POSITION if is_positioned(node) else None
-    calls = _CallCollector(plain, CallBuilder(retracting=node.is_retracting, where=binder.where, order=order), keys, mark, binder.where)
+    builder = CallBuilder(retracting=node.is_retracting, where=binder.where, order=order, adds_wide=binder.adds_wide)
+    calls = _CallCollector(plain, builder, keys, mark, binder.where)
     subqueries = Subqueries(binder, scope)
     above = ExpressionBinder(scope.resolve, where=binder.where, intercept=subqueries.intercept(calls.intercept))
     subqueries.use(above.bind)

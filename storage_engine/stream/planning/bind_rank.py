@@ -122,6 +122,8 @@ def _bounds_of(condition: exp.Expr | None) -> list[tuple[str, int]]:
         return _bounds_of(condition.this)
     if isinstance(condition, exp.And):
         return _bounds_of(condition.this) + _bounds_of(condition.expression)
+    if isinstance(condition, exp.Between):
+        return _bounds_of(exp.LTE(this=condition.this, expression=condition.args["high"]))
     pairs: tuple[tuple[type[exp.Expr], type[exp.Expr], int], ...] = ((exp.LTE, exp.GTE, 0), (exp.LT, exp.GT, -1), (exp.EQ, exp.EQ, 0))
     for forward, backward, step in pairs:
         for kind, mine, other in ((forward, "this", "expression"), (backward, "expression", "this")):

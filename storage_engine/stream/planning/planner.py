@@ -16,6 +16,7 @@ from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.dialect.render import column
 from storage_engine.stream.dialect.sqltypes import UNKNOWN, is_storable_as, parse_type
+from storage_engine.stream.functions.casts import as_precise, is_cut
 from storage_engine.stream.operators.arrangement import Arrangement, arrange
 from storage_engine.stream.operators.checked_key import is_checked
 from storage_engine.stream.operators.job_plan import JobPlan
@@ -41,8 +42,9 @@ from storage_engine.stream.planning.bind import Binder, Catalog
 from storage_engine.stream.planning.whole import whole_joins
 
 ENFORCER_OPTION = "table.exec.sink.not-null-enforcer"
-LAYOUT: Final = 1
-"""How plans lay out their state. A job keeps the layout it was submitted under: 0 shares nothing and keeps every window of its own."""
+LAYOUT: Final = 2
+"""How plans lay out their state. A job keeps the layout it was submitted under: 0 shares nothing and keeps every window of its own;
+1 keeps the sum of an AVG in the type of its values, which a sum soon leaves."""
 
 
 def plan_insert(
@@ -67,7 +69,8 @@ def plan_insert(
     """
     where = f"job {job}"
     binder = Binder(
-        catalog, default_database=default_database, where=where, settings=settings, waits_for_commits=not sink.has_primary_key
+        catalog, default_database=default_database, where=where, settings=settings,
+        waits_for_commits=not sink.has_primary_key, adds_wide=layout >= 2,
     )  # fmt: skip
     query = binder.bind(select_sql, first_line=first_line)
     targets = _targets(sink, columns, query, where)
@@ -199,7 +202,10 @@ def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], wher
                 where=where,
                 next_step=f"CAST it AS {sink.column(name).type}.",
             )
-        projections.append((type(item)(name, item.type, item.nullable), tree))
+        if is_cut(item.type, wanted):
+            projections.append((type(item)(name, wanted, item.nullable), as_precise(tree, wanted)))
+        else:
+            projections.append((type(item)(name, item.type, item.nullable), tree))
     renamed = dict(zip((item.name for item in root.fields), targets, strict=True))
     return Calc(root.input, tuple(projections), root.condition, root.key and tuple(renamed[name] for name in root.key))
 

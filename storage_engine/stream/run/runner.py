@@ -25,6 +25,7 @@ from storage_engine.errors import FlashlakeError, ProgressConflict
 from storage_engine.schema.descriptor import Offsets, TableDescriptor
 from storage_engine.stream.functions.bitmaps import open_connection
 from storage_engine.stream.functions.python_functions import function_failure, register
+from storage_engine.stream.jobs.held import FIRST_VERSION
 from storage_engine.stream.jobs.job import JobDescriptor, plan_job
 from storage_engine.stream.jobs.quarantine import N_IN_A_ROW_MAX, POISON, OpenKeys, poison_of
 from storage_engine.stream.jobs.rates import advanced_detail
@@ -63,6 +64,7 @@ class JobRunner:
         register(self._con, self.plan.functions, f"job {job.name}")
         self._executor = Executor(self.plan, self._con)
         self._scans = scans(self.plan.root)
+        self._keyed = tuple(dict.fromkeys(scan.table.name for scan in self._scans if scan.table.has_primary_key))
         self._beside = Beside()
         self._behind = Behind(self._beside)
         # a job that quarantines must know at once which rows a failed commit was about
@@ -96,7 +98,7 @@ class JobRunner:
             try:
                 self._run(work)
             except POISON as error:
-                if not self.options.quarantines or self.is_stale():
+                if not self.options.quarantines or work.is_snapshot or self.is_stale():
                     raise
                 if work.n_rows > 1:
                     self._n_suspect, self._bound = work.n_rows, work.n_rows // 2
@@ -111,7 +113,7 @@ class JobRunner:
 
     def _next_range(self) -> InputRange:
         def read() -> InputRange:
-            return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound)
+            return next_range(self._store, self.plan.source_tables, self._offsets, self._version, self._bound, self._keyed)
 
         work = read()
         if work.n_rows == 0 and self._reloads_after_drop(work.as_of):
@@ -158,6 +160,8 @@ class JobRunner:
     ) -> None:
         detail = advanced_detail(self._detail, counts, work.version or self._version, seconds, time.time_ns() // 1_000_000)
         detail |= recorded or {}
+        if "n_batches" not in self._detail:
+            detail[FIRST_VERSION] = work.as_of
         commit = partial(self._store.commit, ops, [Progress(self.job.owner, work.stop, self._offsets, detail, work.as_of)])
         self.settle()
         if self._overlaps and not self.is_at_end:

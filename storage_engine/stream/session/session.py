@@ -21,8 +21,8 @@ from storage_engine.schema.ddl import DEFAULT_DATABASE, parse_statements, render
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.statement_sets import Explain, StatementSet
 from storage_engine.schema.validate import partition_of
-from storage_engine.stream.jobs.dependents import check_dependents
-from storage_engine.stream.jobs.job import JobDescriptor, load_job, set_state, state_name
+from storage_engine.stream.jobs.dependents import check_dependents, check_droppable
+from storage_engine.stream.jobs.job import JobDescriptor, load_job, state_name
 from storage_engine.stream.jobs.operate import ANSWERS as JOB_ANSWERS
 from storage_engine.stream.jobs.options import JOB_SETTINGS, check_value, parse_options
 from storage_engine.stream.jobs.submit import submit
@@ -32,12 +32,12 @@ from storage_engine.stream.planning.bind_lookup import NDU_OPTION
 from storage_engine.stream.planning.catalog import StoreCatalog, view_from_json, view_to_json
 from storage_engine.stream.planning.computed_columns import types_of
 from storage_engine.stream.planning.explain import explain
-from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select, plan_view
-from storage_engine.stream.run.runner import JobRunner
-from storage_engine.stream.session import reports
+from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select
+from storage_engine.stream.session import materialized_views, reports
 from storage_engine.stream.session.change_rows import delete_rows, update_rows
 from storage_engine.stream.session.function_statements import ANSWERS as FUNCTION_ANSWERS
 from storage_engine.stream.session.function_statements import Functions
+from storage_engine.stream.session.materialized_views import check_is_no_view
 from storage_engine.stream.session.once import insert_constants, insert_once, is_of_constants
 from storage_engine.stream.session.user_statements import ANSWERS as USER_ANSWERS
 
@@ -132,6 +132,8 @@ class SqlSession:
         return Result(f"table {statement.descriptor.name}")
 
     def _drop_table(self, statement: st.DropTable) -> Result:
+        check_is_no_view(self._store, statement.name, f"line {statement.line}")
+        check_droppable(self._store, statement.name)
         self._store.backend.drop_table(statement.name, if_exists=statement.if_exists)
         return Result(f"dropped {statement.name}")
 
@@ -215,7 +217,7 @@ class SqlSession:
     def _drop_view(self, statement: st.DropView) -> Result:
         name = statement.name
         if statement.materialized:
-            return self._drop_materialized(statement)
+            return Result(materialized_views.drop(self._store, statement))
         if self._views.pop(name, None) is not None:
             return Result(f"dropped view {name}")
         if name not in self._store.objects("view"):
@@ -226,74 +228,16 @@ class SqlSession:
         return Result(f"dropped view {name}")
 
     def _create_materialized(self, statement: st.CreateMaterializedView) -> Result:
-        name = statement.name
-        catalog = self._catalog()
-        existing = self._store.objects("materialized_view")
-        if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
-            return Result(f"materialized view {name} exists")
-        backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=self._settings)
-        table = catalog.table(name)
-        if name in existing or (table is not None and not _is_same_table(table, backing)):
-            raise AlreadyExists(f"{name} exists", where=f"line {statement.line}", next_step="DROP it first, or choose another name.")
-        plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=self._settings)
-        self._store.create_table(backing, if_not_exists=True)
-        submit(
-            self._store,
-            name=name,
-            sink=name,
-            columns=None,
-            select=statement.sql,
-            text=statement.text,
-            database=statement.database,
-            settings=self._settings,
-            views=self._views,
-            functions=self._functions,
-            kind="view",
-            refresh_s=statement.refresh,
-        )
-        definition = {
-            "sql": statement.sql,
-            "refresh_s": statement.refresh,
-            "partition_by": list(statement.partition_by),
-            "properties": dict(statement.properties),
-            "comment": statement.comment,
-            "job": name,
-            "table": name,
-        }
-        self._store.put_object("materialized_view", name, definition)
-        return Result(f"materialized view {name}")
-
-    def _drop_materialized(self, statement: st.DropView) -> Result:
-        name = statement.name
-        view = self._store.objects("materialized_view").get(name)
-        if view is None:
-            if statement.if_exists:
-                return Result(f"there is no materialized view {name}")
-            raise UnknownTable(f"there is no materialized view {name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them.")
-        job = load_job(self._store, view["job"])
-        set_state(self._store, job.name, "STOPPED")
-        self._store.drop_object("materialized_view", name)
-        return Result(f"dropped materialized view {name}; its rows stay in table {name}")
+        return Result(materialized_views.create(self._store, statement, self._settings, self._views, self._functions))
 
     def _refresh(self, statement: st.RefreshMaterializedView) -> Result:
-        view = self._store.objects("materialized_view").get(statement.name)
-        if view is None:
-            raise UnknownTable(
-                f"there is no materialized view {statement.name}", where=f"line {statement.line}", next_step="SHOW VIEWS lists them."
-            )
-        runner = JobRunner(self._store, load_job(self._store, view["job"]))
-        try:
-            n_rows = 0
-            while taken := runner.step():
-                n_rows += taken
-        finally:
-            runner.close()
-        return Result(f"refreshed {statement.name}: {n_rows} rows read")
+        return Result(materialized_views.refresh(self._store, statement))
 
     # jobs and inserts
 
     def _insert(self, statement: st.InsertInto) -> Result:
         notices = _check_sink_hints(statement)
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
         if is_of_constants(statement):
             return Result(insert_constants(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
@@ -303,9 +247,11 @@ class SqlSession:
         return Result("; ".join([message, *notices]))
 
     def _update(self, statement: st.Update) -> Result:
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
         return Result(update_rows(self._store, statement, self._views, self._functions))
 
     def _delete(self, statement: st.Delete) -> Result:
+        check_is_no_view(self._store, statement.table, f"line {statement.line}")
         return Result(delete_rows(self._store, statement, self._views, self._functions))
 
     def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
@@ -331,6 +277,8 @@ class SqlSession:
         pipeline = self._settings.get("pipeline.name")
         names = [f"{pipeline}-{i}" if pipeline else default_job_name(insert) for i, insert in enumerate(statement.inserts, 1)]
         notices = [notice for insert in statement.inserts for notice in _check_sink_hints(insert)]
+        for insert in statement.inserts:
+            check_is_no_view(self._store, insert.table, f"line {insert.line}")
         planned: list[JobDescriptor] = []
         for name, insert in zip(names, statement.inserts, strict=True):
             if any(job.name == name for job in planned):
@@ -429,11 +377,6 @@ def _check_sink_hints(statement: st.InsertInto) -> list[str]:
                 f"the hint '{key}' on {statement.table} is not known", where=f"line {statement.line}", next_step="Leave it out."
             )
     return [f"hint '{key}' has no effect here" for key in statement.hints]
-
-
-def _is_same_table(left: TableDescriptor, right: TableDescriptor) -> bool:
-    """True when both have the same columns and key: left over from a statement that was cut short."""
-    return [(c.name, c.type) for c in left.columns] == [(c.name, c.type) for c in right.columns] and left.primary_key == right.primary_key
 
 
 _S = SqlSession
