@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import storage_engine
@@ -16,7 +16,11 @@ from storage_engine import Store
 from storage_engine.errors import StatementRefused, StoreLocked
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from query_engine import QueryEngine
+    from storage_engine.lake import LakeHistory
+    from storage_engine.schema.descriptor import TableBucket
     from storage_engine.stream.session.session import SqlSession
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_.]*)\}")
@@ -65,7 +69,25 @@ def open_session(config: Config, store: Store) -> SqlSession:
         engine = engine or open_engine(config, store)
         return engine.query(text, **options)
 
-    return SqlSession(store, query=query)
+    return SqlSession(store, query=query, lake=_ProjectLake(config, store))
+
+
+class _ProjectLake:
+    """The project's lake for a session, whose libraries are loaded when it is first read."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config, self._store = config, store
+
+    def log_rows(self, table: str, columns: Sequence[str], ranges: Mapping[TableBucket, tuple[int, int]]) -> pa.Table:
+        return self._opened().log_rows(table, columns, ranges)
+
+    def all_rows(self, table: str, columns: Sequence[str], at: int) -> pa.Table:
+        return self._opened().all_rows(table, columns, at)
+
+    def _opened(self) -> LakeHistory:
+        from storage_engine.lake import LakeHistory
+
+        return LakeHistory(self._store, self._config.lake.root)
 
 
 def fill_in(text: str, values: Mapping[str, str]) -> str:

@@ -62,6 +62,7 @@ CONSUMER_PREFIX = "consumer:"
 """Owners of progress that begin so are consumer groups: consumer:NAME:TABLE."""
 
 JOB_PREFIX = "job:"
+TIER_PREFIX = "tier:"
 FORGOTTEN_INPUT = "forgotten_input"
 """The kind of the objects that say what of a job's input was dropped after it was read: job -> table -> partition -> [version, rows]."""
 """Owners that begin so are stream jobs: job:NAME."""

@@ -48,7 +48,7 @@ from storage_engine.engine.point_reads import PointReads
 from storage_engine.engine.rescale import Rescaler
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep, skip_frames
-from storage_engine.engine.snapshot import Steps, plan_snapshot, snapshot_batches, snapshot_schema
+from storage_engine.engine.snapshot import read_snapshot
 from storage_engine.engine.state import TableState
 from storage_engine.engine.statistics import bucket_statistics
 from storage_engine.errors import AlreadyExists, DamageError, InvalidPartition, OffsetOutOfRange
@@ -418,16 +418,7 @@ class EmbeddedBackend:
         raise AssertionError("the last attempt returned or raised")
 
     def snapshot(self, table: str, columns: Sequence[str] | None, ends: Offsets, *, as_of: int | None = None) -> pa.RecordBatchReader:
-        core = self.core
-
-        def plan() -> tuple[Buckets, Schemas, pa.Schema, Steps]:
-            state = core.table(table)
-            if as_of is not None:
-                require_as_of(core.state, state, ends, as_of)
-            return core.buckets, state.schemas, snapshot_schema(state.schemas, columns), plan_snapshot(core.buckets, state, ends)
-
-        buckets, schemas, schema, steps = core.shown(plan, lambda: core.end_of(table))
-        return pa.RecordBatchReader.from_batches(schema, snapshot_batches(buckets, schemas, steps, schema))
+        return read_snapshot(self.core, table, columns, ends, as_of)
 
     def count(self, table: str) -> int:
         core = self.core

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from storage_engine.api import FORGOTTEN_INPUT
 from storage_engine.engine import checkpoint, upkeep
 from storage_engine.engine.buckets import Bucket, Buckets, origins_of
 from storage_engine.engine.key_snapshots import FOLDER, OF_EARLIER_VERSION, StoredSnapshot, belongs, file_name, read_snapshot
@@ -382,8 +383,11 @@ class _Check:
 
 
 def _plain(state: StoreState) -> Any:
-    """What a state says, but for the files: those are as they were when it was written."""
-    return json.loads(json.dumps(state.to_json() | {"files": None}))
+    """What a state says, but for the files: those are as they were when it was written. And but for what was forgotten of jobs' input:
+    a state that was written before the store noted it does not say it.
+    """
+    objects = {kind: of_kind for kind, of_kind in state.objects.items() if kind != FORGOTTEN_INPUT}
+    return json.loads(json.dumps(state.to_json() | {"files": None, "objects": objects}))
 
 
 def _is_of(header: FrameHeader, entry: np.void, bucket: BucketId) -> bool:

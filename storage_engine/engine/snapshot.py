@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from storage_engine.api import PLACE_FIELDS
 from storage_engine.engine.buckets import Bucket, Buckets, origins_of
-from storage_engine.engine.incarnations import raise_if_dropped
+from storage_engine.engine.core import Core
+from storage_engine.engine.incarnations import raise_if_dropped, require_as_of
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.state import TableState
 from storage_engine.errors import OffsetOutOfRange, UserError
@@ -29,6 +30,22 @@ BATCH_ROWS: Final = 65_536
 _ATTEMPTS: Final = 5
 
 Steps = list[tuple[Bucket, np.ndarray]]
+
+
+def read_snapshot(core: Core, table: str, columns: Sequence[str] | None, ends: Offsets, as_of: int | None) -> pa.RecordBatchReader:
+    """The rows current before the offsets `ends`, in the columns of snapshot_schema; planned under the lock, read as they are asked for.
+
+    as_of  the version at which the caller has seen `ends`: a partition that was dropped since then is refused
+    """
+
+    def plan() -> tuple[Buckets, Schemas, pa.Schema, Steps]:
+        state = core.table(table)
+        if as_of is not None:
+            require_as_of(core.state, state, ends, as_of)
+        return core.buckets, state.schemas, snapshot_schema(state.schemas, columns), plan_snapshot(core.buckets, state, ends)
+
+    buckets, schemas, schema, steps = core.shown(plan, lambda: core.end_of(table))
+    return pa.RecordBatchReader.from_batches(schema, snapshot_batches(buckets, schemas, steps, schema))
 
 
 def plan_snapshot(buckets: Buckets, table: TableState, ends: Offsets) -> Steps:

@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage_engine.api import Progress
+from storage_engine.api import TIER_PREFIX, Progress
 from storage_engine.client.store import Store
 from storage_engine.client.table import Table
 from storage_engine.errors import FlashlakeError, LakeChanged, OffsetOutOfRange, PartitionChanged, ProgressConflict, SchemaMismatch
@@ -37,7 +37,7 @@ from storage_engine.schema.row_ttl import may_outlive
 
 log = logging.getLogger(__name__)
 
-OWNER_PREFIX = "tier:"
+OWNER_PREFIX = TIER_PREFIX
 ATTEMPTS = 5
 """A partition dropped in the middle of a round ends it; so many rounds in a row are begun anew."""
 

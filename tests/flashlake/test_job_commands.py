@@ -59,6 +59,27 @@ def test_verify_names_the_rows_that_differ_and_repairs_them_when_asked(tmp_path:
     assert (status, [line["holds"] for line in lines]) == (0, [True, True])
 
 
+def test_verify_does_not_end_well_where_input_is_gone_and_repairs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = (tmp_path / "store").as_uri()
+    with storage_engine.connect(url) as store:
+        store.execute(
+            "CREATE TABLE shop.days (n BIGINT, ds STRING) PARTITIONED BY (ds);"
+            "CREATE TABLE shop.sums (ds STRING, n BIGINT, PRIMARY KEY (ds) NOT ENFORCED);"
+            "SET 'pipeline.name' = 'sums'; INSERT INTO shop.sums SELECT ds, SUM(n) FROM shop.days GROUP BY ds"
+        )
+        store.table("shop.days").append({"n": [1, 2], "ds": ["a", "b"]})
+        Worker(store).run_until_idle()
+        store.execute("ALTER TABLE shop.days DROP PARTITION (ds = 'a')")
+
+    for options in ((), ("shop.sums", "--repair")):
+        status, (line,), said = verify(url, capsys, *options)
+        assert (status, line["holds"], line["rows_repaired"]) == (1, False, 0)
+        assert "partition a was dropped" in str(line["notes"])
+        assert "shop.sums could not be proved" in said
+    with storage_engine.connect(url) as store:
+        assert store.table("shop.sums").count() == 2
+
+
 def test_status_and_the_page_of_numbers_say_how_each_job_is_doing(tmp_path: Path) -> None:
     with ServerProcess(tmp_path / "s", options=["--metrics-port", "0"]) as server, storage_engine.connect(server.url) as store:
         fill(store)

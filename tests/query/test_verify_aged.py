@@ -9,6 +9,8 @@ import pytest
 
 from query_engine.verify import VerifyReport, repair, verify
 from storage_engine import Store
+from storage_engine.api import FORGOTTEN_INPUT
+from storage_engine.engine.fsck import check_store
 from storage_engine.errors import InvalidPartition, StatementRefused
 from storage_engine.lake import LakeHistory, Tierer
 from storage_engine.stream import SqlSession, Worker
@@ -187,6 +189,24 @@ def test_a_partition_beside_a_dropped_one_is_proved(store: Store) -> None:
     store.table("db.days").upsert({"ds": ["b"], "k": [7], "c": [99]})
     assert repair(store, None, "db.days", ["b"]) == 1
     assert rows(store, "db.days") == [("a", 7, 1), ("b", 7, 3)]
+
+
+def test_what_was_dropped_is_known_after_a_restart_and_where_the_store_had_not_noted_it(tmp_path: Path) -> None:
+    with opened(tmp_path / "s", Clock()) as store:
+        store.execute("CREATE TABLE db.src (k INT, ds STRING) PARTITIONED BY (ds)")
+        store.execute("CREATE TABLE db.counts (k INT, c BIGINT, PRIMARY KEY (k) NOT ENFORCED)")
+        worker = run(store, "INSERT INTO db.counts SELECT k, COUNT(*) FROM db.src GROUP BY k")
+        store.table("db.src").append({"k": [1, 2, 2], "ds": ["a", "b", "b"]})
+        worker.run_until_idle()
+        store.execute("ALTER TABLE db.src DROP PARTITION (ds = 'a')")
+
+    assert check_store(tmp_path / "s", keys=True).damages == []
+    with opened(tmp_path / "s", Clock()) as store:
+        assert "1 rows that were read of db.src are gone (partition a was dropped)" in one(verify(store, None, "db.counts")).refused
+        store.backend.put_object(FORGOTTEN_INPUT, "counts", None)
+        assert "1 rows that were read of db.src are gone (their partitions were dropped)" in one(verify(store, None, "db.counts")).refused
+        with pytest.raises(StatementRefused, match="nothing was repaired"):
+            repair(store, None, "db.counts")
 
 
 def test_a_log_that_a_job_writes_is_compared_as_far_as_it_is_held_only(store: Store, clock: Clock) -> None:

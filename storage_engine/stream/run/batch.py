@@ -149,14 +149,27 @@ def _select(
             start, stop = plan.starts.get(scan.table.name, {}), bounds.get(scan.table.name, {})
             is_timed = scan.id in plan.timed_scans
             without_rows = left_out.get(scan.table.name)
-            if is_bounded and at_version is not None and scan.table.has_primary_key:
-                _register_rows(connection, store, scan, at_version)
-            elif scan.table.has_primary_key:
-                _register_current(connection, history, plan, scan, stop, at_version, without_rows)
-            else:
+            shown = None
+            if is_bounded and at_version is not None and not start:
+                shown = history.shown(scan, list(dict.fromkeys(scan.stored_columns)), at_version)
+            if not scan.table.has_primary_key:
                 _register_log(
-                    connection, history, plan, scan, start, stop, without_rows, ordered=ordered, is_timed=is_timed, is_bounded=is_bounded
+                    connection,
+                    history,
+                    plan,
+                    scan,
+                    start,
+                    stop,
+                    without_rows,
+                    ordered=ordered,
+                    is_timed=is_timed,
+                    is_bounded=is_bounded,
+                    shown=shown,
                 )
+            elif shown is not None:
+                _register_rows(connection, scan, shown)
+            else:
+                _register_current(connection, history, plan, scan, stop, at_version, without_rows)
             names.append(source_name(scan))
         for emission in plan.emissions:
             ms = END_MS if is_bounded else _watermark_at(history, emission, plan, bounds, left_out)
@@ -241,10 +254,10 @@ def _sql_number(value: int | None) -> str:
     return "NULL" if value is None else str(value)
 
 
-def _register_rows(con: duckdb.DuckDBPyConnection, store: Store, scan: Scan, at_version: int) -> None:
+def _register_rows(con: duckdb.DuckDBPyConnection, scan: Scan, rows: pa.Table) -> None:
     """A primary-key table as its rows at a version: no changelog is replayed."""
     name = source_name(scan)
-    con.register(f"{name}_log", store.table(scan.table.name).read(scan.stored_columns, at=at_version))
+    con.register(f"{name}_log", rows)
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT * FROM {name}_log")
 
 
@@ -260,12 +273,17 @@ def _register_log(
     ordered: bool,
     is_timed: bool,
     is_bounded: bool,
+    shown: pa.Table | None,
 ) -> None:
+    """A log; `shown`: its rows, where they are read as SELECT reads them."""
     name = source_name(scan)
     listed = ", ".join(quoted(column) for column in scan.stored_columns)
     needs_marks = is_timed and not is_bounded
     has_metadata = ordered or left_out is not None
-    rows = history.log(plan, scan, scan.stored_columns, start, stop, metadata=has_metadata, in_order=needs_marks)
+    if shown is not None:
+        rows = shown.to_reader()
+    else:
+        rows = history.log(plan, scan, scan.stored_columns, start, stop, metadata=has_metadata, in_order=needs_marks)
     if left_out is not None:
         rows = without(rows.read_all(), left_out).to_reader()
     order = ""

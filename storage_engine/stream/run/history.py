@@ -15,8 +15,10 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from storage_engine.api import TIER_PREFIX
 from storage_engine.client.store import Store
-from storage_engine.errors import OffsetOutOfRange
+from storage_engine.client.table import Table
+from storage_engine.errors import OffsetOutOfRange, StatementRefused
 from storage_engine.schema.descriptor import Offsets, TableBucket
 from storage_engine.schema.options import ttl_ms
 from storage_engine.stream.jobs.held import Gap, InputGone, dropped, expired, gaps_of
@@ -37,6 +39,25 @@ class Lake(Protocol):
     def all_rows(self, table: str, columns: Sequence[str], at: int) -> pa.Table:
         """What SELECT shows of a table at a version; a log's rows with the metadata of a scan."""
         ...
+
+
+class StoreOnly:
+    """The view of who sees the store alone, where nothing shows the lake's rows either."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def log_rows(self, table: str, columns: Sequence[str], ranges: Mapping[TableBucket, tuple[int, int]]) -> pa.Table:
+        """None: what the store does not hold is not there."""
+        held = {bucket: 0 for bucket in ranges}
+        return self._store.table(table).scan(columns, stop=held, metadata=True).read_all()
+
+    def all_rows(self, table: str, columns: Sequence[str], at: int) -> pa.Table:
+        """What the store holds at a version."""
+        handle = self._store.table(table)
+        if handle.descriptor.has_primary_key:
+            return handle.read(columns, at=at)
+        return handle.scan(columns, stop=dict(sorted(handle.offsets(at_version=at).items())), metadata=True).read_all()
 
 
 @dataclass(frozen=True)
@@ -122,6 +143,32 @@ class History:
         newest = dict(zip(zip(*(changes[name].to_pylist() for name in key), strict=True), kept, strict=True))  # the last one of a key stays
         stays = [newest.get(values, True) for values in zip(*(found[name].to_pylist() for name in key), strict=True)]
         return found.filter(pa.array(stays, pa.bool_()))
+
+    def shown(self, scan: Scan, columns: list[str], at: int) -> pa.Table:
+        """What SELECT shows of a table at a version: of a tiered table the rows of lake and store. A log's rows have a scan's metadata.
+
+        Errors: StatementRefused where the lake may hold more than the store, and is not at hand.
+        """
+        table = self.store.table(scan.table.name)
+        if scan.table.is_tiered and self.lake is not None:
+            return self.lake.all_rows(table.name, columns, at)
+        if scan.table.is_tiered and self._may_be_more_in_lake(table):
+            raise StatementRefused(
+                f"the lake may hold rows of {table.name} that the store does not hold any more, and it is not at hand here",
+                where=table.name,
+                next_step="Run the statement with flashlake sql, or in SqlSession(store, query=..., lake=LakeHistory(store, lake_root)).",
+            )
+        return StoreOnly(self.store).all_rows(table.name, columns, at)
+
+    def _may_be_more_in_lake(self, table: Table) -> bool:
+        """Rows of partitions that were dropped stay in the lake, and so do rows that have expired."""
+        owner = f"{TIER_PREFIX}{table.name}"
+        lives = table.descriptor.options.get("table.kv.ttl")
+        if owner not in self.store.progress(owner):
+            return False
+        if table.descriptor.partition_keys or (lives is not None and ttl_ms(lives) is not None):
+            return True
+        return not table.descriptor.has_primary_key and any(table.offsets("earliest").values())
 
     def gone(self, plan: JobPlan, scan: Scan, gaps: Sequence[Gap], reason: str = "") -> InputGone:
         """The refusal for rows that are needed and not there."""

@@ -30,6 +30,7 @@ from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.catalog import StoreCatalog
 from storage_engine.stream.planning.planner import plan_insert
 from storage_engine.stream.run.batch import batch_select
+from storage_engine.stream.run.history import Lake
 
 _BITS: Final = {"TINYINT": 8, "SMALLINT": 16, "INT": 32, "BIGINT": 64}
 
@@ -40,8 +41,9 @@ def insert_once(
     settings: Mapping[str, str],
     views: Mapping[str, ViewDefinition],
     functions: Mapping[str, FunctionDefinition],
+    lake: Lake | None = None,
 ) -> str:
-    """Run INSERT INTO ... SELECT over what its sources hold now; the message."""
+    """Run INSERT INTO ... SELECT over what its sources hold now, in the store and in the `lake`; the message."""
     sink = store.describe(statement.table)
     plan = plan_insert(
         StoreCatalog(store, views, functions=functions),
@@ -53,17 +55,20 @@ def insert_once(
         settings=settings,
         runs_once=True,
     )
-    plan = replace(plan, starts=starts_of(store, plan.startups, "batch"))
-    rows, version = select_once(store, plan, f"line {statement.line}")
+    plan = replace(plan, starts=starts_of(store, plan.startups, "batch", must_be_whole=False))
+    rows, version = select_once(store, plan, f"line {statement.line}", lake)
     _write(store, sink, rows, plan.targets)
     return f"wrote {rows.num_rows} rows into {sink.name}, from version {version}"
 
 
-def select_once(store: Store, plan: JobPlan, where: str) -> tuple[pa.Table, int]:
-    """The rows of a plan over what its sources hold now, and the version that is. Errors: StatementRefused for a value DuckDB refuses."""
+def select_once(store: Store, plan: JobPlan, where: str, lake: Lake | None = None) -> tuple[pa.Table, int]:
+    """The rows of a plan over what SELECT shows of its sources now, and the version that is.
+
+    Errors: StatementRefused for a value DuckDB refuses, and for a tiered table of which the lake may hold more, and is not given.
+    """
     version = store.version()
     try:
-        return batch_select(store, plan, at_version=version, is_bounded=True), version
+        return batch_select(store, plan, at_version=version, is_bounded=True, lake=lake), version
     except duckdb.Error as error:
         what = str(error).splitlines()[0].removeprefix("Conversion Error: ")
         raise StatementRefused(what, where=where, next_step="Correct the expression, or leave such rows out with WHERE.") from error

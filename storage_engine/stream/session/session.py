@@ -33,6 +33,7 @@ from storage_engine.stream.planning.catalog import StoreCatalog, view_from_json,
 from storage_engine.stream.planning.computed_columns import types_of
 from storage_engine.stream.planning.explain import explain
 from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert, plan_select
+from storage_engine.stream.run.history import Lake, StoreOnly
 from storage_engine.stream.session import materialized_views, reports
 from storage_engine.stream.session.change_rows import delete_rows, update_rows
 from storage_engine.stream.session.function_statements import ANSWERS as FUNCTION_ANSWERS
@@ -84,11 +85,13 @@ class SqlSession:
     """Runs statements against a store.
 
     query   answers SELECT (the query engine), with the session's functions as `functions`; without it a SELECT is refused by name
+    lake    what the lake holds of tiered tables: for statements that read what SELECT shows
     """
 
-    def __init__(self, store: Store, query: Callable[..., Any] | None = None) -> None:
+    def __init__(self, store: Store, query: Callable[..., Any] | None = None, lake: Lake | None = None) -> None:
         self._store = store
         self._query = query
+        self._lake = lake
         self._database = DEFAULT_DATABASE
         self._settings: dict[str, str] = {}
         self._views: dict[str, ViewDefinition] = {}
@@ -241,18 +244,23 @@ class SqlSession:
         if is_of_constants(statement):
             return Result(insert_constants(self._store, statement))
         if self._settings.get("execution.runtime-mode", "streaming").lower() == "batch":
-            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions))
+            return Result(insert_once(self._store, statement, self._settings, self._views, self._functions, self._lake))
         name = self._settings.get("pipeline.name") or default_job_name(statement)
         _, message = self._submit(statement, name)
         return Result("; ".join([message, *notices]))
 
+    @property
+    def _seen(self) -> Lake | None:
+        """The rows that UPDATE and DELETE look at: those that SELECT shows, of the store alone where nothing answers a SELECT."""
+        return StoreOnly(self._store) if self._lake is None and self._query is None else self._lake
+
     def _update(self, statement: st.Update) -> Result:
         check_is_no_view(self._store, statement.table, f"line {statement.line}")
-        return Result(update_rows(self._store, statement, self._views, self._functions))
+        return Result(update_rows(self._store, statement, self._views, self._functions, self._seen))
 
     def _delete(self, statement: st.Delete) -> Result:
         check_is_no_view(self._store, statement.table, f"line {statement.line}")
-        return Result(delete_rows(self._store, statement, self._views, self._functions))
+        return Result(delete_rows(self._store, statement, self._views, self._functions, self._seen))
 
     def _submit(self, statement: st.InsertInto, name: str, **options: Any) -> tuple[JobDescriptor, str]:
         return submit(
