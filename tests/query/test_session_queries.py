@@ -53,6 +53,16 @@ def test_the_time_zone_of_the_machine_changes_no_cursor(tmp_path: Path) -> None:
     assert done.stdout.strip() == "['UTC', 'UTC', 'UTC', 'UTC']"
 
 
+def test_the_time_zone_of_the_machine_changes_no_csv() -> None:
+    script = (
+        "import pyarrow as pa; from flashlake.cli.output import csv_text\n"
+        "print(csv_text(pa.table({'t': pa.array([0], pa.timestamp('ms', 'UTC'))})))"
+    )
+    environment = {**os.environ, "TZ": "Asia/Shanghai"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["t", "1970-01-01", "00:00:00+00"]
+
+
 def test_names_without_a_database_belong_to_the_one_in_use(session: SqlSession) -> None:
     assert rows(session, "SELECT a FROM bid") == [(-1,)]
     assert rows(session, "USE shop; SELECT a FROM bid") == [(42,), (7,)]
