@@ -28,6 +28,13 @@ def check_computed(descriptor: TableDescriptor, where: str) -> None:
             raise StatementRefused(
                 f"column {item.name} is declared twice, or its name is reserved", where=where, next_step="Give it another name."
             )
+        alike = next((name for name in taken if name.lower() == item.name.lower()), None)
+        if alike is not None:
+            raise StatementRefused(
+                f"column {item.name} differs from column {alike} only in case",
+                where=where,
+                next_step="Choose another name: Delta and DuckDB compare names without case.",
+            )
         taken.add(item.name)
         try:
             empty = not scan(item.expression)

@@ -102,10 +102,23 @@ class Reader:
         return parts[-1]
 
     def job_name(self) -> str:
-        """A job's name: a word or a string."""
+        """A job's name: a string, a quoted name, or bare as SHOW JOBS prints it: db.view, insert-into_db.t, insert-into_db.t(a,b)."""
         if self.peek().kind == "string":
             return self.take().value
-        return self.plain_name("the job's name")
+        if self.peek().kind != "word":
+            return self.plain_name("the job's name")
+        token = self.take()
+        name = token.text
+        while self._joins(token) and (self.peek().kind in ("word", "number") or self.at(".") or self.at("-")):
+            token = self.take()
+            name += token.text
+        if self._joins(token) and self.at("("):
+            name += f"({','.join(self.name_list('the columns in the name of the job'))})"
+        return name
+
+    def _joins(self, token: Token) -> bool:
+        """Whether the next token stands right behind this one."""
+        return self.peek().kind != "end" and self.peek().start == token.stop
 
     def name_list(self, role: str) -> tuple[str, ...]:
         """(a, b, ...), each name once."""

@@ -9,7 +9,8 @@ from storage_engine.stream.functions.python_functions import udf
 from storage_engine.stream.jobs.job import JobDescriptor, load_job, load_jobs, plan_job
 from storage_engine.stream.operators.job_plan import JobPlan
 from storage_engine.stream.planning.computed_columns import computed_types
-from storage_engine.stream.planning.planner import plan_insert, plan_view
+from storage_engine.stream.planning.planner import plan_insert
+from storage_engine.stream.planning.view_table import plan_view
 from storage_engine.stream.run.batch import batch_select
 from storage_engine.stream.run.runner import JobRunner
 from storage_engine.stream.run.worker import Worker

@@ -155,7 +155,8 @@ def test_how_a_job_is_run_changes_while_it_keeps_its_place(store, db):
 def test_the_job_of_a_materialized_view_goes_after_the_view(store, db):
     make(store, db)
     name = f"{db}.per_shop"
-    store.execute(f"CREATE MATERIALIZED VIEW {name} REFRESH ASYNC AS SELECT shop, COUNT(DISTINCT id) AS n FROM {db}.events GROUP BY shop")
+    select = f"SELECT shop, COUNT(DISTINCT id) AS n FROM {db}.events WHERE shop IS NOT NULL GROUP BY shop"
+    store.execute(f"CREATE MATERIALIZED VIEW {name} REFRESH ASYNC AS {select}")
     with pytest.raises(StatementRefused, match=f"DROP MATERIALIZED VIEW {name}"):
         store.execute(f"DROP JOB '{name}'")
     store.execute(f"DROP MATERIALIZED VIEW {name}; DROP JOB '{name}'")

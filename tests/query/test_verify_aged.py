@@ -33,7 +33,7 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 def run(store: Store, *jobs: str) -> Worker:
     """Submit INSERTs, each as a job of the name of its sink."""
     for text in jobs:
-        name = text.split()[2].partition(".")[2]
+        name = text.partition("INSERT INTO db.")[2].split()[0]
         SqlSession(store).execute(f"SET 'pipeline.name' = '{name}'; {text}")
     return Worker(store)
 
@@ -304,3 +304,55 @@ def test_rows_joined_before_a_looked_up_row_came_are_noted_and_not_repaired(stor
     with pytest.raises(StatementRefused, match="nothing was repaired"):
         repair(store, None, "db.named")
     assert rows(store, "db.named") == [(1, None), (2, "b")]
+
+
+@pytest.mark.parametrize(("poisoned", "is_proved"), [(35, True), (3, False)])
+def test_rows_in_quarantine_are_left_out_as_long_as_their_changes_are_held(
+    store: Store, clock: Clock, poisoned: int, is_proved: bool
+) -> None:
+    store.execute(
+        "CREATE TABLE db.words (id BIGINT, w STRING, PRIMARY KEY (id) NOT ENFORCED) WITH ('table.log.ttl' = '1h');"
+        "CREATE TABLE db.numbers (id BIGINT, n INT, PRIMARY KEY (id) NOT ENFORCED);"
+    )
+    worker = run(store, "SET 'pipeline.poison-row' = 'quarantine'; INSERT INTO db.numbers SELECT id, CAST(w AS INT) FROM db.words")
+    for n in range(N):
+        clock.pass_ms(HOUR_MS // 20)
+        store.table("db.words").upsert({"id": [n], "w": ["x" if n == poisoned else str(n)]})
+        worker.run_until_idle()
+    backend_of(store).clean()
+    assert 3 < sum(store.table("db.words").offsets("earliest").values()) < 35
+
+    report = one(verify(store, None, "db.numbers"))
+
+    assert report.rows_quarantined == 1
+    assert (report.holds, report.rows_compared) == (is_proved, N - 1 if is_proved else 0)
+    assert is_proved or "among them rows in quarantine" in report.refused
+
+
+def test_current_rows_that_go_without_a_change_prove_nothing(store: Store, clock: Clock) -> None:
+    store.execute(tables().replace("NOT ENFORCED) WITH (", "NOT ENFORCED) WITH ('table.kv.ttl' = '2h', "))
+    store.execute("CREATE TABLE db.same (id BIGINT, k INT, PRIMARY KEY (id) NOT ENFORCED)")
+    worker = run(store, "INSERT INTO db.same SELECT id, k FROM db.pk")
+    write_and_age(store, clock, worker)
+
+    assert "'table.kv.ttl'" in one(verify(store, None, "db.same")).refused
+
+
+def test_days_of_a_tiered_log_are_read_from_the_lake_but_for_a_day_that_was_dropped(store: Store, clock: Clock, tmp_path: Path) -> None:
+    store.execute(tables(", 'table.datalake.enabled' = 'true'", "PARTITIONED BY (ds)"))
+    worker = run(store, "INSERT INTO db.days SELECT ds, 7, COUNT(*) FROM db.log GROUP BY ds")
+    lake = LakeHistory(store, tmp_path / "lake")
+    for n in range(N):
+        clock.pass_ms(HOUR_MS // 20)
+        store.table("db.log").append({"id": [n], "k": [n], "ds": [("a", "b", "c", "d")[n // 10]]})
+    worker.run_until_idle()
+    Tierer(store, tmp_path / "lake").run_once(force=True)
+    backend_of(store).clean()
+    assert store.table("db.log").count() < 30
+
+    assert not one(verify(store, None, "db.days")).holds
+    assert one(verify(store, None, "db.days", lake=lake)).rows_compared == 4
+    store.execute("ALTER TABLE db.log DROP PARTITION (ds = 'a')")
+    assert one(verify(store, None, "db.days", ["a"], lake=lake)).refused
+    assert one(verify(store, None, "db.days", ["b"], lake=lake)).holds
+    assert one(verify(store, None, "db.days", ["b"])).refused

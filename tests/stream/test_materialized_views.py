@@ -145,3 +145,89 @@ def test_a_view_that_cannot_be_filled_says_so_and_how_to_go_on(db: SqlSession) -
     db.execute("CREATE TABLE db.words (id BIGINT, w STRING, PRIMARY KEY (id) NOT ENFORCED); INSERT INTO db.words VALUES (1, 'x')")
     with pytest.raises(FlashlakeError, match=r"db\.mv cannot be filled.*DROP MATERIALIZED VIEW db\.mv"):
         db.execute("CREATE MATERIALIZED VIEW db.mv AS SELECT id, CAST(w AS INT) AS n FROM db.words")
+
+
+NULLS = """
+CREATE TABLE db.n (id BIGINT, s STRING, v INT, PRIMARY KEY (id) NOT ENFORCED);
+CREATE TABLE db.m (id BIGINT, w INT, PRIMARY KEY (id) NOT ENFORCED);
+INSERT INTO db.n VALUES (1, 'a', 1), (2, NULL, 2), (3, NULL, NULL);
+INSERT INTO db.m VALUES (3, 30), (4, 40);
+"""
+
+
+@pytest.mark.parametrize(
+    ("select", "column"),
+    [
+        ("SELECT s, COUNT(*) AS n FROM db.n GROUP BY s", "s"),
+        ("SELECT DISTINCT s FROM db.n", "s"),
+        ("SELECT x.s, COUNT(*) AS n FROM db.n x LEFT JOIN db.m y ON x.id = y.id WHERE y.w > 1 GROUP BY x.s", "s"),
+        ("SELECT v, s, COUNT(*) AS n FROM db.n WHERE s IS NOT NULL OR id > 1 GROUP BY v, s", "v"),
+    ],
+)
+def test_a_key_that_may_be_null_is_refused_at_creation(db: SqlSession, select: str, column: str) -> None:
+    """The first NULL would stop the view's job, whenever it comes."""
+    db.execute(NULLS)
+    with pytest.raises(StatementRefused, match=rf"column {column} identifies .*may be NULL.*IS NOT NULL, select COALESCE"):
+        db.execute(f"CREATE MATERIALIZED VIEW db.mv AS {select}")
+
+
+@pytest.mark.parametrize(
+    ("select", "rows"),
+    [
+        ("SELECT s, COUNT(*) AS n FROM db.n WHERE s IS NOT NULL GROUP BY s", [("a", 1)]),
+        ("SELECT s, COUNT(*) AS n FROM db.n WHERE s <> 'b' GROUP BY s", [("a", 1)]),
+        ("SELECT COALESCE(s, '-') AS s, COUNT(*) AS n FROM db.n GROUP BY s", [("-", 2), ("a", 1)]),
+        ("SELECT COALESCE(s, '-') AS s, COUNT(*) AS n FROM db.n GROUP BY COALESCE(s, '-')", [("-", 2), ("a", 1)]),
+        ("SELECT DISTINCT s FROM (SELECT s, v FROM db.n WHERE s IS NOT NULL) AS q", [("a",)]),
+        ("SELECT x.v, COUNT(*) AS n FROM db.n x JOIN db.n y ON x.v = y.v GROUP BY x.v", [(1, 1), (2, 1)]),
+        ("SELECT 'all' AS name, COUNT(*) AS n FROM db.n", [("all", 3)]),
+        (
+            "SELECT COALESCE(x.id, y.id) AS id, x.v, y.w FROM db.n x FULL JOIN db.m y ON x.id = y.id",
+            [(1, 1, None), (2, 2, None), (3, None, 30), (4, None, 40)],
+        ),
+    ],
+)
+def test_a_view_whose_key_is_never_null_holds_its_result(store: Store, db: SqlSession, select: str, rows: list[tuple[object, ...]]) -> None:
+    db.execute(NULLS)
+    db.execute(f"CREATE MATERIALIZED VIEW db.mv AS {select}")
+    assert sink_rows(store, "db.mv") == rows
+    db.execute("INSERT INTO db.n VALUES (5, NULL, NULL), (6, 'a', 2); DELETE FROM db.n WHERE id = 5; REFRESH MATERIALIZED VIEW db.mv")
+    assert differing_jobs(store) == []
+
+
+def test_rows_with_a_null_key_may_be_left_out_and_are_counted(store: Store, db: SqlSession) -> None:
+    db.execute(NULLS + "SET 'table.exec.sink.not-null-enforcer' = 'DROP';")
+    db.execute("CREATE MATERIALIZED VIEW db.mv AS SELECT s, COUNT(*) AS n FROM db.n GROUP BY s")
+    assert sink_rows(store, "db.mv") == [("a", 1)]
+    described = {row["property"]: row["value"] for row in db.execute("DESCRIBE JOB db.mv")[0].rows.to_pylist()}
+    assert described["n_dropped_nulls"] == "1"
+
+
+def test_a_result_of_one_row_needs_a_constant_as_its_key(db: SqlSession) -> None:
+    with pytest.raises(StatementRefused, match=r"the result is one row.*SELECT 'all' AS name, COUNT\(\*\)"):
+        db.execute("CREATE MATERIALIZED VIEW db.mv AS SELECT COUNT(*) AS n FROM db.t")
+
+
+@pytest.mark.parametrize(
+    ("clause", "says"),
+    [
+        ("PARTITION BY k", "PARTITION BY k: the table of a materialized view has no partitions"),
+        ("PARTITION BY date_trunc('month', k)", "has no partitions.*asset.partitions"),
+        ("PROPERTIES ('resource_group' = 'rg1')", "property 'resource_group' of a materialized view is not known"),
+    ],
+)
+def test_clauses_that_would_have_no_effect_are_refused(store: Store, db: SqlSession, clause: str, says: str) -> None:
+    with pytest.raises(FlashlakeError, match=says):
+        db.execute(f"CREATE MATERIALIZED VIEW db.mv {clause} AS {PER_K}")
+    assert "db.mv" not in store.tables()
+    db.execute(f"CREATE MATERIALIZED VIEW db.mv PROPERTIES ('asset.owner' = 'team:x') AS {PER_K}")
+
+
+def test_jobs_are_named_bare_as_show_jobs_prints_them(db: SqlSession) -> None:
+    db.execute("CREATE TABLE db.copy (id BIGINT, k INT, PRIMARY KEY (id) NOT ENFORCED); INSERT INTO db.copy (id, k) SELECT id, k FROM db.t")
+    db.execute(f"CREATE MATERIALIZED VIEW db.mv AS {PER_K}")
+    names = db.execute("SHOW JOBS")[0].rows["job"].to_pylist()
+    assert names == ["db.mv", "insert-into_db.copy(id,k)"]
+    for name in names:
+        messages = [result.message for result in db.execute(f"STOP JOB {name}; RESUME JOB {name}; DESCRIBE JOB {name}")]
+        assert messages == [f"stopped job {name}", f"resumed job {name}, which was STOPPED", "job"]

@@ -207,7 +207,8 @@ def test_a_view_is_kept_in_the_store_and_its_names_belong_to_its_database(store:
 
 
 def test_a_materialized_view_holds_what_its_query_says(store: Store, db: SqlSession) -> None:
-    text = "CREATE MATERIALIZED VIEW db.mv REFRESH MANUAL AS SELECT shop, COUNT(*) AS n, SUM(qty) AS q FROM db.a GROUP BY shop"
+    text = "CREATE MATERIALIZED VIEW db.mv REFRESH MANUAL AS SELECT shop, COUNT(*) AS n, SUM(qty) AS q FROM db.a "
+    text += "WHERE shop IS NOT NULL GROUP BY shop"
     db.execute(text)
     assert db.execute(text)[-1].message == "materialized view db.mv exists"
     append(store, (1, 1, 10), (2, 1, 5), (3, 2, 1))
@@ -222,6 +223,32 @@ def test_a_materialized_view_that_lacks_its_key_is_refused(store: Store, db: Sql
     with pytest.raises(StatementRefused, match="are not selected"):
         db.execute("CREATE MATERIALIZED VIEW db.mv AS SELECT COUNT(*) AS n FROM db.a GROUP BY shop")
     assert "db.mv" not in store.tables()
+
+
+@pytest.mark.parametrize(
+    ("key", "default", "other", "instead"),
+    [
+        ("table.local-time-zone", "UTC", "Europe/Berlin", "CONVERT_TZ"),
+        ("table.local-time-zone", "Etc/UTC", "Nowhere/X", "Times are UTC here"),
+        ("table.exec.state.ttl", "0 ms", "1 h", "WATERMARK"),
+        ("table.exec.state.ttl", "0", "36000", "State is kept"),
+    ],
+)
+def test_settings_that_would_change_answers_take_their_default_only(
+    db: SqlSession, key: str, default: str, other: str, instead: str
+) -> None:
+    assert "how it is here" in db.execute(f"SET '{key}' = '{default}'")[0].message
+    with pytest.raises(InvalidOption, match=instead):
+        db.execute(f"SET '{key}' = '{other}'")
+
+
+def test_a_database_that_was_created_is_listed(store: Store, session: SqlSession) -> None:
+    session.execute("CREATE DATABASE empty; CREATE TABLE shop.t (a INT)")
+    assert session.execute("SHOW DATABASES")[0].rows["database"].to_pylist() == ["empty", "shop"]
+    other = SqlSession(store)
+    assert other.execute("SHOW DATABASES")[0].rows["database"].to_pylist() == ["shop"]
+    session.execute("USE empty; CREATE TABLE t (a INT)")
+    assert other.execute("SHOW DATABASES")[0].rows["database"].to_pylist() == ["empty", "shop"]
 
 
 def test_settings_are_known_inert_or_refused(db: SqlSession) -> None:

@@ -17,7 +17,7 @@ from storage_engine.client.store import Store
 from storage_engine.errors import FlashlakeError, StatementRefused
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.dialect.syntax import parse_select, table_name
-from storage_engine.stream.jobs.job import JobDescriptor, load_jobs, plan_job
+from storage_engine.stream.jobs.job import JobDescriptor, load_jobs, plan_job, written_name
 from storage_engine.stream.operators.job_plan import JobPlan
 from storage_engine.stream.planning.explain import explain
 
@@ -48,17 +48,18 @@ def check_droppable(store: Store, table: str) -> None:
     for job in load_jobs(store).values():
         if job.state == "DROPPING":
             continue
+        name = written_name(job.name)
         if table in (job.state_tables or ()):
-            raise StatementRefused(f"job {job.name} keeps its state in {table}", where=where, next_step=f"DROP JOB {job.name} drops it.")
+            raise StatementRefused(f"job {job.name} keeps its state in {table}", where=where, next_step=f"DROP JOB {name} drops it.")
         does = "writes" if job.sink == table else "reads" if table in _read_by(store, job) else ""
         if does and job.state in ("RUNNING", "PAUSED"):
             is_view = job.kind == "view"
             what = f"materialized view {job.name}" if is_view else f"job {job.name}"
-            remedy = f"DROP MATERIALIZED VIEW {job.name} first." if is_view else f"STOP JOB {job.name}; DROP JOB {job.name} first."
+            remedy = f"DROP MATERIALIZED VIEW {job.name} first." if is_view else f"STOP JOB {name}; DROP JOB {name} first."
             raise StatementRefused(f"{what} {does} {table}", where=where, next_step=remedy)
-    for name, view in store.objects("view").items():
+    for view_name, view in store.objects("view").items():
         if table in _tables_of_view(view):
-            raise StatementRefused(f"view {name} reads {table}", where=where, next_step=f"DROP VIEW {name} first.")
+            raise StatementRefused(f"view {view_name} reads {table}", where=where, next_step=f"DROP VIEW {view_name} first.")
 
 
 def _read_by(store: Store, job: JobDescriptor) -> set[str]:
@@ -138,7 +139,7 @@ def _refused(job: JobDescriptor, table: TableDescriptor, reason: str) -> Stateme
     what, remedy = (
         ("materialized view", f"DROP MATERIALIZED VIEW {job.name} first, and create it again from the present columns.")
         if job.kind == "view"
-        else ("job", f"STOP JOB {job.name} first, and submit it again in terms of the present columns.")
+        else ("job", f"STOP JOB {written_name(job.name)} first, and submit it again in terms of the present columns.")
     )
     return StatementRefused(
         f"{what} {job.name} depends on a column of {table.name}: {reason}", where=f"ALTER TABLE {table.name}", next_step=remedy

@@ -135,6 +135,15 @@ def state_name(job: str) -> str:
     return re.sub(r"\W", "_", job)
 
 
+def written_name(job: str) -> str:
+    """A job's name as a statement takes it: bare where it can be.
+
+    >>> written_name("db.view"), written_name("two words")
+    ('db.view', "'two words'")
+    """
+    return job if re.fullmatch(r"[^\W\d]\w*([.-]\w+)*", job) else "'" + job.replace("'", "''") + "'"
+
+
 def canonical(select: str) -> str:
     """A SELECT without comments and differences of spelling."""
     tree = parse_select(select).copy()
@@ -166,7 +175,7 @@ def check_same_tables(job: JobDescriptor, present: Mapping[str, int]) -> None:
             raise StatementRefused(
                 f"{name} is another table than the one that job {job.name} was submitted for, which was dropped",
                 where=f"job {job.name}",
-                next_step=f"{stops} {job.name}; DROP JOB {job.name}, and submit it again.",
+                next_step=f"{stops} {written_name(job.name)}; DROP JOB {written_name(job.name)}, and submit it again.",
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from storage_engine.client.store import Store
 from storage_engine.errors import AccessDenied, FlashlakeError, InvalidOption, StatementRefused
 from storage_engine.schema import statements as st
-from storage_engine.stream.jobs.job import KIND, JobDescriptor, load_job, load_jobs, plan_job, save_job, set_state
+from storage_engine.stream.jobs.job import KIND, JobDescriptor, load_job, load_jobs, plan_job, save_job, set_state, written_name
 from storage_engine.stream.jobs.options import JOB_SETTINGS, OPERATING_OPTIONS, check_value, parse_options
 from storage_engine.stream.jobs.quarantine import check_quarantines, create_quarantine
 
@@ -59,7 +59,7 @@ def drop(store: Store, name: str, *, if_exists: bool = False) -> str:
     if job.kind == "view" and name in store.objects("materialized_view"):
         raise StatementRefused(f"job {name} keeps a materialized view", where=f"job {name}", next_step=f"DROP MATERIALIZED VIEW {name}.")
     if job.state in ("RUNNING", "PAUSED"):
-        raise StatementRefused(f"job {name} is {job.state}", where=f"job {name}", next_step=f"STOP JOB {_quoted(name)} first.")
+        raise StatementRefused(f"job {name} is {job.state}", where=f"job {name}", next_step=f"STOP JOB {written_name(name)} first.")
     others = {table for other in jobs.values() if other.name != name for table in other.state_tables or ()}
     states = [table for table in _state_tables(store, job) if table not in others]
     save_job(store, replace(job, state="DROPPING"))
@@ -118,13 +118,8 @@ def check_not_dropping(job: JobDescriptor) -> None:
         raise StatementRefused(
             f"job {job.name} is being dropped: part of its state is gone",
             where=f"job {job.name}",
-            next_step=f"DROP JOB {_quoted(job.name)} again finishes it.",
+            next_step=f"DROP JOB {written_name(job.name)} again finishes it.",
         )
-
-
-def _quoted(name: str) -> str:
-    """A job's name as a statement takes it."""
-    return name if name.isidentifier() else "'" + name.replace("'", "''") + "'"
 
 
 ANSWERS: dict[type, Callable[[Store, Any], str]] = {

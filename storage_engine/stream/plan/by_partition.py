@@ -10,6 +10,7 @@ from sqlglot import exp
 
 from storage_engine.stream.plan.tree import Aggregate, Calc, DeltaJoin, Expand, LookupJoin, Node, Rank, Scan, Union
 from storage_engine.stream.plan.tree_time import Over, Windows
+from storage_engine.stream.plan.tree_unnest import Unnest
 
 
 def following(node: Node, name: str) -> frozenset[int]:
@@ -25,7 +26,7 @@ def following(node: Node, name: str) -> frozenset[int]:
         case Expand():
             tree = next((tree for item, tree in node.keys if item.name == name), None)
             return _through(node.input, tree) if tree is not None else _of_input(node.input, name)
-        case LookupJoin() | Windows():
+        case LookupJoin() | Windows() | Unnest():
             return _of_input(node.input, name)
         case Rank() | Over():
             return following(node.side.node, name) if name in node.side.on else frozenset()

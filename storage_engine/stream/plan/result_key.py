@@ -22,8 +22,9 @@ def with_result_key(root: Calc, sink: TableDescriptor) -> Calc:
     below = root.input
     if root.unique_key is not None:
         return root
-    if (joined := _full_join_key(root, sink)) is not None:
-        return replace(root, key=joined)
+    if (joined := _full_join_key(root, sink)) is not None:  # one of the two is there, so that it is NULL only where a key itself is
+        held = tuple((replace(item, nullable=False) if item.name in joined else item, tree) for item, tree in root.projections)
+        return replace(root, projections=held, key=joined)
     if below.unique_key is None:
         return root
     projections = list(root.projections)

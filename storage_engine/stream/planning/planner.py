@@ -15,7 +15,7 @@ from storage_engine.errors import StatementRefused
 from storage_engine.schema.computed import why_not_written
 from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.stream.dialect.render import column
-from storage_engine.stream.dialect.sqltypes import UNKNOWN, is_storable_as, parse_type
+from storage_engine.stream.dialect.sqltypes import is_storable_as, parse_type
 from storage_engine.stream.functions.casts import as_precise, is_cut
 from storage_engine.stream.operators.arrangement import Arrangement, arrange
 from storage_engine.stream.operators.checked_key import is_checked
@@ -97,7 +97,7 @@ def plan_select(
     where = "query"
     binder = Binder(catalog, default_database=default_database, where=where, settings=settings)
     query = binder.bind(select_sql)
-    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
+    root = query.root if isinstance(query.root, Calc) else identity(query.root)
     key = root.unique_key if root.is_retracting else None
     columns = tuple(Column(item.name, str(item.type) if item.type.is_known else "STRING") for item in root.fields)
     sink = TableDescriptor("result", columns, key or (), (), key or (), 1, {})
@@ -118,36 +118,7 @@ def _as_run(meant: Node) -> Node:
     return share(by_pane(whole_joins(meant)))
 
 
-def plan_view(
-    catalog: Catalog, name: str, select_sql: str, *, default_database: str = "", settings: Mapping[str, str] | None = None
-) -> TableDescriptor:
-    """The backing table of a materialized view: its query's columns, keyed by what identifies a row of the result."""
-    where = f"materialized view {name}"
-    query = Binder(catalog, default_database=default_database, where=where, settings=settings).bind(select_sql)
-    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
-    duplicate = next((item for item in query.column_names if query.column_names.count(item) > 1), None)
-    if duplicate is not None:
-        raise StatementRefused(f"column {duplicate} occurs twice", where=where, next_step="Give each column its own name with AS.")
-    names = dict(zip((item.name for item in root.fields), query.column_names, strict=True))
-    key = root.unique_key
-    if not root.is_retracting:
-        key = None
-    elif key is None:
-        raise StatementRefused(
-            "the columns that identify a row of the result are not selected",
-            where=where,
-            next_step="Select every column of GROUP BY (or of the primary key).",
-        )
-    key_names = tuple(names[item] for item in key or ())
-    columns = []
-    for item in root.fields:
-        if item.type == UNKNOWN:
-            raise StatementRefused(f"the type of column {names[item.name]} is not known", where=where, next_step="CAST it.")
-        columns.append(Column(names[item.name], str(item.type), nullable=names[item.name] not in key_names))
-    return TableDescriptor(name, tuple(columns), key_names, (), key_names, 1, {})
-
-
-def _identity(node: Node) -> Calc:
+def identity(node: Node) -> Calc:
     return Calc(node, tuple((item, column(item.name)) for item in node.fields))
 
 
@@ -192,7 +163,7 @@ def _targets(sink: TableDescriptor, columns: Sequence[str] | None, query: Query,
 
 def _to_sink(query: Query, sink: TableDescriptor, targets: tuple[str, ...], where: str) -> Calc:
     """The query with its fields renamed to the sink's columns, and their types checked."""
-    root = query.root if isinstance(query.root, Calc) else _identity(query.root)
+    root = query.root if isinstance(query.root, Calc) else identity(query.root)
     projections = []
     for name, (item, tree) in zip(targets, root.projections, strict=True):
         wanted = parse_type(sink.column(name).type)

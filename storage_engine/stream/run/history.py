@@ -124,8 +124,6 @@ class History:
             later = changes_between(table, stop, latest, columns)
         except OffsetOutOfRange as error:
             raise self.gone(plan, scan, gaps, error.what) from error
-        if later.num_rows and table.descriptor.is_wal:
-            raise self.gone(plan, scan, gaps, "and it has no old rows ('table.changelog.image' = 'wal')")
         found = put_back(found.select(columns), later, table.descriptor.primary_key)
         return found if left_out is None else self._without(plan, scan, found, gaps, stop, left_out)
 

@@ -13,16 +13,18 @@ import duckdb
 import pyarrow as pa
 
 from storage_engine.client.store import Store
-from storage_engine.errors import AlreadyExists, ProgressConflict, StatementRefused, UnknownTable
+from storage_engine.errors import AlreadyExists, InvalidOption, ProgressConflict, StatementRefused, UnknownTable
 from storage_engine.schema import statements as st
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.stream.functions.python_functions import FunctionDefinition
 from storage_engine.stream.jobs.job import canonical, load_job, load_jobs, set_state
+from storage_engine.stream.jobs.options import parse_options
 from storage_engine.stream.jobs.submit import submit
 from storage_engine.stream.plan.startup import starts_of
 from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.planning.catalog import StoreCatalog
-from storage_engine.stream.planning.planner import plan_insert, plan_view
+from storage_engine.stream.planning.planner import ENFORCER_OPTION, plan_insert
+from storage_engine.stream.planning.view_table import plan_view
 from storage_engine.stream.run.runner import JobRunner
 
 KIND = "materialized_view"
@@ -42,8 +44,10 @@ def create(
     existing = store.objects(KIND)
     if name in existing and (statement.if_not_exists or existing[name].get("sql") == statement.sql):
         return f"materialized view {name} exists"
+    _check_clauses(statement, where)
     catalog = StoreCatalog(store, views, functions=functions)
-    backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=settings)
+    is_lenient = settings.get(ENFORCER_OPTION, "ERROR").upper() == "DROP" or parse_options(settings, where).quarantines
+    backing = plan_view(catalog, name, statement.sql, default_database=statement.database, settings=settings, sets_nulls_aside=is_lenient)
     _check_name(store, statement, backing, catalog.table(name), where)
     plan = plan_insert(catalog, backing, None, statement.sql, job=name, default_database=statement.database, settings=settings)
     starts_of(store, plan.startups, f"materialized view {name}")
@@ -74,6 +78,18 @@ def create(
     if statement.refresh is not None:
         return f"materialized view {name}"
     return f"materialized view {name}, filled from {_fill(store, name, where)} rows; REFRESH MATERIALIZED VIEW {name} does it again"
+
+
+def _check_clauses(statement: st.CreateMaterializedView, where: str) -> None:
+    """Errors: StatementRefused, InvalidOption for a clause that is understood and would have no effect."""
+    if statement.partition_by:
+        what = f"PARTITION BY {', '.join(statement.partition_by)}: the table of a materialized view has no partitions"
+        remedy = "Leave it out; for Dagster's partitions say 'asset.partitions' in PROPERTIES."
+        raise StatementRefused(what, where=where, next_step=remedy)
+    for key in statement.properties:
+        if not key.startswith("asset."):
+            raise InvalidOption(f"property '{key}' of a materialized view is not known", where=where,
+                                next_step="Leave it out: PROPERTIES takes asset.* (docs/sql.md, Options of a table).")  # fmt: skip
 
 
 def _check_name(

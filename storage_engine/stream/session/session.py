@@ -54,13 +54,24 @@ SETTINGS: dict[str, tuple[str, ...] | None] = {
 }
 """Settings with an effect, and their values (None: any text)."""
 
+ONLY_DEFAULT = {
+    "table.local-time-zone": (
+        ("UTC", "ETC/UTC", "GMT", "Z", "+00:00", "GMT+00:00"),
+        "Times are UTC here: leave it out, and write CONVERT_TZ(time, 'UTC', zone) where a time of another zone is meant.",
+    ),
+    "table.exec.state.ttl": (
+        ("0", "0 MS", "0MS", "0 S", "0S"),
+        "State is kept as long as its rows count, so that no answer changes: leave it out. Windows, and joins within an interval, over "
+        "logs with a WATERMARK forget what is final.",
+    ),
+}
+"""Settings of Flink that would change answers, and have one value here; what to do instead of another one."""
+
 INERT_SETTINGS = (
     "table.exec.mini-batch.enabled",
     "table.exec.async-lookup.",
-    "table.exec.state.ttl",
     "table.exec.sink.upsert-materialize",
     "table.optimizer.",
-    "table.local-time-zone",
     "parallelism.default",
     "execution.checkpointing.",
     "restart-strategy",
@@ -96,6 +107,7 @@ class SqlSession:
         self._settings: dict[str, str] = {}
         self._views: dict[str, ViewDefinition] = {}
         self._functions: Functions = {}
+        self._databases: set[str] = set()  # those that were created here and have no table yet: a database is in the names of its tables
 
     def execute(self, text: str) -> list[Result]:
         """Run a text of statements. Errors: what the failing statement raises; those before it have taken effect."""
@@ -181,7 +193,8 @@ class SqlSession:
         return Result(f"dropped partition {name} of {statement.name}")
 
     def _create_database(self, statement: st.CreateDatabase) -> Result:
-        return Result(f"database {statement.name}")
+        self._databases.add(statement.name)
+        return Result(f"database {statement.name}; other sessions see it as soon as a table is in it")
 
     def _use(self, statement: st.Use) -> Result:
         if statement.is_catalog:
@@ -196,6 +209,11 @@ class SqlSession:
             parse_options({key: value}, f"line {statement.line}")
             self._settings[key] = value
             return Result(f"set {key}")
+        if key in ONLY_DEFAULT:
+            values, instead = ONLY_DEFAULT[key]
+            if value.strip().upper() not in values:
+                raise InvalidOption(f"'{key}' = '{value}' is not supported", where=f"line {statement.line}", next_step=instead)
+            return Result(f"'{key}' = '{value}' is how it is here")
         if key.startswith(INERT_SETTINGS):
             return Result(f"'{key}' has no effect here")
         alike = difflib.get_close_matches(key, list(SETTINGS), n=1)
@@ -322,7 +340,7 @@ class SqlSession:
         return Result("tables", reports.tables(self._store, statement.of_database))
 
     def _show_databases(self, _statement: st.ShowDatabases) -> Result:
-        names = sorted({name.partition(".")[0] for name in self._store.tables()})
+        names = sorted(self._databases | {name.partition(".")[0] for name in self._store.tables()})
         return Result("databases", pa.table({"database": pa.array(names, pa.string())}))
 
     def _show_views(self, _statement: st.ShowViews) -> Result:
