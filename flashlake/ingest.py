@@ -156,6 +156,7 @@ def read_source(name: str, query: str, *, start: date | None = None, stop: date 
 
     with duckdb.connect() as connection:
         connection.execute("SET threads = 2")
+        connection.execute("SET TimeZone = 'UTC'")
         connection.execute(f"CREATE VIEW source AS SELECT * FROM read_parquet({_literal(str(data_file(name)))})")
         values = {key: value for key, value in (("start", start), ("stop", stop)) if value is not None}
         return connection.execute(query, values or None).to_arrow_table()

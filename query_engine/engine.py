@@ -14,23 +14,27 @@ import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
-from query_engine.relations import BINLOG, Needs, Relations, lake_columns
-from query_engine.time_travel import take_version
+from query_engine.hints import refuse_hints, refuse_query_hints
+from query_engine.relations import BINLOG, Needs, Relations, keep_floats_from_joins, lake_columns
+from query_engine.time_travel import take_version, without_processing_times
 from query_engine.translate import Columns, translate
+from query_engine.windows import WindowedRows, is_windowed
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.lake import load_delta
 from storage_engine.schema.pushdown import pushable
-from storage_engine.stream.dialect.syntax import parse_select, table_hints, table_name, text_of
+from storage_engine.stream.dialect.syntax import parse_select, table_name, text_of
 from storage_engine.stream.functions.bitmaps import open_connection
 from storage_engine.stream.functions.function_calls import is_known_name, mark_calls
 from storage_engine.stream.functions.python_functions import FunctionDefinition, function_failure, register
-from storage_engine.stream.plan.startup import MODE
+from storage_engine.stream.plan.tree import ViewDefinition
 from storage_engine.stream.session.function_statements import stored_functions
 
 _VIEWS_DEEP_MAX = 16
 _BINLOG_ROWS = ("before", "after")
 _COUNT_ONLY = frozenset({"expressions", "from_", "from", "kind", "hint"})
+_COUNTED_AS = frozenset({"this", "db", "catalog", "alias"})
+"""The parts of a table's node with which it has all of its rows."""
 
 _Names = dict[tuple[str, int | None], list[exp.Table]]
 """Name and version (None: now) of each relation of a query -> where it is named."""
@@ -65,32 +69,44 @@ class QueryEngine:
         *,
         at: int | None = None,
         default_database: str = "default",
+        views: Mapping[str, ViewDefinition] | None = None,
         functions: Mapping[str, FunctionDefinition] | None = None,
     ) -> pa.Table:
         """The rows of a SELECT in Flink's dialect. `at`: answer as of a version of the store (tables of the store only).
 
+        default_database  where names without a database are looked for
+        views, functions  those of a session, before those of the store
+
         Errors: StatementRefused, UnknownTable; what DuckDB refuses is said in its words with the statement named.
         """
-        tree = self._with_views(parse_select(sql, where="query"), default_database, 0)
+        windows = WindowedRows(self.store, self.lake_root, views or {}, functions or {}, at)
+        tree = self._with_views(parse_select(sql, where="query"), default_database, views or {}, windows, 0)
         used = self._functions_of(tree, functions or {})
+        for select in tree.find_all(exp.Select):
+            refuse_query_hints(select)
         asked = {id(node): take_version(self.store, self._con, node) for node in _tables(tree)}
+        without_processing_times(tree)
         names = _relation_names(tree, default_database, {key: at if own is None else own for key, own in asked.items()})
         counted = self._counted(tree, names)
         if counted is not None:
             return counted
         con = self._con.cursor()
         try:
-            tables: dict[str, Columns] = {}
+            tables: dict[str, Columns] = {**windows.register(con, tree)}
             for index, ((name, version), nodes) in enumerate(names.items()):
                 view = f"r{index}"
                 for node in nodes:
-                    _refuse_startup(node)
+                    refuse_hints(node)
                 columns = self._relations.columns(name)
                 if columns is None and any(asked[id(node)] is not None for node in nodes):
                     raise StatementRefused(f"{name} is a table of the lake alone: it has no versions of the store", where="query",
                                            next_step="Leave FOR ... AS OF out.")  # fmt: skip
-                self._relations.register(con, view, name, self._needs(tree, nodes, name, columns), version)
-                tables[view] = columns if columns is not None else lake_columns(con, view)
+                needs = self._needs(tree, nodes, name, columns)
+                self._relations.register(con, view, name, needs, version)
+                columns = columns if columns is not None else lake_columns(con, view)
+                if _may_join(tree):
+                    view = keep_floats_from_joins(con, view, columns, needs)
+                tables[view] = columns
                 for node in nodes:
                     if not node.alias:
                         node.set("alias", exp.TableAlias(this=exp.to_identifier(node.name, quoted=True)))
@@ -129,35 +145,48 @@ class QueryEngine:
         source = tree.args.get("from_") or tree.args.get("from")
         if not is_count or not isinstance(call.expressions[0], exp.Star) or others or source is None or source.this is not node:
             return None
-        if version is not None:
+        if version is not None or not set(name for name, value in node.args.items() if value) <= _COUNTED_AS:
             return None
-        _refuse_startup(node)
+        refuse_hints(node)
         n_rows = self._relations.n_rows(name)
         return None if n_rows is None else pa.table({item.alias or "EXPR$0": pa.array([n_rows], pa.int64())})
 
     def close(self) -> None:
         self._con.close()
 
-    def _with_views(self, tree: exp.Query, default_database: str, depth: int) -> exp.Query:
-        """The query with every view, and every table with computed columns, replaced by its own query."""
+    def _with_views(
+        self, tree: exp.Query, default_database: str, views: Mapping[str, ViewDefinition], windows: WindowedRows, depth: int
+    ) -> exp.Query:
+        """The query with every view, and every table with computed columns, replaced by its own query; all others with their database."""
         if depth > _VIEWS_DEEP_MAX:
             raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
+        tree = windows.take(tree, default_database)
         for node in _tables(tree):
             name = table_name(node, default_database)
-            sql = self._relations.view(name)
-            if sql is not None:
-                inner: exp.Query = self._with_views(parse_select(sql, where=f"view {table_name(node)}"), default_database, depth + 1)
+            view = views.get(name) or self._relations.view(name)
+            columns: tuple[str, ...] = ()
+            if view is not None:
+                inner: exp.Query = parse_select(view.sql, where=f"view {name}")
+                inner = self._with_views(inner, view.database or default_database, views, windows, depth + 1)
+                columns = view.columns or ()
             elif (stored := self._relations.stored_select(name)) is not None:
-                _refuse_startup(node)
+                refuse_hints(node)
                 inner = stored
             else:
+                if not node.db:
+                    node.set("db", exp.to_identifier(default_database, quoted=True))
                 continue
             if (asked := node.args.get("version")) is not None:
                 for table in _tables(inner):
                     if table.args.get("version") is None:
                         table.set("version", asked.copy())
-            alias = exp.TableAlias(this=exp.to_identifier(node.alias or node.name, quoted=True))
-            node.replace(exp.Subquery(this=inner, alias=alias))
+            names = node.alias_column_names or columns
+            alias = exp.TableAlias(
+                this=exp.to_identifier(node.alias or node.name, quoted=True),
+                columns=[exp.to_identifier(item, quoted=True) for item in names],
+            )
+            kept = {part: value for part, value in node.args.items() if part in ("sample", "pivots", "joins") and value}
+            node.replace(exp.Subquery(this=inner, alias=alias, **kept))
         return tree
 
     def _needs(self, tree: exp.Query, nodes: list[exp.Table], name: str, columns: Columns | None) -> Needs:
@@ -171,6 +200,7 @@ class QueryEngine:
             if any(column.name in _BINLOG_ROWS for column in found):
                 used = set(columns)
         stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
+        stars |= any(node.alias_column_names for node in nodes)  # names that are given by position
         stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
         wanted = None if stars else tuple(column for column in columns if column in used)
         return Needs(wanted, self._pushed_condition(nodes, name))
@@ -178,7 +208,7 @@ class QueryEngine:
     def _pushed_condition(self, nodes: list[exp.Table], name: str) -> str | None:
         """The part of WHERE that the store can check and every use of the relation implies; None when there is none."""
         schema = self._relations.store_schema(name)
-        if schema is None or len(nodes) != 1:
+        if schema is None or len(nodes) != 1 or nodes[0].alias_column_names or nodes[0].args.get("sample"):
             return None
         select = nodes[0].find_ancestor(exp.Select)
         where = select.args.get("where") if select is not None else None
@@ -190,14 +220,6 @@ class QueryEngine:
         return " AND ".join(parts) or None
 
 
-def _refuse_startup(node: exp.Table) -> None:
-    """Hints say where a job begins; a query reads all there is."""
-    hints = table_hints(node, "query")
-    if hints.get(MODE, "full").lower() not in ("full", "earliest"):
-        next_step = "Filter $changelog by _commit_timestamp or _log_offset, or use Table.scan(start=...)."
-        raise StatementRefused(f"'{MODE}' = '{hints[MODE]}' on {node.name} in a query", where="query", next_step=next_step)
-
-
 def _unqualified(node: exp.Expr, owner: str) -> str:
     """A condition as text, the columns of `owner` without its name."""
     tree = node.copy()
@@ -207,10 +229,15 @@ def _unqualified(node: exp.Expr, owner: str) -> str:
     return text_of(tree)
 
 
+def _may_join(tree: exp.Query) -> bool:
+    """Whether DuckDB may compare columns of two relations: a join, or what it makes one of (IN, EXISTS, INTERSECT ...)."""
+    return tree.find(exp.Join) is not None or len(list(tree.find_all(exp.Select))) > 1
+
+
 def _tables(tree: exp.Query) -> list[exp.Table]:
     """The tables that FROM and JOIN name, common table expressions left out."""
     ctes = {cte.alias for cte in tree.find_all(exp.CTE)}
-    return [node for node in tree.find_all(exp.Table) if node.db or node.name not in ctes]
+    return [node for node in tree.find_all(exp.Table) if not is_windowed(node) and (node.db or node.name not in ctes)]
 
 
 def _relation_names(tree: exp.Query, default_database: str, versions: Mapping[int, int | None]) -> _Names:

@@ -12,7 +12,7 @@ Never: parses expressions.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from storage_engine import Store, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
 from storage_engine.stream.dialect.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
+from storage_engine.stream.plan.tree import MARK, ViewDefinition
+from storage_engine.stream.planning.catalog import view_from_json
 from storage_engine.stream.planning.computed_columns import stored_select
 
 CHANGELOG, BINLOG, LAKE = "$changelog", "$binlog", "$lake"
@@ -50,15 +52,19 @@ class Relations:
         self._store = store
         self._lake_root = lake_root
 
-    def view(self, name: str) -> str | None:
-        """The text of a view, None if there is no view of that name."""
+    def view(self, name: str) -> ViewDefinition | None:
+        """A view of the store, None if there is none of that name."""
         found = self._store.objects("view").get(name)
-        return None if found is None else str(found["sql"])
+        return None if found is None else view_from_json(found)
 
     def stored_select(self, name: str) -> exp.Select | None:
         """What stands for a table that has computed columns; None for any other relation."""
         descriptor = self._descriptor(name)
-        return stored_select(descriptor, "query", with_times=False) if descriptor is not None and descriptor.computed else None
+        if descriptor is None or not descriptor.computed:
+            return None
+        made = stored_select(descriptor, "query")
+        made.set("expressions", [item for item in made.expressions if not item.alias.startswith(MARK)])
+        return made
 
     def columns(self, name: str) -> dict[str, SqlType] | None:
         """Column types of a table of the store; None for a lake-only table, whose types DuckDB knows.
@@ -147,6 +153,21 @@ def lake_columns(con: duckdb.DuckDBPyConnection, view: str) -> dict[str, SqlType
         written = _DUCKDB_TYPES.get(kind, kind if kind.startswith("DECIMAL") else None)
         found[name] = parse_type(written) if written else UNKNOWN
     return found
+
+
+def keep_floats_from_joins(con: duckdb.DuckDBPyConnection, view: str, columns: Mapping[str, SqlType], needs: Needs) -> str:
+    """A view over the view whose FLOAT and DOUBLE columns DuckDB does not follow to the scan; the view itself when it has none.
+
+    A join pushes the range of one side's keys into the scan of the other (join_filter_pushdown). An Arrow or Parquet scan takes -0.0 for
+    less than 0.0 and NaN for less or greater than nothing, so that rows which the join would match are not read.
+    """
+    floats = [name for name, kind in columns.items() if kind.is_approximate and "." not in name]
+    shown = [name for name in floats if needs.columns is None or name in needs.columns]
+    if not shown:
+        return view
+    listed = ", ".join(f'(CASE WHEN "{name}" IS NOT NULL THEN "{name}" END) AS "{name}"' for name in shown)
+    con.execute(f'CREATE OR REPLACE TEMPORARY VIEW "{view}$kept" AS SELECT * REPLACE ({listed}) FROM "{view}"')
+    return f"{view}$kept"
 
 
 def _rows(con: duckdb.DuckDBPyConnection, view: str, rows: pa.Table) -> None:

@@ -11,6 +11,7 @@ from query_engine.translate import translate
 from storage_engine import Store
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect.syntax import text_of
+from storage_engine.stream.planning.processing_time import is_proctime
 
 _NEXT_STEP = "Write FOR SYSTEM_TIME AS OF TIMESTAMP '2026-01-31 12:00:00' (UTC), or FOR VERSION AS OF 42."
 
@@ -25,7 +26,7 @@ def take_version(store: Store, con: duckdb.DuckDBPyConnection, node: exp.Table) 
         return None
     node.set("version", None)
     where, asked = f"FROM {node.name}", version.expression
-    if isinstance(asked, exp.Anonymous) and str(asked.this).upper() == "PROCTIME":
+    if is_proctime(asked) or (isinstance(asked, exp.Column) and _processing_times(node.root(), asked.name)):
         return None
     newest = store.version()
     if version.name.upper() == "VERSION":
@@ -36,6 +37,25 @@ def take_version(store: Store, con: duckdb.DuckDBPyConnection, node: exp.Table) 
         return int(asked.this)
     moment = _moment(con, asked, where)
     return version_at(store, int(moment.timestamp() * 1000), newest)
+
+
+def without_processing_times(tree: exp.Query) -> None:
+    """Take `PROCTIME() AS p` out of a query's subqueries: when all tables are read now, nothing is left that asks for it.
+
+    Errors: StatementRefused where its value is asked for.
+    """
+    for item in _processing_times(tree):
+        if item.parent_select is not tree and all(column.name != item.alias for column in tree.find_all(exp.Column)):
+            item.pop()
+    left = next((call for call in tree.find_all(exp.Anonymous) if is_proctime(call)), None)
+    if left is not None:
+        what = "PROCTIME() has no value in a query: it is the time of windows and of FOR SYSTEM_TIME AS OF"
+        raise StatementRefused(what, where="query", next_step="Take CURRENT_TIMESTAMP, or a column of the event's time.")
+
+
+def _processing_times(tree: exp.Expr, name: str | None = None) -> list[exp.Alias]:
+    """The items PROCTIME() AS name of SELECT lists; any name when none is given."""
+    return [item for item in tree.find_all(exp.Alias) if is_proctime(item.this) and name in (None, item.alias)]
 
 
 def version_at(store: Store, ms: int, newest: int) -> int:

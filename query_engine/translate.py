@@ -12,13 +12,13 @@ from collections.abc import Mapping
 
 from sqlglot import exp
 
+from query_engine.calls import bind_aggregate, bind_window, window_frame
 from query_engine.merged_columns import expanded
 from query_engine.unnest import unnested
 from storage_engine.errors import StatementRefused
 from storage_engine.stream.dialect import sqltypes as types
-from storage_engine.stream.dialect.sqltypes import SqlType
+from storage_engine.stream.dialect.sqltypes import SqlType, common_type
 from storage_engine.stream.dialect.syntax import alias_of, text_of
-from storage_engine.stream.functions.aggregates import NAMES, CallBuilder
 from storage_engine.stream.functions.builtins import Value
 from storage_engine.stream.functions.expressions import ExpressionBinder
 
@@ -86,10 +86,10 @@ def _query(query: exp.Expr, tables: dict[str, Columns], outer: _Scope | None) ->
             known[cte.alias] = dict(zip(names, columns.values(), strict=True)) if names else columns
     if isinstance(query, exp.SetOperation):
         left, columns = _query(query.this, known, outer)
-        right, _ = _query(query.expression, known, outer)
+        right, others = _query(query.expression, known, outer)
         query.set("this", left)
         query.set("expression", right)
-        return query, columns
+        return query, {name: common_type([kind, other]) for (name, kind), other in zip(columns.items(), others.values(), strict=False)}
     if isinstance(query, exp.Subquery):
         inner, columns = _query(query.this, known, outer)
         query.set("this", inner)
@@ -135,6 +135,7 @@ def _select(select: exp.Select, tables: dict[str, Columns], outer: _Scope | None
         node = select.args.get(clause)
         if node is not None:
             node.set("this", binder.value(node.this).ast)
+    select.set("windows", [binder.window(item) for item in select.args.get("windows") or []])
     order = select.args.get("order")
     if order is not None:
         for ordered in order.expressions:
@@ -153,12 +154,35 @@ def _add_source(source: exp.Expr, tables: dict[str, Columns], scope: _Scope, bin
         source.replace(made)
         scope.sources[alias] = columns
     elif isinstance(source, exp.Table):
-        scope.sources[alias_of(source)] = tables.get(source.name, {})
+        scope.sources[alias_of(source)] = _renamed(tables.get(source.name, {}), source)
     elif isinstance(source, exp.Subquery):
         _, columns = _query(source, tables, scope.outer)
-        scope.sources[source.alias] = columns
+        scope.sources[source.alias] = _renamed(columns, source)
+    elif isinstance(source, exp.Values):
+        scope.sources[source.alias] = _renamed(_values(source, binder), source)
+    elif isinstance(source, exp.Lateral) and isinstance(source.this, exp.Subquery):
+        _, columns = _query(source.this, tables, scope)
+        scope.sources[source.alias] = _renamed(columns, source)
     else:
         scope.sources[alias_of(source)] = {}
+
+
+def _renamed(columns: Columns, source: exp.Expr) -> Columns:
+    """The columns under the names that an alias gives them: AS t(a, b)."""
+    names = source.alias_column_names
+    if not names or not columns:
+        return columns
+    kinds = list(columns.values())
+    return dict(zip([*names, *list(columns)[len(names) :]], kinds, strict=False))
+
+
+def _values(source: exp.Values, binder: _Binder) -> Columns:
+    """VALUES with its expressions bound, and the types of its columns."""
+    lists = [item.expressions if isinstance(item, exp.Tuple) else [item] for item in source.expressions]
+    bound = [[binder.row(item) for item in listed] for listed in lists]
+    source.set("expressions", [exp.Tuple(expressions=[value.ast for value in listed]) for listed in bound])
+    width = min((len(listed) for listed in bound), default=0)
+    return {f"EXPR${i}": common_type([listed[i].type for listed in bound]) for i in range(width)}
 
 
 class _Binder:
@@ -199,41 +223,9 @@ class _Binder:
         if nested is not None:
             return nested
         if isinstance(node, exp.Window):
-            return self._window(node)
-        condition = None
-        call = node
-        if isinstance(node, exp.Filter):
-            call, condition = node.this, self.rows(node.expression.this)
-        name = str(call.this).upper() if isinstance(call, exp.Anonymous) else type(call).__name__.upper()
-        if name not in NAMES:
-            return None
-        arguments = call.expressions if isinstance(call, exp.Anonymous) else [call.this]
-        separator = arguments[1].name if name in ("LISTAGG", "STRING_AGG") and len(arguments) == 2 else ","
-        distinct = bool(arguments) and isinstance(arguments[0], exp.Distinct)
-        if distinct:
-            arguments = arguments[0].expressions
-        is_star = not arguments or isinstance(arguments[0], exp.Star)
-        argument = None if is_star else self._rows.bind(arguments[0])
-        bound = CallBuilder(retracting=False, where="query", order=()).call(
-            name, argument, distinct=distinct, condition=condition, text=text_of(node), separator=separator
-        )
-        totals = {accumulator.name: accumulator.total() for accumulator in bound.needs}
+            return bind_window(node, self.value)
+        return bind_aggregate(node, self._rows.bind)
 
-        def total(part: exp.Expr) -> exp.Expr:
-            return totals[part.name].copy() if isinstance(part, exp.Column) and part.name in totals else part
-
-        made = bound.finish.transform(total)
-        return Value(exp.Paren(this=made), bound.type, bound.nullable)
-
-    def _window(self, node: exp.Window) -> Value:
-        made = node.copy()
-        made.set("partition_by", [self.value(item).ast for item in node.args.get("partition_by") or []])
-        order = made.args.get("order")
-        if order is not None:
-            for ordered in order.expressions:
-                ordered.set("this", self.value(ordered.this).ast)
-        function = made.this
-        if isinstance(function, exp.Anonymous):
-            bound = [item if isinstance(item, exp.Star) else self._rows.bind(item).ast for item in function.expressions]
-            function.set("expressions", bound)
-        return Value(made, types.UNKNOWN)
+    def window(self, node: exp.Window) -> exp.Expr:
+        """A definition of the WINDOW clause."""
+        return window_frame(node, self.value)

@@ -62,6 +62,7 @@ def csv_text(rows: pa.Table) -> str:
         f'lower(hex("{name}"))' if pa.types.is_binary(field.type) else f'"{name}"' for name, field in zip(names, rows.schema, strict=True)
     )
     with tempfile.TemporaryDirectory(prefix="flashlake-csv-") as scratch, duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
         connection.register("result", rows.rename_columns(names))
         connection.execute(f"COPY (SELECT {columns} FROM result) TO '{scratch}/rows.csv' (FORMAT csv, HEADER false)")
         body = (Path(scratch) / "rows.csv").read_text()

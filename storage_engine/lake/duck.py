@@ -34,7 +34,7 @@ def load_delta(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     loaded = con.execute("SELECT loaded FROM duckdb_extensions() WHERE extension_name = 'delta'").fetchone()
     if loaded is None or not loaded[0]:
         con.load_extension(str(extension_path()))
-    con.execute("SET TimeZone = 'UTC'")
+    con.execute("SET GLOBAL TimeZone = 'UTC'")  # a cursor inherits global settings only
     return con
 
 

@@ -8,6 +8,7 @@ Holds: three-valued logic as in SQL: a comparison with null is null, and a null 
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
@@ -34,6 +35,9 @@ _COMPARISONS: dict[type[Expr], Callable[..., pc.Expression]] = {
     exp.GTE: pc.greater_equal,
 }
 _FLIPPED: dict[type[Expr], type[Expr]] = {exp.LT: exp.GT, exp.LTE: exp.GTE, exp.GT: exp.LT, exp.GTE: exp.LTE}
+_FRACTION = re.compile(r"[.,](\d+)")
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 6}
+"""Fraction digits of a timestamp; Python's own has six at most."""
 _INTEGER_DIGITS_MAX = 40
 """More than any integer type has."""
 _KNOWN_ARGUMENTS = {"this", "expression", "expressions", "low", "high", "negate", "query", "field"}
@@ -278,6 +282,8 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
         value = dt.time.fromisoformat(text)
     elif t.is_timestamp(data_type):
         moment = dt.datetime.fromisoformat(text)
+        if _finer_than(text, data_type.unit):
+            raise ValueError(text)
         if data_type.tz is not None and moment.tzinfo is None:
             moment = moment.replace(tzinfo=dt.UTC)
         if data_type.tz is None and moment.tzinfo is not None:
@@ -287,6 +293,12 @@ def _typed(text: str, data_type: pa.DataType, *, is_text: bool) -> object:
         raise ValueError(text)
     pa.scalar(value, data_type)
     return value
+
+
+def _finer_than(text: str, unit: str) -> bool:
+    """Whether a time has digits that a column of this unit does not hold: cut off, the literal would be another one."""
+    fraction = _FRACTION.search(text)
+    return fraction is not None and len(fraction.group(1).rstrip("0")) > _DIGITS[unit]
 
 
 def _integer(number: Decimal) -> int:

@@ -63,8 +63,23 @@ def _is_plain(node: Expr, schema: pa.Schema) -> bool:
         pattern = node.expression.name if isinstance(node.expression, exp.Literal) else ""
         if not pattern.endswith("%") or set(pattern[:-1]) & {"%", "_", "\\"}:
             return False
+    if any(isinstance(item, exp.Literal) and not item.is_string and "E" in item.name.upper() for item in node.walk()):
+        return False  # a DOUBLE: it is compared as one
+    if not all(_is_time_literal(item, schema, node) for item in node.find_all(exp.Cast)):
+        return False
     columns = list(node.find_all(exp.Column))
     return len(columns) == 1 and not columns[0].table and columns[0].name in schema.names and _compares_alike(schema, columns[0].name)
+
+
+def _is_time_literal(cast: exp.Cast, schema: pa.Schema, node: Expr) -> bool:
+    """True for DATE '...' and TIMESTAMP '...' beside a column of times: their text is their value."""
+    to = cast.args["to"]
+    if to.expressions or not (isinstance(cast.this, exp.Literal) and cast.this.is_string):
+        return False
+    if to.this == exp.DType.DATE and len(cast.this.name) != len("2026-01-31"):
+        return False  # the time of day is cut off
+    kinds = [schema.field(column.name).type for column in node.find_all(exp.Column) if column.name in schema.names]
+    return to.this in (exp.DType.DATE, exp.DType.TIMESTAMP) and all(pa.types.is_date(kind) or pa.types.is_timestamp(kind) for kind in kinds)
 
 
 def _compares_alike(schema: pa.Schema, name: str) -> bool:

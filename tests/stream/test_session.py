@@ -262,7 +262,7 @@ def test_settings_are_known_inert_or_refused(db: SqlSession) -> None:
 def test_a_select_is_refused_without_a_query_engine_and_answered_with_one(store: Store, db: SqlSession) -> None:
     with pytest.raises(StatementRefused, match="query engine"):
         db.execute("SELECT 1")
-    answering = SqlSession(store, query=lambda text: pa.table({"text": [text]}))
+    answering = SqlSession(store, query=lambda text, **_: pa.table({"text": [text]}))
     assert one(answering, "SELECT 1").to_pylist() == [{"text": "SELECT 1"}]
 
 

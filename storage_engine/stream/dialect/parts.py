@@ -44,7 +44,7 @@ _EXPRESSIONS: Final[dict[type[exp.Expr], frozenset[str]]] = {
     exp.Between: frozenset({"this", "low", "high", "symmetric"}),
     exp.Like: _OPERANDS | {"negate"},
     exp.SimilarTo: _OPERANDS | {"negate"},
-    exp.JSON: frozenset(),
+    exp.JSON: frozenset({"this"}),
     exp.Cast: frozenset({"this", "to", "safe"}),
     exp.TryCast: frozenset({"this", "to", "safe", "requires_string"}),
     exp.Floor: frozenset({"this", "to"}),

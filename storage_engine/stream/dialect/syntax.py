@@ -38,6 +38,7 @@ class Flink(Dialect):
 
     NORMALIZATION_STRATEGY = NormalizationStrategy.CASE_SENSITIVE
     NULL_ORDERING = "nulls_are_small"
+    TABLESAMPLE_SIZE_IS_PERCENT = True
 
     class Tokenizer(tokens.Tokenizer):
         """Names in backquotes; a hint may stand behind a table's name."""

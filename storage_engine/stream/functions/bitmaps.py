@@ -21,12 +21,8 @@ from storage_engine.errors import SchemaMismatch
 
 
 def register_functions(con: duckdb.DuckDBPyConnection) -> None:
-    """Register the bitmap functions and the settings of ad-hoc queries. Call once per connection.
-
-    With integer_division an integer `/` of unknown type truncates, as in Flink; the price is that x / 0.0 is NULL there.
-    """
-    con.execute("SET integer_division = true")
-    con.execute("SET TimeZone = 'UTC'")
+    """Register the bitmap functions and the time zone. Call once per connection: cursors of it inherit global settings only."""
+    con.execute("SET GLOBAL TimeZone = 'UTC'")
     for name, function, parameters, result in _FUNCTIONS:
         register: Any = con.create_function  # its stub knows no type names
         register(name, function, parameters, result, type="arrow", null_handling="special")
@@ -43,7 +39,6 @@ def open_connection(*, n_threads: int = 1, memory_limit: str | None = None, spil
     con.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
     con.execute("SET enable_progress_bar = false")
     register_functions(con)
-    con.execute("SET integer_division = false")  # plans write // where they mean it
     return con
 
 

@@ -22,7 +22,8 @@ from storage_engine.stream.functions.builtins import BUILTINS, NONDETERMINISTIC,
 from storage_engine.stream.functions.casts import cast_tree, try_cast_tree
 from storage_engine.stream.functions.decimals import divide
 from storage_engine.stream.functions.function_calls import FUNCTION, bind_call
-from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json_call
+from storage_engine.stream.functions.json_functions import bind_json, bind_json_string, is_json, is_json_call
+from storage_engine.stream.functions.nan import not_nan
 from storage_engine.stream.functions.nested import bind_array, bind_bracket, bind_row
 from storage_engine.stream.functions.scalar_functions import SCALARS, WITH_SYNTAX
 
@@ -126,7 +127,12 @@ class ExpressionBinder:
 
     def _comparison(self, node: exp.Binary) -> Value:
         left, right = self._comparable(node)
-        return Value(render(f"_0 {_COMPARISONS[type(node)]} _1", left.ast, right.ast), types.BOOLEAN, left.nullable or right.nullable)
+        made = render(f"_0 {_COMPARISONS[type(node)]} _1", left.ast, right.ast)
+        if isinstance(node, exp.GT | exp.GTE):
+            made = not_nan(made, left, right)
+        elif isinstance(node, exp.LT | exp.LTE):
+            made = not_nan(made, right, left)
+        return Value(made, types.BOOLEAN, left.nullable or right.nullable)
 
     def _null_safe(self, node: exp.Binary) -> Value:
         left, right = self._comparable(node)
@@ -168,6 +174,8 @@ class ExpressionBinder:
                 raise self._refuse(
                     f"{text_of(node)}: {operator} does not take {left.type} and {right.type}", "CAST the operands to numbers."
                 )
+            if operator == "/" and not (left.type.is_approximate or right.type.is_approximate):
+                operator = "//"  # truncates integers, divides all else; what is divided by a zero DOUBLE is NULL then
             return Value(render(f"_0 {operator} _1", left.ast, right.ast), types.UNKNOWN, nullable)
         return Value(self._compute(operator, left, right, result), result, nullable)
 
@@ -185,7 +193,9 @@ class ExpressionBinder:
         if operator == "/" and result.name == "DECIMAL":
             return divide(left.ast, left.type, nonzero(right), right.type, result)
         if operator == "/":
-            return render("CAST(_0 AS DOUBLE) / CAST(_1 AS DOUBLE)", left.ast, right.ast)
+            return cast(render("CAST(_0 AS DOUBLE) / CAST(_1 AS DOUBLE)", left.ast, right.ast), result.duckdb)
+        if result == types.DOUBLE and types.DOUBLE not in (left.type, right.type):  # DuckDB computes FLOAT with an exact number as FLOAT
+            return render(f"CAST(_0 AS DOUBLE) {operator} CAST(_1 AS DOUBLE)", left.ast, right.ast)
         if operator == "%":
             return cast(render("_0 % _1", left.ast, nonzero(right)), result.duckdb)
         made = render(f"_0 {operator} _1", left.ast, right.ast)
@@ -198,8 +208,8 @@ class ExpressionBinder:
         value = self.bind(node.this)
         what = node.expression
         word = "NULL" if isinstance(what, exp.Null) else ("TRUE" if what.this else "FALSE") if isinstance(what, exp.Boolean) else None
-        if isinstance(what, exp.JSON):
-            return Value(render("COALESCE(json_valid(_0), FALSE)", value.ast), types.BOOLEAN, nullable=False)
+        if isinstance(what, exp.JSON) and unread(what) is None:
+            return is_json(value, what)
         if word is None:
             raise self._refuse(f"{text_of(node)} is not supported", "Use IS NULL, IS TRUE or IS FALSE.")
         template = "_0 IS NULL" if word == "NULL" else f"_0 IS NOT DISTINCT FROM {word}"
@@ -222,7 +232,8 @@ class ExpressionBinder:
         low, high = self._text_as_time(low, value), self._text_as_time(high, value)
         either = " OR _0 BETWEEN _2 AND _1" if node.args.get("symmetric") else ""
         made = render(f"_0 BETWEEN _1 AND _2{either}", value.ast, low.ast, high.ast)
-        return Value(exp.Paren(this=made) if either else made, types.BOOLEAN, any(v.nullable for v in (value, low, high)))
+        made = not_nan(exp.Paren(this=made) if either else made, high, value, *([low] if either else []))
+        return Value(made, types.BOOLEAN, any(v.nullable for v in (value, low, high)))
 
     def _like(self, node: exp.Like) -> Value:
         value, pattern = self.bind(node.this), self.bind(node.expression)
@@ -376,7 +387,10 @@ class ExpressionBinder:
             raise self._refuse(f"{unit} is not a unit of time", f"Use one of {', '.join(_UNITS)}.")
         first, second = self.bind(node.expressions[1]), self.bind(node.expressions[2])
         if name == "TIMESTAMPDIFF":
-            made = render(f"CAST(date_sub('{unit.lower()}', _0, _1) AS INT)", as_timestamp(first), as_timestamp(second))
+            moments = [as_timestamp(first), as_timestamp(second)]
+            if {first.type.name, second.type.name} == {"TIMESTAMP", "TIMESTAMP_LTZ"}:
+                moments = [cast(moment, "TIMESTAMP") for moment in moments]
+            made = render(f"CAST(date_sub('{unit.lower()}', _0, _1) AS INT)", *moments)
             return Value(made, types.INT, first.nullable or second.nullable)
         result = _moved(second.type, unit)
         step = {"QUARTER": "to_months(CAST(_1 * 3 AS INT))"}.get(unit, f"to_{unit.lower()}s(_1)")

@@ -143,3 +143,13 @@ def _member(node: exp.Expr, bind: Bind, *, absent: bool, where: str) -> exp.Expr
     else:
         raise StatementRefused(f"{text_of(node)} is {value.type}, which JSON does not hold", where=where, next_step="CAST it AS STRING.")
     return render("CASE WHEN _0 IS NOT NULL THEN _1 END" if absent else "CASE WHEN _0 IS NULL THEN 'null' ELSE _1 END", value.ast, text)
+
+
+_KINDS = {"": "", "VALUE": "", "OBJECT": " = 'OBJECT'", "ARRAY": " = 'ARRAY'", "SCALAR": " NOT IN ('OBJECT', 'ARRAY')"}
+
+
+def is_json(value: Value, kind: exp.JSON) -> Value:
+    """IS JSON [VALUE | OBJECT | ARRAY | SCALAR]; false for NULL."""
+    wanted = _KINDS[str(kind.args.get("this") or "").upper()]
+    test = f"CASE WHEN json_valid(_0) THEN json_type(_0){wanted} ELSE FALSE END" if wanted else "COALESCE(json_valid(_0), FALSE)"
+    return Value(render(test, value.ast), types.BOOLEAN, nullable=False)

@@ -111,15 +111,15 @@ class Binder:
         self._n_ids += 1
         return self._n_ids
 
-    def bind(self, select_sql: str, *, first_line: int = 1) -> Query:
-        """The plan of a SELECT. Errors: StatementRefused, UnknownTable."""
+    def bind(self, select_sql: str | exp.Query, *, first_line: int = 1) -> Query:
+        """The plan of a SELECT, a text or its tree. Errors: StatementRefused, UnknownTable."""
         tree = self._parsed(select_sql, self.where, first_line)
         root, names = self.query(tree, prefix="")
         return Query(bound_ranks(self, root), names, tuple(dict.fromkeys(self.notices)))
 
-    def _parsed(self, select_sql: str, where: str, first_line: int = 1) -> exp.Query:
+    def _parsed(self, select_sql: str | exp.Query, where: str, first_line: int = 1) -> exp.Query:
         """The tree of a SELECT, with the calls of users' functions marked."""
-        tree = parse_select(select_sql, where=where, first_line=first_line)
+        tree = parse_select(select_sql, where=where, first_line=first_line) if isinstance(select_sql, str) else select_sql
         refuse_unread(tree, where)
         self.used_functions.update(mark_calls(tree, self.catalog.function))
         return tree

@@ -16,6 +16,7 @@ from storage_engine.stream.dialect.render import column, render, sql
 from storage_engine.stream.dialect.sqltypes import BIGINT
 from storage_engine.stream.dialect.syntax import text_of
 from storage_engine.stream.functions import aggregates
+from storage_engine.stream.functions.aggregate_syntax import call_name, read_call
 from storage_engine.stream.functions.aggregates import Call, CallBuilder
 from storage_engine.stream.functions.builtins import Value
 from storage_engine.stream.functions.expressions import ExpressionBinder
@@ -183,7 +184,7 @@ class _CallCollector:
         if isinstance(node, exp.Literal | exp.Boolean | exp.Null | exp.Interval):
             return None
         filtered = node.this if isinstance(node, exp.Filter) else node
-        name = _call_name(filtered)
+        name = call_name(filtered)
         if name in aggregates.NOT_MAINTAINED:
             raise StatementRefused(
                 f"{text_of(node)}: {aggregates.NOT_MAINTAINED[name]}",
@@ -227,19 +228,12 @@ class _CallCollector:
         return Value(render("CAST(_0 AS BIGINT)", tree), BIGINT, nullable=False)
 
     def _call(self, name: str, node: exp.Expr, call: exp.Expr) -> Value:
-        arguments = call.expressions
-        distinct = len(arguments) == 1 and isinstance(arguments[0], exp.Distinct)
-        if distinct:
-            arguments = arguments[0].expressions
-        separator = ","
-        if name in ("LISTAGG", "STRING_AGG") and len(arguments) == 2 and isinstance(arguments[1], exp.Literal):
-            separator = arguments[1].name
-            arguments = arguments[:1]
-        if len(arguments) != 1:
-            raise StatementRefused(f"{text_of(call)} takes one argument", where=self._where, next_step="Aggregates here have one argument.")
-        argument = None if isinstance(arguments[0], exp.Star) else self._plain.bind(arguments[0])
+        written = read_call(call, self._where)
+        argument = None if written.argument is None else self._plain.bind(written.argument)
         condition = self._plain.condition(node.expression.this) if isinstance(node, exp.Filter) else None
-        made = self.builder.call(name, argument, distinct=distinct, condition=condition, text=text_of(node), separator=separator)
+        made = self.builder.call(
+            name, argument, distinct=written.distinct, condition=condition, text=text_of(node), separator=written.separator
+        )
         for item, known in self.found:
             if sql(known.finish) == sql(made.finish):
                 return Value(column(item.name), item.type, item.nullable)
@@ -252,7 +246,7 @@ def has_calls(node: exp.Expr) -> bool:
     """True when an aggregate stands in the expression."""
     names = (*aggregates.NAMES, *aggregates.NOT_MAINTAINED, *_GROUPING)
     own = node.walk(prune=lambda item: isinstance(item, exp.Query))  # those of a subquery are its own
-    return any(isinstance(item, exp.Anonymous) and _call_name(item) in names and not _is_windowed(item) for item in own)
+    return any(isinstance(item, exp.Anonymous) and call_name(item) in names and not _is_windowed(item) for item in own)
 
 
 def _is_windowed(call: exp.Expr) -> bool:
@@ -263,7 +257,3 @@ def _is_windowed(call: exp.Expr) -> bool:
 def unaliased(item: exp.Expr) -> exp.Expr:
     """A selected expression without its AS."""
     return item.this if isinstance(item, exp.Alias) else item
-
-
-def _call_name(node: exp.Expr) -> str:
-    return str(node.this).upper() if isinstance(node, exp.Anonymous) else ""

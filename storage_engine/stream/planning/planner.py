@@ -90,7 +90,9 @@ def plan_insert(
     )  # fmt: skip
 
 
-def plan_select(catalog: Catalog, select_sql: str, *, default_database: str = "", settings: Mapping[str, str] | None = None) -> JobPlan:
+def plan_select(
+    catalog: Catalog, select_sql: str | exp.Query, *, default_database: str = "", settings: Mapping[str, str] | None = None
+) -> JobPlan:
     """The plan of a SELECT on its own, as if a table took just its rows: what EXPLAIN shows. Errors: StatementRefused, UnknownTable."""
     where = "query"
     binder = Binder(catalog, default_database=default_database, where=where, settings=settings)

@@ -332,7 +332,7 @@ class SqlSession:
         if self._query is None:
             raise StatementRefused("SELECT is answered by the query engine", where=f"line {statement.line}",
                                    next_step="Use `flashlake sql`, or SqlSession(store, query=QueryEngine(...).query).")  # fmt: skip
-        rows = self._query(statement.text, functions=self._functions) if self._functions else self._query(statement.text)
+        rows = self._query(statement.text, default_database=self._database, views=self._views, functions=self._functions)
         assert isinstance(rows, pa.Table), "a query function returns a pa.Table"
         return Result(f"{rows.num_rows} rows", rows)
 
