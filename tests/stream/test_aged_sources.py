@@ -109,7 +109,9 @@ def test_a_log_whose_head_has_expired_is_refused_at_once_and_read_from_its_earli
         submit(store, "counts", "INSERT INTO db.counts SELECT k, COUNT(*) FROM db.log GROUP BY k")
     assert "'scan.startup.mode' = 'earliest'" in refused.value.next_step
     with pytest.raises(StatementRefused, match=r"have expired"):
-        SqlSession(store).execute("CREATE MATERIALIZED VIEW db.v REFRESH ASYNC AS SELECT k, COUNT(*) AS c FROM db.log GROUP BY k")
+        SqlSession(store).execute(
+            "CREATE MATERIALIZED VIEW db.v REFRESH ASYNC AS SELECT k, COUNT(*) AS c FROM db.log WHERE k IS NOT NULL GROUP BY k"
+        )
     assert load_jobs(store) == {}
     assert "db.v" not in store.tables()
 
