@@ -55,6 +55,8 @@ def campaign(first: int, n_seeds: int, n_processes: int, console: Console, n_ste
             for report in failed:
                 console.print(report, markup=False, highlight=False)
             bar.advance(task, len(seeds))
+        pool.close()  # workers end by themselves: terminating them while they wait for work has been seen to hang
+        pool.join()
     return tally, reports
 
 
