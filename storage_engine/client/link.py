@@ -12,7 +12,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -196,7 +197,14 @@ class Link:
             raise LaneBroken(_first_line(error)) from error
 
     def _stream_frames(self, call: Call) -> Iterator[FetchedFrame]:
-        reader = self._open_stream(call)
+        with closing(self._chunks(self._open_stream(call))) as chunks:
+            for received in chunks:
+                if received.data.num_rows == 0:
+                    raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
+                yield from decode_frames(received.data, received.app_metadata)
+
+    def _chunks(self, reader: fl.FlightStreamReader) -> Generator[fl.FlightStreamChunk, None, None]:
+        """What a stream brings, to its end. Who leaves off earlier cancels it."""
         is_done = False
         try:
             while True:
@@ -209,9 +217,7 @@ class Link:
                     raise self._not_let_in() from error
                 except (pa.ArrowException, OSError) as error:
                     raise LaneBroken(_first_line(error)) from error
-                if received.data.num_rows == 0:
-                    raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
-                yield from decode_frames(received.data, received.app_metadata)
+                yield received
         finally:
             if not is_done:
                 reader.cancel()
@@ -224,24 +230,11 @@ class Link:
             raise decode_error(json.loads(metadata[ERROR_KEY]))
 
         def batches() -> Iterator[pa.RecordBatch]:
-            is_done = False
-            try:
-                while True:
-                    try:
-                        received = reader.read_chunk()
-                    except StopIteration:
-                        is_done = True
-                        return
-                    except fl.FlightUnauthenticatedError as error:
-                        raise self._not_let_in() from error
-                    except (pa.ArrowException, OSError) as error:
-                        raise LaneBroken(_first_line(error)) from error
+            with closing(self._chunks(reader)) as chunks:
+                for received in chunks:
                     if received.app_metadata is not None:
                         raise decode_error(json.loads(received.app_metadata.to_pybytes())["error"])
                     yield received.data
-            finally:
-                if not is_done:
-                    reader.cancel()
 
         return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
@@ -255,6 +248,7 @@ class Link:
             raise LaneBroken(_first_line(error)) from error
 
     # connections
+
     def _retried(self, attempt: Callable[[], T], *, is_repeatable: bool, retry_s: float | None = None) -> T:
         retry = Retry(self._retry_s if retry_s is None else retry_s)
         while True:

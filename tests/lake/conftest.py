@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 import pytest
 
+from storage_engine.client.store import Store
+from storage_engine.connection import wrap
+from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.lake.duck import connect_delta
+from tests.lake.aging import Clock
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
+    """A store whose time the test moves, and that cleans only when it is told to. Other modules define their own."""
+    with wrap(EmbeddedBackend.open(tmp_path / "store", maintenance=False, now_ms=clock, sync="none")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    return tmp_path / "lake"
 
 
 @pytest.fixture(scope="session")

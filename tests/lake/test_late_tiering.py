@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,13 @@ from deltalake import DeltaTable
 from storage_engine.api import Progress
 from storage_engine.client.store import Store
 from storage_engine.connection import wrap
-from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.engine.snapshot import BATCH_ROWS
 from storage_engine.errors import LakeChanged, OffsetOutOfRange
 from storage_engine.lake import Limits, Tierer, find_snapshot, lake_read, table_path, tier_lag, union_read
 from storage_engine.lake.history import LakeHistory
 from storage_engine.lake.planning import plan_stop
 from storage_engine.schema.descriptor import TableBucket
+from tests.lake.aging import Clock
 from tests.lake.test_crash import DeathError, DyingBackend
 
 HOUR_MS = 3_600_000
@@ -31,32 +31,6 @@ LOG = "CREATE TABLE d.l (k INT) WITH ('table.log.ttl' = '1h'{})"
 TIERED = ", 'table.datalake.enabled' = 'true'"
 ON = "ALTER TABLE d.{} SET ('table.datalake.enabled' = 'true')"
 OFF = "ALTER TABLE d.{} SET ('table.datalake.enabled' = 'false')"
-
-
-class Clock:
-    """The store's time, in the test's hands."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    with wrap(EmbeddedBackend.open(tmp_path / "store", maintenance=False, now_ms=clock, sync="none")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Path:
-    return tmp_path / "lake"
 
 
 def expire(store: Store, clock: Clock, name: str = "d.t") -> None:

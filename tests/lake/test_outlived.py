@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -12,41 +12,14 @@ import pytest
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 
 from storage_engine.client.store import Store
-from storage_engine.connection import wrap
-from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.lake import Limits, Tierer, table_path, union_read
+from tests.lake.aging import Clock
 
 N_HISTORIES = int(os.environ.get("FLASHLAKE_OUTLIVED", "4"))
 HOUR_MS = 3_600_000
 TABLE = "CREATE TABLE d.t (k INT, v INT, PRIMARY KEY (k) NOT ENFORCED) WITH ({})"
 OPTIONS = "'bucket.num' = '2', 'table.log.ttl' = '1h', 'table.kv.ttl' = '2h', 'table.datalake.enabled' = 'true'"
 PARTITIONED = "CREATE TABLE d.t (k INT, day STRING, v INT, PRIMARY KEY (k, day) NOT ENFORCED) PARTITIONED BY (day) WITH ({})"
-
-
-class Clock:
-    """The store's time, in the test's hands."""
-
-    def __init__(self) -> None:
-        self.now_ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.now_ms
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
-    with wrap(EmbeddedBackend.open(tmp_path / "store", maintenance=False, now_ms=clock, sync="none")) as opened:
-        yield opened
-
-
-@pytest.fixture
-def lake(tmp_path: Path) -> Path:
-    return tmp_path / "lake"
 
 
 def let_outlive(store: Store, clock: Clock) -> None:

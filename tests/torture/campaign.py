@@ -55,7 +55,7 @@ def campaign(first: int, n_seeds: int, n_processes: int, console: Console, n_ste
             for report in failed:
                 console.print(report, markup=False, highlight=False)
             bar.advance(task, len(seeds))
-        pool.close()  # workers end by themselves: terminating them while they wait for work has been seen to hang
+        pool.close()  # not by SIGTERM, as leaving the block does: under a parent that ignores it they would not end, and be waited for
         pool.join()
     return tally, reports
 

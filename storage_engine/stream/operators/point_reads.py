@@ -74,7 +74,7 @@ class StoreReader:
         rows = handle.scan(shared, start=begins, stop=ends, metadata=True, as_of=self._work.as_of).read_all()
         names = ["_partition", "_bucket", "_log_offset"]
         keys = positions.rename_columns(names).cast(pa.schema([rows.schema.field(name).with_nullable(nullable=True) for name in names]))
-        found = _matching(rows, keys, names, "left semi")
+        found = matching(rows, keys, names, "left semi")
         columns = [found[item.name] if item.name in shared else pa.nulls(found.num_rows, item.type) for item in schema]
         return pa.table(columns, names=schema.names)
 
@@ -147,7 +147,7 @@ def changes_between(
 
 
 def _of_keys(changes: pa.Table, keys: pa.Table) -> pa.Table:
-    return _matching(changes, keys, keys.column_names, "left semi")
+    return matching(changes, keys, keys.column_names, "left semi")
 
 
 def put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
@@ -157,10 +157,10 @@ def put_back(rows: pa.Table, changes: pa.Table, key: Sequence[str]) -> pa.Table:
     first = _numbered(changes, key).group_by(list(key), use_threads=False).aggregate([(_NUMBER, "min")])
     earliest = changes.take(first[f"{_NUMBER}_min"])
     before = earliest.filter(pc.less(earliest[WEIGHT], 0)).select(rows.column_names)
-    return pa.concat_tables([_matching(rows, first, key, "left anti"), before.cast(rows.schema)])
+    return pa.concat_tables([matching(rows, first, key, "left anti"), before.cast(rows.schema)])
 
 
-def _matching(rows: pa.Table, keys: pa.Table, names: Sequence[str], how: Literal["left semi", "left anti"]) -> pa.Table:
+def matching(rows: pa.Table, keys: pa.Table, names: Sequence[str], how: Literal["left semi", "left anti"]) -> pa.Table:
     """The rows whose `names` are (not) in `keys`, in their order. Only keys are joined: Arrow joins no nested columns."""
     if rows.num_rows == 0:
         return rows

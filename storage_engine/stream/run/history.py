@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage_engine.api import TIER_PREFIX
 from storage_engine.client.store import Store
@@ -24,7 +26,7 @@ from storage_engine.schema.options import ttl_ms
 from storage_engine.stream.jobs.held import Gap, InputGone, dropped, expired, gaps_of
 from storage_engine.stream.jobs.quarantine import is_kept
 from storage_engine.stream.operators.job_plan import JobPlan
-from storage_engine.stream.operators.point_reads import changes_between, put_back
+from storage_engine.stream.operators.point_reads import changes_between, matching, put_back
 from storage_engine.stream.plan.by_partition import following
 from storage_engine.stream.plan.tree import Scan, scans
 
@@ -137,10 +139,10 @@ class History:
         key = list(scan.table.primary_key)
         begin = {bucket: first.get(bucket, 0) for bucket in stop}
         changes = self.store.table(scan.table.name).scan(key, start=begin, stop=dict(stop), metadata=True).read_all()
-        kept = is_kept(changes.select(places.column_names), left_out).to_pylist()
-        newest = dict(zip(zip(*(changes[name].to_pylist() for name in key), strict=True), kept, strict=True))  # the last one of a key stays
-        stays = [newest.get(values, True) for values in zip(*(found[name].to_pylist() for name in key), strict=True)]
-        return found.filter(pa.array(stays, pa.bool_()))
+        kept = is_kept(changes.select(places.column_names), left_out)
+        numbered = changes.select(key).append_column("__n", pa.array(np.arange(changes.num_rows)))
+        newest = numbered.group_by(key, use_threads=False).aggregate([("__n", "max")])
+        return matching(found, newest.filter(pc.invert(kept.take(newest["__n_max"]))), key, "left anti")
 
     def shown(self, scan: Scan, columns: list[str], at: int) -> pa.Table:
         """What SELECT shows of a table at a version: of a tiered table the rows of lake and store. A log's rows have a scan's metadata.
