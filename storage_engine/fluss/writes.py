@@ -22,7 +22,7 @@ from storage_engine.errors import UserError
 from storage_engine.fluss.session import FlussSession, OpenTable
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.partitions import partition_names
-from storage_engine.schema.rows import conform, conform_keys
+from storage_engine.schema.rows import check_deleted_columns, conform, conform_keys
 
 CHUNK_BYTES = 512 * 1024
 """At most this many bytes of rows between two flushes: below the client's batch size (2 MB), so that a chunk is one batch per bucket."""
@@ -39,6 +39,7 @@ def planned_rows(descriptor: TableDescriptor, op: WriteOp) -> tuple[pa.Table, tu
         right = "upsert()" if descriptor.has_primary_key else "append()"
         raise UserError(f"{op.kind} does not fit {descriptor.name}", where=descriptor.name, next_step=f"Use {right}.")
     if op.kind == "delete":
+        check_deleted_columns(descriptor, op.columns)
         columns = None if op.columns is None else tuple(dict.fromkeys((*descriptor.primary_key, *op.columns)))
         return conform_keys(descriptor, op.rows), columns
     rows = conform(descriptor, op.rows, op.columns)

@@ -63,6 +63,16 @@ def require_prefix_lookup(descriptor: TableDescriptor) -> None:
         )
 
 
+def check_deleted_columns(descriptor: TableDescriptor, columns: Sequence[str] | None) -> None:
+    """A partial delete leaves ids alone. Errors: SchemaMismatch."""
+    if columns is not None and descriptor.auto_increment_column in columns:
+        raise SchemaMismatch(
+            f"column {descriptor.auto_increment_column} is filled by the store, once for each key",
+            where=f"table {descriptor.name}",
+            next_step="Leave it out, or delete whole rows.",
+        )
+
+
 def conform_keys(descriptor: TableDescriptor, keys: Any, names: Sequence[str] | None = None) -> pa.Table:
     """Keys for a delete, a lookup or (with `names`) a prefix lookup: exactly these columns, in this order, without nulls.
 

@@ -247,7 +247,7 @@ def test_a_read_at_an_older_version_returns_the_rows_of_then(items):
     assert at(first - 1) == []
 
 
-@pytest.mark.needs("read_at_version")
+@pytest.mark.needs("read_at_version", "journal")
 def test_a_snapshot_holds_the_rows_of_its_offsets_with_their_places(items):
     items.upsert({"id": [1, 2], "name": ["a", "b"], "price": [1, 2]})
     items.upsert({"id": [2, 3], "name": ["B", "c"], "price": [22, 3]})

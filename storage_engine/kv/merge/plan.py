@@ -20,6 +20,7 @@ from storage_engine.kv.merge.retraction import is_zero, taken_back
 from storage_engine.kv.merge.versioned import newer_wins
 from storage_engine.schema.descriptor import TableDescriptor
 from storage_engine.schema.options import delete_behavior
+from storage_engine.schema.rows import check_deleted_columns
 from storage_engine.schema.validate import WHOLE_ROW_ENGINES
 
 
@@ -112,12 +113,7 @@ def plan_delete(descriptor: TableDescriptor, current: pa.Table, found: Bools, ta
     if behavior == "disable":
         remedy = "'ignore': the engine keeps its rows" if descriptor.merge_engine in WHOLE_ROW_ENGINES else "'allow'"
         raise StatementRefused("deletes are disabled", where=where, next_step=f"Create the table with 'table.delete.behavior' = {remedy}.")
-    if targets is not None and descriptor.auto_increment_column in targets:
-        raise SchemaMismatch(
-            f"column {descriptor.auto_increment_column} is filled by the store, once for each key",
-            where=where,
-            next_step="Leave it out, or delete whole rows.",
-        )
+    check_deleted_columns(descriptor, targets)
     source = np.flatnonzero(found)
     if behavior == "ignore" or len(source) == 0:
         return nothing(schema)

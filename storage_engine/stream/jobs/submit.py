@@ -81,8 +81,9 @@ def submit(
     _check_functions(plan, name)
     if not stores:
         return job, ""
+    is_recorded = store.progress(job.owner).get(job.owner) is not None  # asked first: a store without jobs says so before it has new tables
     _make_tables(store, job, plan)
-    if store.progress(job.owner).get(job.owner) is not None:  # of a submission that was cut short, or a dropped job's last micro-batch
+    if is_recorded:  # of a submission that was cut short, or a dropped job's last micro-batch
         store.backend.drop_progress(job.owner)
     if job.starts:  # before the job, which would begin at the beginning without it
         store.commit((), [Progress(job.owner, job.starts)])
