@@ -50,7 +50,7 @@ def _one(array: pa.Array | pa.ChunkedArray) -> pa.Array:
 def read_bitmap(data: bytes | memoryview) -> BitMap:
     """A bitmap from its bytes. Errors: SchemaMismatch when they are not RoaringFormatSpec."""
     try:
-        return BitMap.deserialize(data)
+        return BitMap.deserialize(data)  # type: ignore[arg-type]  # its stub knows bytes alone
     except ValueError as error:
         raise SchemaMismatch(
             "bytes are not a 32-bit Roaring bitmap", where="bitmap function", next_step="Store BITMAP_TO_BYTES(...) only."
