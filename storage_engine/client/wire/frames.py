@@ -155,6 +155,8 @@ def decode_group(n_header: int, body: pa.Buffer) -> list[FetchedFrame]:
     with understood("frames"):
         header = json.loads(body.slice(0, n_header).to_pybytes())
         columns, types = ([tuple(names) for names in header[key]] for key in ("columns", "types"))
+        if not all(isinstance(name, str) for names in (*columns, *types) for name in names):
+            raise ValueError("a column or its type is no text")
         data = _aligned(body.slice(n_header))
         at = 0
         for partition, bucket, *numbers, timestamps in header["frames"]:
