@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -111,7 +111,7 @@ class SocketLane:
         self.is_usable = True
         return self._checked(kind, wire.REPLY, body) or wire.decode_reply_frame(number, body)
 
-    def stream(self, call: Call) -> Iterator[list[FetchedFrame]]:
+    def stream(self, call: Call) -> Generator[list[FetchedFrame]]:
         """The frames of a scan, in groups as they come. Who leaves off earlier has closed the lane.
 
         Errors: as rows(); AnswerTooLarge for a frame that does not fit: those before it came.
