@@ -66,7 +66,6 @@ class FrameReader:
         if self.admit is not None:
             self._held = data
             self.admit(n_bytes)
-        # np.empty asks for huge pages from 4 MiB on: a large frame then costs a few page faults instead of thousands
         whole = np.empty(n_bytes + _ALIGNMENT, np.uint8)
         begin = -(whole.ctypes.data + _HEAD_BYTES) % _ALIGNMENT
         filled = len(data) - _LENGTH.size

@@ -1,7 +1,7 @@
 """Frame sender: the frames of one scan after another, from the log's files into the socket of one connection.
 
-Holds: a message is copied once, from where it lies in the log to the socket; nothing of it is held while the reader pauses, as what waits
-       are references to mapped files. No frame of the wire is longer than FRAME_BYTES_MAX.
+Holds: a message is copied once, from where it lies in the log to the socket. While the reader pauses one group waits: references to
+       mapped files, and to what was read of the log's end, which is mapped later. No frame of the wire is longer than FRAME_BYTES_MAX.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from storage_engine.api import FetchedFrame
 from storage_engine.client.wire import Reply, reply_of_frames
 from storage_engine.client.wire import packed as wire
 
-_GROUP_BYTES: Final = 8 << 20  # from here on the reader receives a group into huge pages
+_GROUP_BYTES: Final = 8 << 20  # from here on a group is sent
 _GROUP_BYTES_MAX: Final = wire.FRAME_BYTES_MAX - (1 << 20)  # the rest is for the header
 _GROUP_FRAMES_MAX: Final = 1024
 _FEW_BYTES_MAX: Final = 8 << 20  # of frames in one answer; more is streamed
