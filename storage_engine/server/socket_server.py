@@ -1,11 +1,11 @@
-"""SocketServer: the second face of a store, for lookups and small commits: frames on TCP and on an abstract Unix socket.
+"""SocketServer: the second face of a store, for lookups, small commits and scans: frames on TCP and on an abstract Unix socket.
 
 Owner of its listeners and of one thread per connection; calls in flight are counted by the Flight server, which drains both.
 A connection's greeting is a ticket that the Flight side gave to an authenticated caller; rights are checked when a lookup is prepared,
 and again when users or grants have changed, so that a request costs one comparison for them.
 Holds: requests of a connection are answered in their order, lookups that wait in the socket in one pass; a frame longer than the
        bound, or one that is none, is refused and the connection closed. Memory per connection: one request and one answer, or those
-       of at most GATHER_ROWS_MAX keys; a large request waits, unread, for room.
+       of at most GATHER_ROWS_MAX keys; a large request waits, unread, for room. Of a scan none: its frames are sent from where they lie.
        A peer that is silent, or does not take its answers, is closed by the kernel's own timeouts, which cost a request nothing.
 Never: does what the Flight lane would refuse.
 """
@@ -28,9 +28,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from storage_engine.api import CommitRequest, CommitResult, FetchedFrame
+from storage_engine.api import CommitRequest, CommitResult
 from storage_engine.client.frame_reader import FrameReader, FrameTooLong
-from storage_engine.client.wire import Call, Reply, reply_of_frames
+from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
 from storage_engine.engine.gather import GATHER_ROWS_MAX
@@ -41,13 +41,13 @@ from storage_engine.server.acknowledger import Acknowledger
 from storage_engine.server.admission import Admission
 from storage_engine.server.authentication import ANYBODY, Principal
 from storage_engine.server.dispatch import LANE_CALLS
+from storage_engine.server.frame_sender import FrameSender, PeerGone, few_frames
 from storage_engine.server.guard import Guard
 from storage_engine.server.metrics import OK, Metrics
 from storage_engine.server.tls import Certificate
 
 _COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
 _TOGETHER_MAX: Final = 64  # lookups answered in one pass
-_FETCHED_BYTES_MAX: Final = 8 << 20  # of frames in one answer; more goes over Flight, which need not hold it all
 _METHODS: Final = ("commit", "lookup", "prefix_lookup", *LANE_CALLS)
 
 logger = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class _Connection:
         self._method = ""
         self._outcome = OK
         self._n_admitted = 0
+        self._n_streamed, self._streaming_s = 0, 0.0
         self._behind: deque[bytes] = deque()  # lookups that have arrived and could not be answered together
 
     def run(self) -> None:
@@ -244,7 +245,10 @@ class _Connection:
                     return True
                 answer = self._answer(payload)
                 if answer:
-                    self._reply(answer, self._until, begin_s, len(payload))
+                    self._reply(answer, self._until, begin_s + self._streaming_s, len(payload))
+        except PeerGone:
+            self._counts.add(self._method, "broken off", time.perf_counter() - begin_s - self._streaming_s, len(payload), self._n_streamed)
+            return False
         except (MalformedMessage, AuthenticationFailed) as error:
             self._reply(wire.encode_error_frame(error), None)
             return False
@@ -287,7 +291,7 @@ class _Connection:
                     self._outcome = type(error).__name__
                     answer = wire.encode_error_frame(error)
             if n_in:
-                self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, len(answer))
+                self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, self._n_streamed + len(answer))
             self._send(answer)
             return
         if until is not None:
@@ -300,6 +304,7 @@ class _Connection:
         """The answer to one frame, b"" for none. Errors: MalformedMessage."""
         kind, number = wire.parse_head(payload)
         self._outcome = OK
+        self._n_streamed, self._streaming_s = 0, 0.0
         if not self._is_current():
             self._check_again()
         try:
@@ -324,7 +329,7 @@ class _Connection:
                 reply = wire.encode_reply_frame(done)
             else:
                 raise malformed(f"there is no request of kind {kind}")
-        except MalformedMessage:
+        except (MalformedMessage, PeerGone):
             raise
         except FlashlakeError as error:
             self._outcome = type(error).__name__
@@ -344,19 +349,20 @@ class _Connection:
             case "commit":
                 return self._commit(call)
             case "fetch":
-                return self._fetch(call)
+                return few_frames(self._guard.fetched(self._principal, call.arguments))
+            case "fetch_stream":
+                return self._stream(call)
             case _:
                 return self._guard.answer(self._principal, call)
 
-    def _fetch(self, call: Call) -> Reply | None:
-        frames: list[FetchedFrame] = []
-        n_bytes = 0
-        for frame in self._guard.fetched(self._principal, call.arguments):
-            n_bytes += frame.n_message_bytes
-            if n_bytes > _FETCHED_BYTES_MAX:
-                return None
-            frames.append(frame)
-        return reply_of_frames(frames)
+    def _stream(self, call: Call) -> Reply | None:
+        """Send the frames of a scan, after all that waits; what is left is the frame that ends it. Errors: PeerGone."""
+        self._later.flush()
+        sender = FrameSender(self._send)
+        try:
+            return Reply() if sender.send(self._guard.fetched(self._principal, call.arguments)) else None
+        finally:
+            self._n_streamed, self._streaming_s = sender.n_bytes, sender.seconds
 
     def _commit(self, call: Call) -> Reply:
         """Do a commit; what its answer has still to wait for is in `_until`."""
