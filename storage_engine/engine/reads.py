@@ -257,8 +257,10 @@ def prefix_lookup(
             continue
         rows, prefix_of_row = buckets.kv_of(bucket).prefix_get(part, limit, rows_max)
         rows_max = None if rows_max is None else rows_max - rows.num_rows
+        if at is None:  # one bucket has them all, in their order
+            return rows if names == rows.column_names else rows.select(names)
         pieces.append(rows.select(names))
-        order.append(prefix_of_row if at is None else at[prefix_of_row])
+        order.append(at[prefix_of_row])
     if not pieces:
         return pa.schema([descriptor.arrow_schema.field(name) for name in names]).empty_table()
     stacked = pa.concat_tables(pieces)
