@@ -370,7 +370,7 @@ def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _
         np.cumsum(lengths, out=offsets[1:])
         at = np.repeat(sources - offsets[:-1], lengths)
         at += np.arange(n_bytes)
-        return _cut(offsets, memoryview(_MEMORY[1].take(at)), len(starts))
+        return _cut(offsets, _MEMORY[1].take(at).data, len(starts))
     views = np.empty((len(lengths), 4), np.uint32)
     views[:, 0] = lengths
     if reach.high - reach.low <= _REACH:
