@@ -89,9 +89,16 @@ def _aggregate(node: exp.Expr, bind: Bind, frame: exp.Window | None) -> Value | 
     listed = _bound_order(order, bind)
     totals = {item.name: _over(_ordered(item.total(), listed), frame) for item in made.needs}
     tree = made.finish.transform(lambda part: totals[part.name].copy() if isinstance(part, exp.Column) and part.name in totals else part)
+    tree = tree.transform(_without_bytes_between, copy=False)
     if frame is not None and made.type.is_known:
         return Value(cast(tree, made.type.duckdb), made.type, nullable=True)
     return Value(exp.Paren(this=tree), made.type, made.nullable)
+
+
+def _without_bytes_between(node: exp.Expr) -> exp.Expr:
+    """The number of members of a union, without the union's bytes being written and read again."""
+    union = node.expressions[0] if call_name(node) == "RB_CARDINALITY" else None
+    return render("rb_or_all_cardinality(_0)", *union.expressions) if union is not None and call_name(union) == "RB_OR_ALL" else node
 
 
 def _taken_order(call: exp.Expr, name: str) -> tuple[exp.Expr, list[exp.Expr]]:

@@ -57,7 +57,6 @@ class QueryEngine:
     ) -> None:
         self.store = store
         self.lake_root = Path(lake_root).absolute()
-        self._relations = Relations(store, self.lake_root)
         self._con = open_connection(n_threads=n_threads, memory_limit=memory_limit, spill_dir=str(spill_dir) if spill_dir else None)
         self._con.execute("RESET disabled_optimizers")
         self._registering = threading.Lock()
@@ -79,15 +78,16 @@ class QueryEngine:
 
         Errors: StatementRefused, UnknownTable; what DuckDB refuses is said in its words with the statement named.
         """
+        relations = Relations(self.store, self.lake_root)
         windows = WindowedRows(self.store, self.lake_root, views or {}, functions or {}, at)
-        tree = self._with_views(parse_select(sql, where="query"), default_database, views or {}, windows, 0)
+        tree = _with_views(parse_select(sql, where="query"), default_database, relations, views or {}, windows, 0)
         used = self._functions_of(tree, functions or {})
         for select in tree.find_all(exp.Select):
             refuse_query_hints(select)
         asked = {id(node): take_version(self.store, self._con, node) for node in _tables(tree)}
         without_processing_times(tree)
         names = _relation_names(tree, default_database, {key: at if own is None else own for key, own in asked.items()})
-        counted = self._counted(tree, names)
+        counted = _counted(tree, names, relations)
         if counted is not None:
             return counted
         con = self._con.cursor()
@@ -97,12 +97,12 @@ class QueryEngine:
                 view = f"r{index}"
                 for node in nodes:
                     refuse_hints(node)
-                columns = self._relations.columns(name)
+                columns = relations.columns(name)
                 if columns is None and any(asked[id(node)] is not None for node in nodes):
                     raise StatementRefused(f"{name} is a table of the lake alone: it has no versions of the store", where="query",
                                            next_step="Leave FOR ... AS OF out.")  # fmt: skip
-                needs = self._needs(tree, nodes, name, columns)
-                self._relations.register(con, view, name, needs, version)
+                needs = _needs(tree, nodes, name, columns, relations)
+                relations.register(con, view, name, needs, version)
                 columns = columns if columns is not None else lake_columns(con, view)
                 if _may_join(tree):
                     view = keep_floats_from_joins(con, view, columns, needs)
@@ -132,92 +132,101 @@ class QueryEngine:
         known = {**stored_functions(self.store), **temporary}
         return mark_calls(tree, known.get)
 
-    def _counted(self, tree: exp.Query, names: _Names) -> pa.Table | None:
-        """The answer to SELECT COUNT(*) FROM a table of the store, from the table's indexes; None for any other query."""
-        if not isinstance(tree, exp.Select) or len(names) != 1 or len(tree.expressions) != 1:
-            return None
-        if any(value for key, value in tree.args.items() if key not in _COUNT_ONLY):
-            return None
-        item = tree.expressions[0]
-        call = item.this if isinstance(item, exp.Alias) else item
-        is_count = isinstance(call, exp.Anonymous) and str(call.this).upper() == "COUNT" and len(call.expressions) == 1
-        (((name, version), (node, *others)),) = names.items()
-        source = tree.args.get("from_") or tree.args.get("from")
-        if not is_count or not isinstance(call.expressions[0], exp.Star) or others or source is None or source.this is not node:
-            return None
-        if version is not None or not set(name for name, value in node.args.items() if value) <= _COUNTED_AS:
-            return None
-        refuse_hints(node)
-        n_rows = self._relations.n_rows(name)
-        return None if n_rows is None else pa.table({item.alias or "EXPR$0": pa.array([n_rows], pa.int64())})
-
     def close(self) -> None:
         self._con.close()
 
-    def _with_views(
-        self, tree: exp.Query, default_database: str, views: Mapping[str, ViewDefinition], windows: WindowedRows, depth: int
-    ) -> exp.Query:
-        """The query with every view, and every table with computed columns, replaced by its own query; all others with their database."""
-        if depth > _VIEWS_DEEP_MAX:
-            raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
-        tree = windows.take(tree, default_database)
-        for node in _tables(tree):
-            name = table_name(node, default_database)
-            view = views.get(name) or self._relations.view(name)
-            columns: tuple[str, ...] = ()
-            if view is not None:
-                inner: exp.Query = parse_select(view.sql, where=f"view {name}")
-                inner = self._with_views(inner, view.database or default_database, views, windows, depth + 1)
-                columns = view.columns or ()
-            elif (stored := self._relations.stored_select(name)) is not None:
-                refuse_hints(node)
-                inner = stored
-            else:
-                if not node.db:
-                    node.set("db", exp.to_identifier(default_database, quoted=True))
-                continue
-            if (asked := node.args.get("version")) is not None:
-                for table in _tables(inner):
-                    if table.args.get("version") is None:
-                        table.set("version", asked.copy())
-            names = node.alias_column_names or columns
-            alias = exp.TableAlias(
-                this=exp.to_identifier(node.alias or node.name, quoted=True),
-                columns=[exp.to_identifier(item, quoted=True) for item in names],
-            )
-            kept = {part: value for part, value in node.args.items() if part in ("sample", "pivots", "joins") and value}
-            node.replace(exp.Subquery(this=inner, alias=alias, **kept))
-        return tree
 
-    def _needs(self, tree: exp.Query, nodes: list[exp.Table], name: str, columns: Columns | None) -> Needs:
-        if columns is None:
-            return Needs(None, None)
-        found = list(tree.find_all(exp.Column))
-        joins = list(tree.find_all(exp.Join))
-        used = {column.name for column in found} | {item.name for join in joins for item in join.args.get("using") or ()}
-        if name.endswith(BINLOG):  # what is used are fields of before and after
-            columns = self._relations.columns(name.removesuffix(BINLOG)) or {}
-            if any(column.name in _BINLOG_ROWS for column in found):
-                used = set(columns)
-        stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
-        stars |= any(node.alias_column_names for node in nodes)  # names that are given by position
-        stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
-        wanted = None if stars else tuple(column for column in columns if column in used)
-        return Needs(wanted, self._pushed_condition(nodes, name))
+def _counted(tree: exp.Query, names: _Names, relations: Relations) -> pa.Table | None:
+    """The answer to SELECT COUNT(*) FROM a table of the store, from the table's indexes; None for any other query."""
+    if not isinstance(tree, exp.Select) or len(names) != 1 or len(tree.expressions) != 1:
+        return None
+    if any(value for key, value in tree.args.items() if key not in _COUNT_ONLY):
+        return None
+    item = tree.expressions[0]
+    call = item.this if isinstance(item, exp.Alias) else item
+    is_count = isinstance(call, exp.Anonymous) and str(call.this).upper() == "COUNT" and len(call.expressions) == 1
+    (((name, version), (node, *others)),) = names.items()
+    source = tree.args.get("from_") or tree.args.get("from")
+    if not is_count or not isinstance(call.expressions[0], exp.Star) or others or source is None or source.this is not node:
+        return None
+    if version is not None or not set(name for name, value in node.args.items() if value) <= _COUNTED_AS:
+        return None
+    refuse_hints(node)
+    n_rows = relations.n_rows(name)
+    return None if n_rows is None else pa.table({item.alias or "EXPR$0": pa.array([n_rows], pa.int64())})
 
-    def _pushed_condition(self, nodes: list[exp.Table], name: str) -> str | None:
-        """The part of WHERE that the store can check and every use of the relation implies; None when there is none."""
-        schema = self._relations.store_schema(name)
-        if schema is None or len(nodes) != 1 or nodes[0].alias_column_names or nodes[0].args.get("sample"):
-            return None
-        select = nodes[0].find_ancestor(exp.Select)
-        where = select.args.get("where") if select is not None else None
-        if select is None or where is None or select.args.get("joins") or select.args.get("laterals"):
-            return None
-        owner = nodes[0].alias or nodes[0].name
-        conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
-        parts = [pushed for part in conjuncts if (pushed := pushable(_unqualified(part, owner), schema)) is not None]
-        return " AND ".join(parts) or None
+
+def _with_views(
+    tree: exp.Query,
+    default_database: str,
+    relations: Relations,
+    views: Mapping[str, ViewDefinition],
+    windows: WindowedRows,
+    depth: int,
+) -> exp.Query:
+    """The query with every view, and every table with computed columns, replaced by its own query; all others with their database."""
+    if depth > _VIEWS_DEEP_MAX:
+        raise StatementRefused("views are nested too deeply", where="query", next_step="Does a view read itself?")
+    tree = windows.take(tree, default_database)
+    for node in _tables(tree):
+        name = table_name(node, default_database)
+        view = views.get(name) or relations.view(name)
+        columns: tuple[str, ...] = ()
+        if view is not None:
+            inner: exp.Query = parse_select(view.sql, where=f"view {name}")
+            inner = _with_views(inner, view.database or default_database, relations, views, windows, depth + 1)
+            columns = view.columns or ()
+        elif (stored := relations.stored_select(name)) is not None:
+            refuse_hints(node)
+            inner = stored
+        else:
+            if not node.db:
+                node.set("db", exp.to_identifier(default_database, quoted=True))
+            continue
+        if (asked := node.args.get("version")) is not None:
+            for table in _tables(inner):
+                if table.args.get("version") is None:
+                    table.set("version", asked.copy())
+        names = node.alias_column_names or columns
+        alias = exp.TableAlias(
+            this=exp.to_identifier(node.alias or node.name, quoted=True),
+            columns=[exp.to_identifier(item, quoted=True) for item in names],
+        )
+        kept = {part: value for part, value in node.args.items() if part in ("sample", "pivots", "joins") and value}
+        node.replace(exp.Subquery(this=inner, alias=alias, **kept))
+    return tree
+
+
+def _needs(tree: exp.Query, nodes: list[exp.Table], name: str, columns: Columns | None, relations: Relations) -> Needs:
+    if columns is None:
+        return Needs(None, None)
+    found = list(tree.find_all(exp.Column))
+    joins = list(tree.find_all(exp.Join))
+    used = {column.name for column in found} | {item.name for join in joins for item in join.args.get("using") or ()}
+    if name.endswith(BINLOG):  # what is used are fields of before and after
+        columns = relations.columns(name.removesuffix(BINLOG)) or {}
+        if any(column.name in _BINLOG_ROWS for column in found):
+            used = set(columns)
+    stars = any(not isinstance(star.parent, exp.Anonymous | exp.Count) for star in tree.find_all(exp.Star))
+    stars |= any(node.alias_column_names for node in nodes)  # names that are given by position
+    stars |= any(join.args.get("method") for join in joins)  # NATURAL: all columns are compared by name
+    wanted = None if stars else tuple(column for column in columns if column in used)
+    return Needs(wanted, _pushed_condition(nodes, name, relations))
+
+
+def _pushed_condition(nodes: list[exp.Table], name: str, relations: Relations) -> str | None:
+    """The part of WHERE that the store can check and every use of the relation implies; None when there is none."""
+    schema = relations.store_schema(name)
+    if schema is None or len(nodes) != 1 or nodes[0].alias_column_names or nodes[0].args.get("sample"):
+        return None
+    select = nodes[0].find_ancestor(exp.Select)
+    where = select.args.get("where") if select is not None else None
+    if select is None or where is None or select.args.get("joins") or select.args.get("laterals"):
+        return None
+    owner = nodes[0].alias or nodes[0].name
+    conjuncts = where.this.flatten() if isinstance(where.this, exp.And) else [where.this]
+    parts = [pushed for part in conjuncts if (pushed := pushable(_unqualified(part, owner), schema)) is not None]
+    return " AND ".join(parts) or None
 
 
 def _unqualified(node: exp.Expr, owner: str) -> str:

@@ -14,13 +14,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 from sqlglot import exp
 
-from storage_engine import Store, TableDescriptor
+from storage_engine import Store, Table, TableDescriptor
 from storage_engine.errors import StatementRefused, UnknownTable
 from storage_engine.lake import find_snapshot, open_union, table_path
 from storage_engine.stream.dialect.sqltypes import BIGINT, STRING, UNKNOWN, SqlType, parse_type
@@ -46,7 +48,7 @@ class Needs:
 
 
 class Relations:
-    """Resolves names against one store and one lake."""
+    """Resolves the names of one query against one store and one lake: what is called how is asked of the store once."""
 
     def __init__(self, store: Store, lake_root: Path) -> None:
         self._store = store
@@ -54,7 +56,7 @@ class Relations:
 
     def view(self, name: str) -> ViewDefinition | None:
         """A view of the store, None if there is none of that name."""
-        found = self._store.objects("view").get(name)
+        found = self._views.get(name)
         return None if found is None else view_from_json(found)
 
     def stored_select(self, name: str) -> exp.Select | None:
@@ -76,7 +78,7 @@ class Relations:
         if descriptor is None:
             if table_path(self._lake_root, base).joinpath("_delta_log").is_dir():
                 return None
-            names = [*self._store.tables(), *self._store.objects("view"), *self._lake_names()]
+            names = [*self._tables, *self._views, *self._lake_names()]
             alike = difflib.get_close_matches(name, dict.fromkeys(names), n=3)
             hint = f"Did you mean {' or '.join(alike)}?" if alike else "SHOW TABLES lists the tables; names are database.table."
             raise UnknownTable(f"there is no table or view {name}", where="query", next_step=hint)
@@ -92,7 +94,7 @@ class Relations:
         descriptor = self._descriptor(base)
         if descriptor is None or suffix or descriptor.is_tiered:
             return None
-        return self._store.table(base).count()
+        return Table(self._store.backend, descriptor).count()
 
     def store_schema(self, name: str) -> pa.Schema | None:
         """The columns that the store can check conditions on; None for a relation that is not the store's."""
@@ -108,7 +110,7 @@ class Relations:
             self._delta(con, view, table_path(self._lake_root, base))
             return
         columns = self._known(descriptor, needs.columns)
-        table = self._store.table(base)
+        table = Table(self._store.backend, descriptor)
         if suffix == LAKE:
             snapshot = find_snapshot(self._store, self._lake_root, descriptor, at)
             if snapshot is None:
@@ -140,7 +142,15 @@ class Relations:
         return chosen or [descriptor.column_names[0]]
 
     def _descriptor(self, name: str) -> TableDescriptor | None:
-        return next((descriptor for descriptor in self._store.backend.tables() if descriptor.name == name), None)
+        return self._tables.get(name)
+
+    @cached_property
+    def _tables(self) -> dict[str, TableDescriptor]:
+        return {descriptor.name: descriptor for descriptor in self._store.backend.tables()}
+
+    @cached_property
+    def _views(self) -> dict[str, dict[str, Any]]:
+        return self._store.objects("view")
 
     def _lake_names(self) -> list[str]:
         return [f"{log.parent.parent.name}.{log.parent.name}" for log in self._lake_root.glob("*/*/_delta_log")]

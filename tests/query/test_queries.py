@@ -9,10 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
+from pyroaring import BitMap
 
 import storage_engine
 from query_engine import QueryEngine
-from storage_engine.errors import StatementRefused, UnknownTable
+from storage_engine.errors import StatementRefused, UnknownTable, UserError
 
 DDL = """
 CREATE TABLE shop.sales (id BIGINT, dept STRING, amount DECIMAL(12, 2), n INT, ds STRING) PARTITIONED BY (ds)
@@ -83,6 +84,27 @@ def test_window_functions_rank_rows(engine: QueryEngine) -> None:
 
 def test_bitmaps_count_distinct_members(engine: QueryEngine) -> None:
     assert rows(engine, "SELECT RB_CARDINALITY(BITMAP_BUILD_AGG(CAST(id AS INT))) FROM shop.sales") == [(4,)]
+
+
+def test_a_union_of_bitmaps_counts_the_members_of_each_group_frame_and_filter_once(engine: QueryEngine) -> None:
+    """A group of NULL alone and one without a row have no member; as bytes they have no bitmap."""
+    engine.store.execute("CREATE TABLE shop.uv (g INT, h INT, users BYTES, PRIMARY KEY (g, h) NOT ENFORCED)")
+    maps = [BitMap([1, 2, 70_000]), BitMap([2, 3]), BitMap([5]), None, BitMap([5, 6])]
+    users = [None if one is None else one.serialize() for one in maps]
+    engine.store.table("shop.uv").upsert({"g": [1, 1, 2, 3, 2], "h": [1, 2, 1, 1, 2], "users": users})
+    count = "BITMAP_UNION_COUNT(users)"
+
+    assert rows(engine, f"SELECT {count} FROM shop.uv") == [(6,)]
+    assert rows(engine, f"SELECT g, {count} FROM shop.uv GROUP BY g ORDER BY g") == [(1, 4), (2, 2), (3, 0)]
+    assert rows(engine, f"SELECT {count} FILTER (WHERE h = 1) FROM shop.uv") == [(4,)]
+    assert rows(engine, f"SELECT {count}, RB_OR_AGG(users) FROM shop.uv WHERE g > 9") == [(0, None)]
+    running = f"SELECT {count} OVER (ORDER BY g, h ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW) FROM shop.uv ORDER BY g, h"
+    assert rows(engine, running) == [(3,), (4,), (5,), (6,), (6,)]
+    (united,) = rows(engine, "SELECT RB_OR_AGG(users) FROM shop.uv")[0]
+    assert BitMap.deserialize(united) == BitMap.union(*[one for one in maps if one is not None])
+    engine.store.table("shop.uv").upsert({"g": [9], "h": [9], "users": [b"none"]})
+    with pytest.raises(UserError, match="bitmap"):
+        engine.query(f"SELECT {count} FROM shop.uv")
 
 
 def test_the_changelog_is_a_table(engine: QueryEngine) -> None:

@@ -2,6 +2,7 @@
 
     rb_build(UINTEGER[]) -> BLOB     rb_or_all(BLOB[]) -> BLOB          rb_cardinality(BLOB) -> BIGINT
     rb_or / rb_and / rb_andnot(BLOB, BLOB) -> BLOB                      rb_contains(BLOB, BIGINT) -> BOOLEAN
+    rb_or_all_cardinality(BLOB[]) -> BIGINT, rb_cardinality(rb_or_all(...)) without the bytes in between
 
 DuckDB has no aggregate functions in Python: an aggregate over bitmaps is a scalar function over list(...), one call per group.
 Errors: StatementRefused for bytes that are not a bitmap.
@@ -9,7 +10,7 @@ Errors: StatementRefused for bytes that are not a bitmap.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import duckdb
@@ -46,10 +47,10 @@ def _one(array: pa.Array | pa.ChunkedArray) -> pa.Array:
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
-def read_bitmap(data: bytes) -> BitMap:
+def read_bitmap(data: bytes | memoryview) -> BitMap:
     """A bitmap from its bytes. Errors: SchemaMismatch when they are not RoaringFormatSpec."""
     try:
-        return BitMap.deserialize(data)
+        return BitMap.deserialize(data)  # type: ignore[arg-type]  # its stub knows bytes alone
     except ValueError as error:
         raise SchemaMismatch(
             "bytes are not a 32-bit Roaring bitmap", where="bitmap function", next_step="Store BITMAP_TO_BYTES(...) only."
@@ -70,12 +71,19 @@ def _build(lists: pa.Array) -> pa.Array:
     return pa.array(built, pa.binary())
 
 
+def _unions(lists: pa.Array) -> Iterator[BitMap | None]:
+    """The union of each list's bitmaps, read where they lie; None for a list that is NULL or holds NULL alone."""
+    for item in _one(lists):
+        found = [memoryview(one.as_buffer()).cast("B") for one in item.values or () if one.is_valid]
+        yield BitMap.union(*map(read_bitmap, found)) if found else None
+
+
 def _or_all(lists: pa.Array) -> pa.Array:
-    merged = []
-    for item in _one(lists).to_pylist():
-        bitmaps = [read_bitmap(data) for data in item or () if data is not None]
-        merged.append(BitMap.union(*bitmaps).serialize() if bitmaps else None)
-    return pa.array(merged, pa.binary())
+    return pa.array([None if union is None else union.serialize() for union in _unions(lists)], pa.binary())
+
+
+def _or_all_cardinality(lists: pa.Array) -> pa.Array:
+    return pa.array([None if union is None else len(union) for union in _unions(lists)], pa.int64())
 
 
 def _cardinality(bitmaps: pa.Array) -> pa.Array:
@@ -100,6 +108,7 @@ _BLOB = "BLOB"
 _FUNCTIONS: list[tuple[str, Callable[..., pa.Array], list[str], str]] = [
     ("rb_build", _build, ["UINTEGER[]"], _BLOB),
     ("rb_or_all", _or_all, ["BLOB[]"], _BLOB),
+    ("rb_or_all_cardinality", _or_all_cardinality, ["BLOB[]"], "BIGINT"),
     ("rb_cardinality", _cardinality, [_BLOB], "BIGINT"),
     ("rb_or", _binary(lambda a, b: a | b), [_BLOB, _BLOB], _BLOB),
     ("rb_and", _binary(lambda a, b: a & b), [_BLOB, _BLOB], _BLOB),
