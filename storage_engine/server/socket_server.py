@@ -5,7 +5,8 @@ A connection's greeting is a ticket that the Flight side gave to an authenticate
 and again when users or grants have changed, so that a request costs one comparison for them.
 Holds: requests of a connection are answered in their order, lookups that wait in the socket in one pass; a frame longer than the
        bound, or one that is none, is refused and the connection closed. Memory per connection: one request and one answer, or those
-       of at most GATHER_ROWS_MAX keys; a large request waits, unread, for room. Of a scan none: its frames are sent from where they lie.
+       of at most `keys_max` keys (engine/point_reads.py); a large request waits, unread, for room. Of a scan none: its frames are sent
+       from where they lie.
        A peer that is silent, or does not take its answers, is closed by the kernel's own timeouts, which cost a request nothing.
 Never: does what the Flight lane would refuse.
 """
@@ -33,8 +34,7 @@ from storage_engine.client.frame_reader import FrameReader, FrameTooLong
 from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
-from storage_engine.engine.gather import GATHER_ROWS_MAX
-from storage_engine.engine.point_reads import PointReads
+from storage_engine.engine.point_reads import PointReads, PrefixReads
 from storage_engine.errors import AuthenticationFailed, Backpressure, FlashlakeError, MalformedMessage, RequestTooLarge, ServerFault
 from storage_engine.schema.point import LONG_WAY
 from storage_engine.server.acknowledger import Acknowledger
@@ -70,6 +70,7 @@ class ReadsPoints(Protocol):
     """A backend in this process, whose rows can be read without tables on the way."""
 
     def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads: ...
+    def prefix_reads(self, table: str, columns: Sequence[str] | None, limit: int | None) -> PrefixReads: ...
 
 
 @runtime_checkable
@@ -178,6 +179,7 @@ class _Prepared:
         self.answer: pa.Schema | None = None
         self.codes: tuple[str, str] | None = None
         self.points: PointReads | None = None
+        self.together: PointReads | PrefixReads | None = None
         self.refusal: FlashlakeError | None = None
 
 
@@ -202,7 +204,8 @@ class _Connection:
         self._outcome = OK
         self._n_admitted = 0
         self._n_streamed, self._streaming_s = 0, 0.0
-        self._behind: deque[bytes] = deque()  # lookups that have arrived and could not be answered together
+        self._behind: deque[bytes] = deque()  # lookups of one handle that have arrived
+        self._n_alone = 0  # of them could not be answered together
 
     def run(self) -> None:
         try:
@@ -383,7 +386,9 @@ class _Connection:
         prepared.codes = wire.packed_codes(arguments)
         is_insert = arguments.get("insert_if_not_exists") is True
         if method == "lookup" and not is_insert and isinstance(self._backend, ReadsPoints):
-            prepared.points = self._backend.point_reads(arguments["table"], columns)
+            prepared.points = prepared.together = self._backend.point_reads(arguments["table"], columns)
+        elif method == "prefix_lookup" and arguments.get("rows_max") is None and isinstance(self._backend, ReadsPoints):
+            prepared.together = self._backend.prefix_reads(arguments["table"], columns, arguments.get("limit"))
         self._check(prepared)
 
     def _get(self, handle: int, key: memoryview) -> bytes:
@@ -406,9 +411,13 @@ class _Connection:
         """
         kind, handle = wire.parse_head(payload)
         prepared = self._prepared.get(handle)
-        if kind != wire.RUN or prepared is None or prepared.points is None or self._behind:
+        if kind != wire.RUN or prepared is None or prepared.together is None:
+            return False
+        if self._n_alone:
+            self._n_alone -= 1
             return False
         self._behind.extend(self._reader.waiting(bytes(payload[: wire.HEAD_BYTES]), _TOGETHER_MAX - 1))
+        self._n_alone = len(self._behind)  # unless the pass succeeds
         if not self._behind or prepared.refusal is not None or not self._is_current():
             return False
         try:
@@ -418,16 +427,17 @@ class _Connection:
             for request in (payload, *self._behind):
                 batch = wire.decode_batch(pa.py_buffer(request).slice(wire.HEAD_BYTES), prepared.keys)
                 n_keys += batch.num_rows
-                if batch.num_rows == 0 or n_keys > GATHER_ROWS_MAX:
+                if batch.num_rows == 0 or n_keys > prepared.together.keys_max:
                     break
                 batches.append(batch)
-            found = prepared.points.messages(batches) if len(batches) > 1 else None
-        except FlashlakeError:
+            found = prepared.together.messages(batches) if len(batches) > 1 else None
+        except Exception:
             logger.debug("lookups are not answered together", exc_info=True)  # asked one by one, each has its own answer
             return False
         if found is None:
             return False
         schema, messages = found
+        self._n_alone = 0
         self._method, self._outcome = prepared.method, OK
         for at, parts in enumerate(messages):
             request = self._behind.popleft() if at else payload

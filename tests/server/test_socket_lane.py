@@ -20,7 +20,7 @@ from storage_engine.client.lane import LaneBroken
 from storage_engine.client.socket_lane import AnswerTooLarge, SocketLane
 from storage_engine.client.wire import Call, Reply, encode_commit, encode_ranges, frames_of_reply
 from storage_engine.client.wire import packed as wire
-from storage_engine.errors import MalformedMessage, OffsetOutOfRange, UnknownTable
+from storage_engine.errors import MalformedMessage, OffsetOutOfRange, SchemaMismatch, UnknownTable
 from storage_engine.server import ServerProcess
 
 KEYS = pa.schema([pa.field("k", pa.int64(), nullable=False)])
@@ -308,11 +308,13 @@ def test_two_clients_write_and_each_sees_the_others_rows(store: storage_engine.S
         assert peer.table("l.t").lookup([1000]).num_rows == 0
 
 
-def sent_at_once(store: storage_engine.Store, table: str, batches: list[pa.Table]) -> list[pa.Table | MalformedMessage]:
+def sent_at_once(
+    store: storage_engine.Store, table: str, batches: list[pa.Table], method: str = "lookup", asked: dict[str, object] = LOOKUP
+) -> list[pa.Table | MalformedMessage]:
     """What requests that arrive in one piece are answered, up to the end of the connection or the last of them."""
     reader_answers: list[pa.Table | MalformedMessage] = []
     schema = batches[0].schema
-    frames = [wire.encode_prepare(1, "lookup", {**LOOKUP, "table": table}, schema)]
+    frames = [wire.encode_prepare(1, method, {**asked, "table": table}, schema)]
     frames += [wire.encode_keys_message(batch.combine_chunks().to_batches()[0], 1) for batch in batches]
     with greeted(store) as raw:
         raw.sendall(b"".join(frames))
@@ -358,6 +360,54 @@ def test_lookups_that_arrive_together_are_answered_as_one_by_one(
     batches = [batch for batch in batches if batch.num_rows]  # an empty table has no message
     if batches:
         assert sent_at_once(store, "l.u", batches) == [uneven.lookup(batch, missing="null") for batch in batches]
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def grouped(request: pytest.FixtureRequest, store: storage_engine.Store) -> storage_engine.Table:
+    """Prefixes 0 .. 99 with k % 5 rows each, in one bucket or several; 100 has 20,000 rows."""
+    name = f"l.g{request.param}"
+    store.execute(
+        f"CREATE TABLE {name} (k BIGINT NOT NULL, i BIGINT NOT NULL, v STRING, PRIMARY KEY (k, i) NOT ENFORCED) "
+        f"WITH ('bucket.key' = 'k', 'bucket.num' = '{request.param}')"
+    )
+    table = store.table(name)
+    for i in (3, 1, 200, 0):
+        ks = [k for k in range(100) if i < k % 5 or i == 200]
+        table.upsert({"k": ks, "i": [i] * len(ks), "v": [None if k % 7 == 0 else f"text {k} " * (k % 4) for k in ks]})
+    table.delete({"k": list(range(0, 100, 5)), "i": [200] * 20})
+    table.upsert({"k": [100] * 20_000, "i": list(range(20_000)), "v": ["many"] * 20_000})
+    return table
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    asked=st.lists(st.lists(st.integers(-2, 103), min_size=1, max_size=40), min_size=1, max_size=20),
+    times=st.sampled_from([1, 4]),
+    limit=st.sampled_from([None, 0, 2]),
+    columns=st.sampled_from([None, ["v", "k"]]),
+)
+def test_prefix_lookups_that_arrive_together_are_answered_as_one_by_one(
+    store: storage_engine.Store,
+    grouped: storage_engine.Table,
+    asked: list[list[int]],
+    times: int,
+    limit: int | None,
+    columns: list[str] | None,
+) -> None:
+    """Together they may ask for more prefixes, or find more rows, than are answered in one pass."""
+    parts = [[k for k in part * times if k != 100 or i == 0][:150] or [1] for i, part in enumerate(asked)]
+    batches = [pa.table({"k": pa.array(part, pa.int64())}) for part in parts]
+    alone = [grouped.prefix_lookup(batch, columns, limit, rows_max=10_000_000) for batch in batches]
+    if sum(rows.nbytes for rows in alone) < wire.FRAME_BYTES_MAX:
+        assert sent_at_once(store, grouped.name, batches, "prefix_lookup", {"columns": columns, "limit": limit}) == alone
+
+
+def test_prefix_lookups_of_a_column_that_is_not_there_are_refused(store: storage_engine.Store, grouped: storage_engine.Table) -> None:
+    lane = SocketLane("127.0.0.1", address_of(store))
+    asked = {"table": grouped.name, "columns": ["nothing"], "limit": None}
+    with pytest.raises(SchemaMismatch):
+        list(lane.pipeline("prefix_lookup", asked, [pa.table({"k": [1]})] * 20))
+    lane.close()
 
 
 def test_a_request_that_is_none_does_not_take_the_answers_of_those_before_it(
