@@ -214,7 +214,7 @@ class FlightBackend(Link):
     ) -> Iterator[FetchedFrame]:
         """Frames as they arrive. After a broken connection the stream goes on behind the last frame that came.
 
-        Few rows come at once, in one answer of the socket lane.
+        Few rows come at once, in one answer of the socket lane; many as a stream of it, or of Flight where a frame is too large.
         """
         self._require("scan")
         left = {bucket: (start, stop) for bucket, (start, stop) in ranges.items() if start < stop}
@@ -225,21 +225,22 @@ class FlightBackend(Link):
                 yield from frames
                 return
         retry = Retry(self._retry_s)
+        streamed = self._streamed
         while left:
             arguments = {"table": table, "ranges": encode_ranges(left), "columns": _listed(columns), "where": where, "as_of": as_of}
             try:
-                for frame in self._stream_frames(Call("fetch", arguments)):
+                for frame in streamed(Call("fetch", arguments)):
                     end = frame.base_offset + frame.n_rows
                     stop = left[frame.bucket][1]
                     left[frame.bucket] = (min(end, stop), stop)
                     yield frame
                     retry = Retry(self._retry_s)
                 return
-            except AuthenticationFailed as error:
-                self._log_in_again(error, retry)
-            except (LaneBroken, StoreUnavailable) as error:
-                self._reconnect_after(error, retry)
-                left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
+            except AnswerTooLarge:
+                streamed = self._stream_frames
+            except (AuthenticationFailed, Backpressure, LaneBroken, StoreUnavailable) as error:
+                self._go_on_after(error, retry)
+            left = {bucket: (start, stop) for bucket, (start, stop) in left.items() if start < stop}
 
     def lookup(self, table: str, keys: pa.Table, columns: Sequence[str] | None, *, insert_if_not_exists: bool) -> pa.Table:
         self._require(*features_of_lookup(insert_if_not_exists=insert_if_not_exists))

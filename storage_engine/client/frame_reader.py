@@ -16,6 +16,8 @@ import numpy as np
 
 _LENGTH: Final = struct.Struct("<I")
 _CHUNK_BYTES: Final = 1 << 15
+_ALIGNMENT: Final = 64
+_HEAD_BYTES: Final = 8  # what follows the head of a large frame lies aligned
 
 
 class FrameTooLong(Exception):
@@ -64,9 +66,10 @@ class FrameReader:
         if self.admit is not None:
             self._held = data
             self.admit(n_bytes)
-        whole = np.empty(n_bytes, np.uint8)
+        whole = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+        begin = -(whole.ctypes.data + _HEAD_BYTES) % _ALIGNMENT
         filled = len(data) - _LENGTH.size
-        view = memoryview(whole.data)
+        view = memoryview(whole.data)[begin : begin + n_bytes]
         view[:filled] = data[_LENGTH.size :]
         self._held = b""
         while filled < n_bytes:

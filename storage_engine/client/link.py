@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -125,6 +126,25 @@ class Link:
         with self._writers.borrow() as writer:
             reply = self._retried(lambda: self._over_socket(writer, call), is_repeatable=True)
         return None if reply is None else frames_of_reply(reply)
+
+    def _streamed(self, call: Call) -> Iterator[FetchedFrame]:
+        """The frames of a scan, over the socket lane where the server streams there, else over Flight.
+
+        Errors: AnswerTooLarge for one that is too large for the lane; those before it came.
+        """
+        if "fetch_stream" in self._lane_calls:
+            with self._writers.borrow() as writer:
+                lane = self._socket_of(writer)
+                if lane is not None:
+                    try:
+                        with closing(lane.stream(replace(call, method="fetch_stream"))) as groups:
+                            for group in groups:
+                                yield from group
+                        return
+                    finally:
+                        if not lane.is_usable:
+                            writer.disconnect_socket()
+        yield from self._stream_frames(call)
 
     def _over_socket(self, writer: Writer, call: Call) -> Reply | None:
         """The answer of the socket lane; None: there is no such lane, or the answer is too large for it."""

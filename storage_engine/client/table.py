@@ -301,11 +301,12 @@ class Table:
         lead = list(METADATA_FIELDS) if metadata else list(METADATA_FIELDS[: 1 if self.descriptor.has_primary_key else 0])
         expression = self._expression(where)
         schema = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in wanted])
+        decoded = pa.schema(lead + [self.descriptor.arrow_schema.field(name) for name in needed])
 
         def batches() -> Iterator[pa.RecordBatch]:
             for frame in self._backend.fetch(self.name, ranges, needed, sent, as_of=as_of):
                 begin, end = ranges[frame.bucket]
-                batch = self._decode(frame, lead, needed, begin, end)
+                batch = self._decode(frame, lead, needed, decoded, begin, end)
                 if expression is not None:
                     batch = batch.filter(expression).select(schema.names).cast(schema)
                 if batch.num_rows:
@@ -318,7 +319,8 @@ class Table:
         if not self.descriptor.has_primary_key:
             raise UserError(f"{self.name} is a log table and has no $binlog", where="binlog", next_step="Use scan(): no row changes.")
         needed = self._needed(columns, None)
-        schema = binlog_schema([self.descriptor.arrow_schema.field(name) for name in needed])
+        plain = pa.schema([self.descriptor.arrow_schema.field(name) for name in needed])
+        schema = binlog_schema(list(plain))
         ranges = scan_ranges(start, stop, None, self._offsets_of)
         earliest = self.offsets("earliest")
         # the old row of an update lies one before its new row
@@ -326,27 +328,27 @@ class Table:
 
         def decoded() -> Iterator[tuple[FetchedFrame, pa.RecordBatch]]:
             for frame in self._backend.fetch(self.name, wider, needed):
-                yield frame, self._decode(frame, [], needed, frame.base_offset, frame.base_offset + frame.n_rows)
+                yield frame, self._decode(frame, [], needed, plain, frame.base_offset, frame.base_offset + frame.n_rows)
 
         return pa.RecordBatchReader.from_batches(schema, binlog_batches(decoded(), ranges, schema))
 
-    def _decode(self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], begin: int, end: int) -> pa.RecordBatch:
+    def _decode(
+        self, frame: FetchedFrame, lead: list[pa.Field], needed: list[str], schema: pa.Schema, begin: int, end: int
+    ) -> pa.RecordBatch:
+        """The rows of [begin, end) in a frame; `schema`: of `lead` and `needed`."""
         batch = read_message(frame.message, _stored_schema(frame.columns, frame.types))
         first = max(begin - frame.base_offset, 0)
         last = min(end - frame.base_offset, frame.n_rows)
-        batch = batch.slice(first, last - first)
-        n = batch.num_rows
-        arrays: list[pa.Array] = []
-        fields: list[pa.Field] = []
-        for item in lead:
-            arrays.append(self._metadata(item.name, frame, first, n))
-            fields.append(item)
-        for name in needed:
-            item = self.descriptor.arrow_schema.field(name)
+        n = last - first
+        if n < frame.n_rows:
+            batch = batch.slice(first, n)
+        if not lead and batch.schema.equals(schema):
+            return batch
+        arrays = [self._metadata(item.name, frame, first, n) for item in lead]
+        for name, item in zip(needed, list(schema)[len(lead) :], strict=True):
             is_stored = name in frame.columns
             arrays.append(fitted(batch.column(name), item.type, where=self._column(name)) if is_stored else pa.nulls(n, item.type))
-            fields.append(item)
-        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+        return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
     @staticmethod
     def _metadata(name: str, frame: FetchedFrame, first: int, n: int) -> pa.Array:

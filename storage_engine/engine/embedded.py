@@ -44,7 +44,7 @@ from storage_engine.engine.maintenance import Maintenance
 from storage_engine.engine.metrics import StoreMetric, collect
 from storage_engine.engine.mover import CleaningStats, Mover
 from storage_engine.engine.partitions import PARTITIONS_MAX, PartitionKeeper
-from storage_engine.engine.point_reads import PointReads
+from storage_engine.engine.point_reads import PointReads, PrefixReads
 from storage_engine.engine.rescale import Rescaler
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.skip_frames import FetchCounts, FetchStep, skip_frames
@@ -358,6 +358,10 @@ class EmbeddedBackend:
     def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads:
         """Lookups of one table and column list, for who asks often."""
         return PointReads(self.core, table, columns)
+
+    def prefix_reads(self, table: str, columns: Sequence[str] | None, limit: int | None) -> PrefixReads:
+        """As point_reads(), of prefix lookups."""
+        return PrefixReads(self.core, table, columns, limit)
 
     def lookup_one(self, table: str, lookup: PointLookup, key: list[Any]) -> list[Any] | LongWay | None:
         assert lookup.codes is not None, "lookup.stored_key() gave the key"

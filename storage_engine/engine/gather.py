@@ -353,7 +353,8 @@ def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _
     """Offsets (n + 1,) and bytes of each of t text columns. None: together they are too large.
 
     Shapes: starts and first_bytes (t, n): where the offsets and the bytes of each row's frame begin.
-    Each text becomes a view (length, prefix, buffer, offset) of the memory it lies in; Arrow copies all of them in one pass.
+    Short texts are read byte by byte. Of longer ones each becomes a view (length, prefix, buffer, offset) of the memory it lies in;
+    Arrow copies all of them in one pass.
     """
     starts += local
     begins = _MEMORY[4].take(starts)
@@ -363,6 +364,13 @@ def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _
         return None
     first_bytes += begins
     sources = first_bytes.reshape(-1)
+    n_bytes = int(lengths.sum(dtype=np.int64)) if reach.has_short else _REACH
+    if n_bytes <= _INLINE_BYTES * len(lengths):
+        offsets = np.zeros(len(lengths) + 1, np.int32)
+        np.cumsum(lengths, out=offsets[1:])
+        at = np.repeat(sources - offsets[:-1], lengths)
+        at += np.arange(n_bytes)
+        return _cut(offsets, _MEMORY[1].take(at).data, len(starts))
     views = np.empty((len(lengths), 4), np.uint32)
     views[:, 0] = lengths
     if reach.high - reach.low <= _REACH:
@@ -382,10 +390,14 @@ def _gathered_texts(starts: Int64s, first_bytes: Int64s, local: Int64s, reach: _
     viewed = pa.Array.from_buffers(pa.binary_view(), len(lengths), [None, pa.py_buffer(views), *memory])
     _, places, data = pc.call_function("cast", [viewed], _TO_BINARY).buffers()
     offsets = np.frombuffer(places, np.int32, len(lengths) + 1)
-    held = memoryview(data) if data is not None else memoryview(b"")
-    n = len(local)
+    return _cut(offsets, memoryview(data) if data is not None else memoryview(b""), len(starts))
+
+
+def _cut(offsets: Int32s, held: memoryview, n_columns: int) -> list[tuple[Int32s, memoryview]]:
+    """Offsets and bytes of each of several text columns that lie one behind the other."""
+    n = (len(offsets) - 1) // n_columns
     columns = []
-    for i in range(len(starts)):
+    for i in range(n_columns):
         own = offsets[i * n : (i + 1) * n + 1]
         first, last = own.item(0), own.item(n)
         columns.append((own - own[0] if first else own, held[first:last]))

@@ -10,23 +10,26 @@ Holds: answers are what reads.lookup() answers, of one moment: index and frames 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
+from storage_engine.engine import reads
 from storage_engine.engine.buckets import Bucket
 from storage_engine.engine.core import Core
 from storage_engine.engine.gather import GATHER_ROWS_MAX
 from storage_engine.engine.schemas import Schemas
 from storage_engine.engine.state import TableState
-from storage_engine.errors import unknown_table
+from storage_engine.errors import ResultTooLarge, unknown_table
 from storage_engine.kv.single import encode_key
 from storage_engine.log.frame_index import BucketId
 from storage_engine.log.message_template import ColumnBuffers, MessageTemplate, sliced
 from storage_engine.schema.bucketing import bucket_of_key
 from storage_engine.schema.point import LONG_WAY, LongWay, RowShape
 
+_TOGETHER_ROWS_MAX = 1 << 14  # of prefix lookups with more the rows cost more than the calls
 _KEYS_MIN = 4  # of fewer, reads.lookup() finds each by itself in less time
 
 
@@ -55,8 +58,40 @@ class _Plan:
         self.answer = MessageTemplate(answer) if MessageTemplate.is_possible(answer) else None
 
 
+class PrefixReads:
+    """Prefix lookups of one table in one list of columns, several requests in one pass."""
+
+    keys_max: Final = 1024  # of one pass: of more the arrays leave the cache
+
+    def __init__(self, core: Core, table: str, columns: Sequence[str] | None, limit: int | None) -> None:
+        self._core = core
+        self._name = table
+        self._columns = columns
+        self._limit = limit
+        self._has_many = False
+
+    def messages(self, batches: Sequence[pa.RecordBatch]) -> tuple[pa.Schema, list[list[Any]]] | None:
+        """The answers to requests of one moment, as messages; None: ask for each by itself, as from then on, where they have many rows."""
+        if self._has_many:
+            return None
+        core, prefixes = self._core, pa.Table.from_batches(batches).combine_chunks()
+        try:
+            rows, position = core.shown(
+                lambda: reads.prefix_rows(core.buckets, core.table(self._name), prefixes, self._columns, self._limit, _TOGETHER_ROWS_MAX),
+                lambda: core.end_of(self._name),
+            )
+        except ResultTooLarge:
+            self._has_many = True
+            return None
+        found = rows.combine_chunks().to_batches() or [pa.RecordBatch.from_pylist([], rows.schema)]
+        bounds = np.searchsorted(position, np.cumsum([0, *(batch.num_rows for batch in batches)])).tolist()
+        return rows.schema, [[found[0].slice(start, stop - start).serialize()] for start, stop in pairwise(bounds)]
+
+
 class PointReads:
     """Lookups of one table in one list of columns (None: all)."""
+
+    keys_max: Final = GATHER_ROWS_MAX  # of one pass
 
     def __init__(self, core: Core, table: str, columns: Sequence[str] | None) -> None:
         self._core = core

@@ -244,6 +244,13 @@ def prefix_lookup(
 
     Errors: ResultTooLarge when that is more than `rows_max`, before the rows are read.
     """
+    return prefix_rows(buckets, table, prefixes, columns, limit, rows_max)[0]
+
+
+def prefix_rows(
+    buckets: Buckets, table: TableState, prefixes: pa.Table, columns: Sequence[str] | None, limit: int | None, rows_max: int | None
+) -> tuple[pa.Table, np.ndarray]:
+    """As prefix_lookup(), and of each row which prefix it has, ascending. Shapes: prefixes (n,) -> rows (m,), positions (m,)."""
     descriptor = table.descriptor
     require_prefix_lookup(descriptor)
     needed = tuple(name for name in descriptor.primary_key if name in descriptor.partition_keys or name in descriptor.bucket_keys)
@@ -257,12 +264,15 @@ def prefix_lookup(
             continue
         rows, prefix_of_row = buckets.kv_of(bucket).prefix_get(part, limit, rows_max)
         rows_max = None if rows_max is None else rows_max - rows.num_rows
+        if at is None:  # one bucket has them all, in their order
+            return (rows if names == rows.column_names else rows.select(names)), prefix_of_row
         pieces.append(rows.select(names))
-        order.append(prefix_of_row if at is None else at[prefix_of_row])
+        order.append(at[prefix_of_row])
     if not pieces:
-        return pa.schema([descriptor.arrow_schema.field(name) for name in names]).empty_table()
-    stacked = pa.concat_tables(pieces)
-    return stacked.take(pa.array(np.argsort(np.concatenate(order), kind="stable")))
+        return pa.schema([descriptor.arrow_schema.field(name) for name in names]).empty_table(), np.empty(0, np.int64)
+    stacked, position = pa.concat_tables(pieces), np.concatenate(order)
+    by_prefix = np.argsort(position, kind="stable")
+    return stacked.take(pa.array(by_prefix)), position[by_prefix]
 
 
 def plan_read(

@@ -16,7 +16,6 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from storage_engine.errors import ResultTooLarge, SchemaMismatch
 from storage_engine.kv.auto_increment import Ids
@@ -28,6 +27,7 @@ from storage_engine.kv.incoming import HashKeys, Keys, distinct_rows
 from storage_engine.kv.key_index import MISSING, Bools, Hashes, Int64s, KeyCopy, KeyIndex, nonzero
 from storage_engine.kv.merge import ChangePlan, overwrites_blindly, plan_delete, plan_overwrite, plan_upsert, retracted_columns
 from storage_engine.kv.prefix_index import PrefixIndex, joined
+from storage_engine.kv.prefix_order import prefix_order
 from storage_engine.kv.replay import homeless_rows, net_changes, runs_of_frames
 from storage_engine.kv.single import hash_key
 from storage_engine.kv.spilled_index import IndexChange, SpilledIndex, SpilledPrefixes
@@ -138,8 +138,7 @@ class KvBucket:
         """As find_one(), for the key columns (n,) of n keys."""
         if self._homeless or self._hash_keys is not hash64:
             return None
-        hashes = integer_hashes(keys[0]) if len(keys) == 1 else None
-        return self._index.get(self._hash(encode_keys(keys)) if hashes is None else nonzero(hashes))
+        return self._index.get(self._hash_columns(keys))
 
     def prefix_get(self, prefixes: pa.Table, limit: int | None = None, rows_max: int | None = None) -> tuple[pa.Table, Int64s]:
         """Rows whose key begins with the bucket key given, ordered by prefix, then by encoded key.
@@ -150,21 +149,21 @@ class KvBucket:
         """
         assert self._prefixes is not None, f"{self.descriptor.name} has no prefix to look up"
         names = self.descriptor.bucket_keys
-        wanted = encode_keys(key_columns(prefixes, names))
-        position, hashes = self._prefixes.find(self._hash(wanted))
+        position, hashes = self._prefixes.find(self._hash_columns(key_columns(prefixes, names)))
         offsets = self._index.get(hashes)
         present = offsets >= 0
-        position, offsets = position[present], offsets[present]
+        if not present.all():
+            position, offsets = position[present], offsets[present]
         if self._homeless:
             extra = np.fromiter(list(self._homeless.values()), np.int64)
-            position = np.r_[position, np.repeat(np.arange(len(wanted)), len(extra))]
-            offsets = np.r_[offsets, np.tile(extra, len(wanted))]
+            position = np.r_[position, np.repeat(np.arange(prefixes.num_rows), len(extra))]
+            offsets = np.r_[offsets, np.tile(extra, prefixes.num_rows)]
         if len(offsets) == 0:
             return self.descriptor.arrow_schema.empty_table(), position
         n_wanted = len(offsets) if limit is None else int(np.minimum(np.bincount(position), limit).sum())
         if rows_max is not None and n_wanted > rows_max:
             raise ResultTooLarge(
-                f"{len(wanted)} prefixes have {n_wanted:,} rows, more than {rows_max:,}",
+                f"{prefixes.num_rows} prefixes have {n_wanted:,} rows, more than {rows_max:,}",
                 where=f"table {self.descriptor.name}",
                 next_step="Ask for fewer prefixes, set a limit per prefix, or raise rows_max.",
             )
@@ -175,8 +174,10 @@ class KvBucket:
             rows, position, offsets = rows.filter(pa.array(matches)), position[matches], offsets[matches]
             if len(offsets) == 0:
                 return self.descriptor.arrow_schema.empty_table(), position
-        encoded = encode_keys(key_columns(rows, self.descriptor.physical_primary_key))
-        order = pc.sort_indices(pa.table({"p": position, "k": encoded}), sort_keys=[("p", "ascending"), ("k", "ascending")]).to_numpy()
+        order = prefix_order(position, key_columns(rows, self.descriptor.physical_primary_key[len(names) :]))
+        if limit is None and order is None:
+            return rows, position
+        order = np.arange(len(position)) if order is None else order
         if limit is not None:
             sorted_position = position[order]
             rank = np.arange(len(order)) - np.searchsorted(sorted_position, sorted_position, side="left")
@@ -362,6 +363,10 @@ class KvBucket:
                 index.close()
 
     # inside
+
+    def _hash_columns(self, keys: Sequence[pa.Array]) -> Hashes:
+        hashes = integer_hashes(keys[0]) if len(keys) == 1 and self._hash_keys is hash64 else None
+        return self._hash(encode_keys(keys)) if hashes is None else nonzero(hashes)
 
     def _hash(self, keys: pa.Array) -> Hashes:
         return nonzero(self._hash_keys(keys))

@@ -13,10 +13,12 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from storage_engine.kv.distinct import all_distinct
 from storage_engine.kv.key_index import Bools, Hashes, Int64s
 from storage_engine.kv.key_table import ascending
 
 _PIECE_ENTRIES: Final = 1 << 20
+_STRIDE: Final = np.uint64(0xD1342543DE82EF95)  # odd: no two positions meet
 
 
 class _Run(NamedTuple):
@@ -54,13 +56,18 @@ class PrefixIndex:
     def find(self, prefixes: Hashes) -> tuple[Int64s, Hashes]:
         """Keys under each prefix.
 
-        Shapes: prefixes (n,) -> position (m,), keys (m,): keys[j] was entered under prefixes[position[j]]; each pair once, sorted.
+        Shapes: prefixes (n,) -> position (m,) ascending, keys (m,): keys[j] was entered under prefixes[position[j]]; each pair once.
+        Meaning: the keys of a prefix come as they were entered, unless one of them was entered twice.
         """
+        by_hash = np.argsort(prefixes)  # binary searches in order touch the same cache lines
+        ordered = prefixes[by_hash]
+        start, stop = np.empty(len(prefixes), np.int64), np.empty(len(prefixes), np.int64)
         positions: list[Int64s] = []
         keys: list[Hashes] = []
         for run in self._runs:
-            start = np.searchsorted(run.prefixes, prefixes, side="left")
-            count = np.searchsorted(run.prefixes, prefixes, side="right") - start
+            start[by_hash] = run.prefixes.searchsorted(ordered, side="left")
+            stop[by_hash] = run.prefixes.searchsorted(ordered, side="right")
+            count = stop - start
             total = int(count.sum())
             if total:
                 first = np.repeat(start - (np.cumsum(count) - count), count)
@@ -68,7 +75,13 @@ class PrefixIndex:
                 positions.append(np.repeat(np.arange(len(prefixes)), count))
         if not keys:
             return np.empty(0, np.int64), np.empty(0, np.uint64)
-        position, key = np.concatenate(positions), np.concatenate(keys)
+        position, key = positions[0], keys[0]
+        if len(keys) > 1:
+            position, key = np.concatenate(positions), np.concatenate(keys)
+            order = np.argsort(position.astype(np.uint16) if len(prefixes) <= 1 << 16 else position, kind="stable")  # few are counted
+            position, key = position[order], key[order]
+        if all_distinct(key + position.view(np.uint64) * _STRIDE):  # equal pairs have equal sums
+            return position, key
         order = np.lexsort((key, position))
         position, key = position[order], key[order]
         is_first = np.ones(len(key), np.bool_)

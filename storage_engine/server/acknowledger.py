@@ -45,6 +45,10 @@ class Acknowledger:
             raise OSError("the connection is broken")
         self._waiting.put((answer, until))
 
+    def flush(self) -> None:
+        """Return when all that was added has left, or cannot."""
+        self._waiting.join()
+
     def close(self) -> None:
         """Return when everything has left, or cannot."""
         if self._thread is not None:

@@ -30,9 +30,9 @@ from storage_engine.schema.descriptor import TableDescriptor
 
 Arguments = Mapping[str, Any]
 Handler = Callable[[Backend, Arguments, Sequence[pa.Table]], Reply]
-LANE_CALLS: Final = ("version", "latest", "offsets", "commits", "progress", "objects", "tables", "fetch")
-"""Calls that the socket lane answers too: short questions that are asked often, none of which waits for others' commits; and a fetch of
-few rows."""
+LANE_CALLS: Final = ("version", "latest", "offsets", "commits", "progress", "objects", "tables", "fetch", "fetch_stream")
+"""Calls that the socket lane answers too: short questions that are asked often, none of which waits for others' commits; a fetch of few
+rows; and one of many, whose frames are streamed."""
 
 
 def answer(backend: Backend, call: Call) -> Reply:

@@ -1,11 +1,12 @@
-"""SocketServer: the second face of a store, for lookups and small commits: frames on TCP and on an abstract Unix socket.
+"""SocketServer: the second face of a store, for lookups, small commits and scans: frames on TCP and on an abstract Unix socket.
 
 Owner of its listeners and of one thread per connection; calls in flight are counted by the Flight server, which drains both.
 A connection's greeting is a ticket that the Flight side gave to an authenticated caller; rights are checked when a lookup is prepared,
 and again when users or grants have changed, so that a request costs one comparison for them.
 Holds: requests of a connection are answered in their order, lookups that wait in the socket in one pass; a frame longer than the
        bound, or one that is none, is refused and the connection closed. Memory per connection: one request and one answer, or those
-       of at most GATHER_ROWS_MAX keys; a large request waits, unread, for room.
+       of at most `keys_max` keys (engine/point_reads.py); a large request waits, unread, for room. Of a scan none: its frames are sent
+       from where they lie.
        A peer that is silent, or does not take its answers, is closed by the kernel's own timeouts, which cost a request nothing.
 Never: does what the Flight lane would refuse.
 """
@@ -28,26 +29,25 @@ from typing import Any, Final, Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from storage_engine.api import CommitRequest, CommitResult, FetchedFrame
+from storage_engine.api import CommitRequest, CommitResult
 from storage_engine.client.frame_reader import FrameReader, FrameTooLong
-from storage_engine.client.wire import Call, Reply, reply_of_frames
+from storage_engine.client.wire import Call, Reply
 from storage_engine.client.wire import packed as wire
 from storage_engine.client.wire.envelope import malformed
-from storage_engine.engine.gather import GATHER_ROWS_MAX
-from storage_engine.engine.point_reads import PointReads
+from storage_engine.engine.point_reads import PointReads, PrefixReads
 from storage_engine.errors import AuthenticationFailed, Backpressure, FlashlakeError, MalformedMessage, RequestTooLarge, ServerFault
 from storage_engine.schema.point import LONG_WAY
 from storage_engine.server.acknowledger import Acknowledger
 from storage_engine.server.admission import Admission
 from storage_engine.server.authentication import ANYBODY, Principal
 from storage_engine.server.dispatch import LANE_CALLS
+from storage_engine.server.frame_sender import FrameSender, PeerGone, few_frames
 from storage_engine.server.guard import Guard
 from storage_engine.server.metrics import OK, Metrics
 from storage_engine.server.tls import Certificate
 
 _COUNTED_BYTES: Final = 64 << 10  # what is smaller is bounded by the number of connections
 _TOGETHER_MAX: Final = 64  # lookups answered in one pass
-_FETCHED_BYTES_MAX: Final = 8 << 20  # of frames in one answer; more goes over Flight, which need not hold it all
 _METHODS: Final = ("commit", "lookup", "prefix_lookup", *LANE_CALLS)
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,7 @@ class ReadsPoints(Protocol):
     """A backend in this process, whose rows can be read without tables on the way."""
 
     def point_reads(self, table: str, columns: Sequence[str] | None) -> PointReads: ...
+    def prefix_reads(self, table: str, columns: Sequence[str] | None, limit: int | None) -> PrefixReads: ...
 
 
 @runtime_checkable
@@ -178,6 +179,7 @@ class _Prepared:
         self.answer: pa.Schema | None = None
         self.codes: tuple[str, str] | None = None
         self.points: PointReads | None = None
+        self.together: PointReads | PrefixReads | None = None
         self.refusal: FlashlakeError | None = None
 
 
@@ -201,7 +203,9 @@ class _Connection:
         self._method = ""
         self._outcome = OK
         self._n_admitted = 0
-        self._behind: deque[bytes] = deque()  # lookups that have arrived and could not be answered together
+        self._n_streamed, self._streaming_s = 0, 0.0
+        self._behind: deque[bytes] = deque()  # lookups of one handle that have arrived
+        self._n_alone = 0  # of them could not be answered together
 
     def run(self) -> None:
         try:
@@ -244,7 +248,10 @@ class _Connection:
                     return True
                 answer = self._answer(payload)
                 if answer:
-                    self._reply(answer, self._until, begin_s, len(payload))
+                    self._reply(answer, self._until, begin_s + self._streaming_s, len(payload))
+        except PeerGone:
+            self._counts.add(self._method, "broken off", time.perf_counter() - begin_s - self._streaming_s, len(payload), self._n_streamed)
+            return False
         except (MalformedMessage, AuthenticationFailed) as error:
             self._reply(wire.encode_error_frame(error), None)
             return False
@@ -287,7 +294,7 @@ class _Connection:
                     self._outcome = type(error).__name__
                     answer = wire.encode_error_frame(error)
             if n_in:
-                self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, len(answer))
+                self._counts.add(self._method, self._outcome, time.perf_counter() - begin_s, n_in, self._n_streamed + len(answer))
             self._send(answer)
             return
         if until is not None:
@@ -300,6 +307,7 @@ class _Connection:
         """The answer to one frame, b"" for none. Errors: MalformedMessage."""
         kind, number = wire.parse_head(payload)
         self._outcome = OK
+        self._n_streamed, self._streaming_s = 0, 0.0
         if not self._is_current():
             self._check_again()
         try:
@@ -324,7 +332,7 @@ class _Connection:
                 reply = wire.encode_reply_frame(done)
             else:
                 raise malformed(f"there is no request of kind {kind}")
-        except MalformedMessage:
+        except (MalformedMessage, PeerGone):
             raise
         except FlashlakeError as error:
             self._outcome = type(error).__name__
@@ -344,19 +352,20 @@ class _Connection:
             case "commit":
                 return self._commit(call)
             case "fetch":
-                return self._fetch(call)
+                return few_frames(self._guard.fetched(self._principal, call.arguments))
+            case "fetch_stream":
+                return self._stream(call)
             case _:
                 return self._guard.answer(self._principal, call)
 
-    def _fetch(self, call: Call) -> Reply | None:
-        frames: list[FetchedFrame] = []
-        n_bytes = 0
-        for frame in self._guard.fetched(self._principal, call.arguments):
-            n_bytes += frame.n_message_bytes
-            if n_bytes > _FETCHED_BYTES_MAX:
-                return None
-            frames.append(frame)
-        return reply_of_frames(frames)
+    def _stream(self, call: Call) -> Reply | None:
+        """Send the frames of a scan, after all that waits; what is left is the frame that ends it. Errors: PeerGone."""
+        self._later.flush()
+        sender = FrameSender(self._send)
+        try:
+            return Reply() if sender.send(self._guard.fetched(self._principal, call.arguments)) else None
+        finally:
+            self._n_streamed, self._streaming_s = sender.n_bytes, sender.seconds
 
     def _commit(self, call: Call) -> Reply:
         """Do a commit; what its answer has still to wait for is in `_until`."""
@@ -377,7 +386,9 @@ class _Connection:
         prepared.codes = wire.packed_codes(arguments)
         is_insert = arguments.get("insert_if_not_exists") is True
         if method == "lookup" and not is_insert and isinstance(self._backend, ReadsPoints):
-            prepared.points = self._backend.point_reads(arguments["table"], columns)
+            prepared.points = prepared.together = self._backend.point_reads(arguments["table"], columns)
+        elif method == "prefix_lookup" and arguments.get("rows_max") is None and isinstance(self._backend, ReadsPoints):
+            prepared.together = self._backend.prefix_reads(arguments["table"], columns, arguments.get("limit"))
         self._check(prepared)
 
     def _get(self, handle: int, key: memoryview) -> bytes:
@@ -400,9 +411,13 @@ class _Connection:
         """
         kind, handle = wire.parse_head(payload)
         prepared = self._prepared.get(handle)
-        if kind != wire.RUN or prepared is None or prepared.points is None or self._behind:
+        if kind != wire.RUN or prepared is None or prepared.together is None:
+            return False
+        if self._n_alone:
+            self._n_alone -= 1
             return False
         self._behind.extend(self._reader.waiting(bytes(payload[: wire.HEAD_BYTES]), _TOGETHER_MAX - 1))
+        self._n_alone = len(self._behind)  # unless the pass succeeds
         if not self._behind or prepared.refusal is not None or not self._is_current():
             return False
         try:
@@ -412,16 +427,17 @@ class _Connection:
             for request in (payload, *self._behind):
                 batch = wire.decode_batch(pa.py_buffer(request).slice(wire.HEAD_BYTES), prepared.keys)
                 n_keys += batch.num_rows
-                if batch.num_rows == 0 or n_keys > GATHER_ROWS_MAX:
+                if batch.num_rows == 0 or n_keys > prepared.together.keys_max:
                     break
                 batches.append(batch)
-            found = prepared.points.messages(batches) if len(batches) > 1 else None
-        except FlashlakeError:
+            found = prepared.together.messages(batches) if len(batches) > 1 else None
+        except Exception:
             logger.debug("lookups are not answered together", exc_info=True)  # asked one by one, each has its own answer
             return False
         if found is None:
             return False
         schema, messages = found
+        self._n_alone = 0
         self._method, self._outcome = prepared.method, OK
         for at, parts in enumerate(messages):
             request = self._behind.popleft() if at else payload

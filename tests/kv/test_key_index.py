@@ -258,12 +258,22 @@ def test_a_prefix_index_finds_every_key_of_a_prefix_once(prefix_indexes):
             asked = [3, 0, 9, 3]
             position, keys = index.find(u64(asked))
             expected = [(at, key) for at, prefix in enumerate(asked) for key in sorted(k for p, k in model if p == prefix)]
-            assert list(zip(position.tolist(), keys.tolist(), strict=True)) == expected
+            assert position.tolist() == [at for at, _ in expected]
+            assert sorted(zip(position.tolist(), keys.tolist(), strict=True)) == expected
             assert set(zip(*(part.tolist() for part in joined(index.pieces())), strict=True)) == model
         if isinstance(index, SpilledPrefixes):
             index.close()
 
     check()
+
+
+def test_keys_of_a_prefix_are_found_in_the_order_in_which_they_were_entered():
+    index = PrefixIndex()
+    for batch in ([9, 2, 7, 30, 6, 11], [1, 3], [8]):  # several runs
+        index.add(u64([5, 4] * 3)[: len(batch)], u64(batch))
+    position, keys = index.find(u64([5, 4]))
+    assert len(index._runs) > 1
+    assert (position.tolist(), keys.tolist()) == ([0] * 5 + [1] * 4, [9, 7, 6, 1, 8, 2, 30, 11, 3])
 
 
 @pytest.mark.parametrize("n_batches", [1, 100, 3_000])

@@ -252,9 +252,28 @@ def test_answers_that_nobody_takes_stop_one_lane_only_and_are_bounded(tmp_path):
                 lane.close()
 
 
+def test_a_scan_that_pauses_is_closed_and_goes_on_behind_what_it_has(tmp_path):
+    with ServerProcess(tmp_path / "s", sync="none", options=["--stall-timeout-s", "1.5", "--metrics-port", "0"]) as server:
+        with storage_engine.connect(server.url) as store:
+            store.execute(TABLES)
+            table = store.table("a.log")
+            for x in range(8):
+                table.append(rows(4 * MB, x))
+            paused = table.scan(columns=["x", "pad"])
+            first = paused.read_next_batch()
+
+            await_true(lambda: "broken off" in page(server))
+
+            left = paused.read_all()
+            assert [*first["x"].to_pylist(), *left["x"].to_pylist()] == [x for x in range(8) for _ in range(41)]
+
+
+def page(server: ServerProcess) -> str:
+    return urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+
+
 def metric(server: ServerProcess, name: str) -> float:
-    page = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
-    return float(re.search(rf"^{re.escape(name)} (\S+)$", page, re.MULTILINE).group(1))
+    return float(re.search(rf"^{re.escape(name)} (\S+)$", page(server), re.MULTILINE).group(1))
 
 
 def test_silent_connections_are_closed_and_their_clients_go_on(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from storage_engine.client.frame_reader import FrameReader, FrameTooLong
 from storage_engine.client.wire import packed as wire
 from storage_engine.errors import MalformedMessage
 from storage_engine.schema.bucketing import bucket_ids, bucket_of_key
-from storage_engine.schema.integer_keys import integer_hashes
+from storage_engine.schema.integer_keys import integer_hashes, integer_ranks
 from storage_engine.schema.keys import encode_keys, hash64
 from storage_engine.schema.point import RowShape
 from storage_engine.server import ServerProcess
@@ -98,6 +99,10 @@ def test_integers_few_or_many_are_hashed_as_their_key_bytes(values: list[int], t
             assert min(part) < 0 or max(part) >= 2**56
         else:
             assert hashes.tolist() == hash64(encode_keys([array])).tolist()
+            ranks = integer_ranks(array)
+            assert ranks is not None
+            by_bytes = pc.rank(encode_keys([array]), tiebreaker="dense")
+            assert pc.rank(pa.array(ranks), tiebreaker="dense").equals(by_bytes)
 
 
 @pytest.mark.parametrize("times", [1, 20])

@@ -22,6 +22,7 @@ from storage_engine.client.wire import (
     decode_commit_info,
     decode_error,
     decode_frames,
+    decode_group,
     decode_offsets,
     decode_progress,
     decode_reply,
@@ -32,10 +33,12 @@ from storage_engine.client.wire import (
     encode_error,
     encode_error_reply,
     encode_frames,
+    encode_group,
     encode_offsets,
     encode_progress,
     encode_reply,
 )
+from storage_engine.client.wire import packed as socket_wire
 from storage_engine.schema.descriptor import TableBucket
 
 ROWS = pa.table({"id": pa.array([1, 2, 3], pa.int64()), "name": ["a", None, "ccc"], "tags": [["x"], [], None]})
@@ -218,7 +221,7 @@ def frame(
             st.binary(max_size=300),
             columns=st.sampled_from([("a",), ("a", "b"), ()]),
             base_offset=st.integers(0, 1 << 50),
-            change_types=st.none() | st.binary(max_size=5),
+            change_types=st.none() | st.binary(min_size=3, max_size=3),
             partition=st.sampled_from(["", "2017-01-01"]),
             wide=st.sampled_from(["INT", "BIGINT"]),
             timestamps=st.sampled_from([None, ((1, 1_500_000_000_000), (3, 1_500_000_000_007))]),
@@ -231,6 +234,52 @@ def test_frames_survive_the_wire_byte_for_byte(frames):
     batch, header = encode_frames(frames)
 
     assert list(decode_frames(batch, header)) == frames
+    n_header, parts = encode_group(frames)
+    assert decode_group(n_header, joined(parts)) == frames
+    assert b"".join(socket_wire.pieces(parts)) == b"".join(parts)
+
+
+def joined(parts) -> pa.Buffer:
+    return pa.py_buffer(b"".join(parts))
+
+
+@given(st.lists(st.integers(0, 3 * socket_wire.JOINED_BYTES_MAX), max_size=12))
+def test_small_parts_are_sent_together_and_large_ones_from_where_they_lie(sizes):
+    parts = [bytes([number]) * size for number, size in enumerate(sizes)]
+
+    pieces = list(socket_wire.pieces(parts))
+
+    assert b"".join(pieces) == b"".join(parts)
+    large = [part for part in parts if len(part) > socket_wire.JOINED_BYTES_MAX]
+    assert [id(piece) for piece in pieces if len(piece) > socket_wire.JOINED_BYTES_MAX] == [id(part) for part in large]
+
+
+def test_messages_of_a_group_are_sent_from_where_they_lie_and_received_aligned():
+    frames = [frame(b"x" * 13, change_types=b"abc"), frame(b"y" * 100), frame(b"z" * 1000)]
+    n_header, parts = encode_group(frames)
+    assert all(any(part is item.parts[0] for part in parts) for item in frames)
+
+    decoded = decode_group(n_header, unaligned(joined(parts)))
+
+    assert [item.message.to_pybytes() for item in decoded] == [b"x" * 13, b"y" * 100, b"z" * 1000]
+    assert all(item.message.address % 64 == 0 for item in decoded)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"1000", b"9000"), (b"1000", b'"1k"'), (b"1000", b"1e3 "), (b'"BIGINT"', b"8       "), (b'"columns"', b'"colours"')],
+)  # fmt: skip
+def test_a_group_that_no_peer_sends_is_refused_by_name(old, new):
+    n_header, parts = encode_group([frame(b"z" * 1000, timestamps=((3, 1_500_000_000_000),))])
+    data = b"".join(parts)
+    assert old in data
+
+    with pytest.raises(errors.MalformedMessage):
+        decode_group(n_header, pa.py_buffer(data.replace(old, new, 1)))
+    with pytest.raises(errors.MalformedMessage):
+        decode_group(n_header - 64, pa.py_buffer(data))
+    with pytest.raises(errors.MalformedMessage):
+        decode_group(n_header, pa.py_buffer(data[: n_header + 999]))
 
 
 def test_messages_of_decoded_frames_are_aligned_so_that_readers_need_no_copy():

@@ -303,6 +303,12 @@ def test_frames_on_the_wire() -> None:
 
     attack(parse, [sample])
 
+    n_header, parts = wire.encode_group(frames)
+    attack(
+        lambda data: wire.decode_group(struct.unpack("<I", data[:4].ljust(4, b"\0"))[0], pa.py_buffer(data[4:])),
+        [struct.pack("<I", n_header) + b"".join(parts)],
+    )
+
 
 def test_values_of_other_shapes() -> None:
     info = CommitInfo(1, 2, {"a.b": {TableBucket("d", 1): (0, 3)}})

@@ -22,7 +22,15 @@ from storage_engine.client.wire.envelope import (
     encode_reply,
 )
 from storage_engine.client.wire.errors import decode_error, encode_error
-from storage_engine.client.wire.frames import FRAME_SCHEMA, decode_frames, encode_frames, frames_of_reply, reply_of_frames
+from storage_engine.client.wire.frames import (
+    FRAME_SCHEMA,
+    decode_frames,
+    decode_group,
+    encode_frames,
+    encode_group,
+    frames_of_reply,
+    reply_of_frames,
+)
 from storage_engine.client.wire.values import (
     decode_commit,
     decode_commit_info,
@@ -52,6 +60,7 @@ __all__ = [
     "decode_commit_info",
     "decode_error",
     "decode_frames",
+    "decode_group",
     "decode_offsets",
     "decode_progress",
     "decode_ranges",
@@ -63,6 +72,7 @@ __all__ = [
     "encode_error",
     "encode_error_reply",
     "encode_frames",
+    "encode_group",
     "encode_offsets",
     "encode_progress",
     "encode_ranges",

@@ -1,8 +1,10 @@
-"""Stored frames on the wire: a FetchedFrame's message passes as a binary cell; nobody on the way looks into it.
+"""Stored frames on the wire: a FetchedFrame's message passes as it is; nobody on the way looks into it.
 
-Shapes: one row per frame. The lists of columns and types, which repeat from frame to frame, stand once in the batch's JSON header; so
-        do the timestamps of frames that hold several commits, by row.
-Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy.
+Over Flight it is a binary cell of a batch with one row per frame. On the socket lane a group of frames is a JSON header and, behind it,
+the parts of the messages as they lie in the log: they are copied once, into the socket.
+Shapes: the lists of columns and types, which repeat from frame to frame, stand once in the JSON header; so do, over Flight, the timestamps
+        of frames that hold several commits, by row.
+Holds: decoded messages start at 64-byte aligned addresses; a frame that travels alone is sent without a copy, and on the socket every one.
 """
 
 from __future__ import annotations
@@ -119,6 +121,72 @@ def frames_of_reply(reply: Reply) -> list[FetchedFrame]:
     with understood("frames"):
         (batch,) = reply.tables[0].to_batches()
     return list(_decoded(batch, reply.result))
+
+
+def encode_group(frames: Sequence[FetchedFrame]) -> tuple[int, list[Any]]:
+    """At least one frame -> the size of a header, padded to 64, and the header and what follows it, in parts that are not copied.
+
+    What follows: the change types of each frame, where it has them, then its message, each padded to 64.
+    """
+    references: dict[tuple[tuple[str, ...], tuple[str, ...]], int] = {}
+    rows: list[list[Any]] = []
+    parts: list[Any] = [b""]
+    for frame in frames:
+        n_codes, n_bytes = 0, frame.n_message_bytes
+        if frame.change_types is not None:
+            n_codes = len(frame.change_types)
+            parts += (frame.change_types, bytes(-n_codes % _ALIGNMENT))
+        parts += (*frame.parts, bytes(-n_bytes % _ALIGNMENT))
+        ref = references.setdefault((frame.columns, frame.types), len(references))
+        bucket, has_codes = frame.bucket, frame.change_types is not None
+        rows.append([
+            bucket.partition, bucket.bucket, frame.base_offset, frame.n_rows, frame.timestamp_ms, frame.schema_id,
+            ref, n_codes if has_codes else -1, n_bytes, frame.timestamps,
+        ])  # fmt: skip
+    columns, types = zip(*references, strict=True)
+    header = json.dumps({"columns": columns, "types": types, "frames": rows}).encode()
+    parts[0] = header.ljust(len(header) + -len(header) % _ALIGNMENT)
+    return len(parts[0]), parts
+
+
+def decode_group(n_header: int, body: pa.Buffer) -> list[FetchedFrame]:
+    """The inverse of encode_group; messages refer to `body`. Errors: MalformedMessage."""
+    frames: list[FetchedFrame] = []
+    with understood("frames"):
+        header = json.loads(body.slice(0, n_header).to_pybytes())
+        columns, types = ([tuple(names) for names in header[key]] for key in ("columns", "types"))
+        if not all(isinstance(name, str) for names in (*columns, *types) for name in names):
+            raise ValueError("a column or its type is no text")
+        data = _aligned(body.slice(n_header))
+        at = 0
+        for partition, bucket, *numbers, timestamps in header["frames"]:
+            base_offset, n_rows, timestamp_ms, schema_id, ref, n_codes, n_bytes = numbers
+            if not isinstance(partition, str) or any(type(number) is not int for number in (bucket, *numbers)):
+                raise ValueError("a frame's place or size is no number")
+            if ref < 0 or n_rows < 0 or n_codes not in (-1, n_rows) or n_bytes < 0:
+                raise ValueError("a frame's sizes do not fit each other")
+            codes = None
+            if n_codes >= 0:
+                codes = data.slice(at, n_codes).to_pybytes()
+                at += n_codes + -n_codes % _ALIGNMENT
+            if at + n_bytes > data.size:
+                raise ValueError("a message is cut")
+            frames.append(
+                FetchedFrame(
+                    bucket=TableBucket(partition, bucket),
+                    base_offset=base_offset,
+                    n_rows=n_rows,
+                    timestamp_ms=timestamp_ms,
+                    schema_id=schema_id,
+                    columns=columns[ref],
+                    types=types[ref],
+                    change_types=codes,
+                    parts=(data.slice(at, n_bytes),),
+                    timestamps=None if timestamps is None else tuple((int(end), int(ms)) for end, ms in timestamps),
+                )
+            )
+            at += n_bytes + -n_bytes % _ALIGNMENT
+    return frames
 
 
 def _message_cells(frames: Sequence[FetchedFrame]) -> pa.LargeBinaryArray:

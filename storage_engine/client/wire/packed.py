@@ -8,6 +8,8 @@ u16 0, u32 number. Requests are answered one by one, in their order.
     RUN      number = a handle; the keys as an Arrow record-batch message without schema.          Answer: ROWS, TOO_LARGE or ERROR.
     CALL     number = size of the JSON header; header and body of an envelope (envelope.py).       Answer: REPLY, TOO_LARGE or ERROR.
     GET      number = a handle whose PREPARE has "packed"; one key as a packed row (schema/point.py).   Answer: ROW, TOO_LARGE or ERROR.
+    FRAMES   number = size of a JSON header; the header and frames of a scan (frames.py). Some of them, then a REPLY with null, answer CALL
+             of the method "fetch_stream"; ERROR or TOO_LARGE among them is the end as well.
     ROW      number = 1: the row as a packed row; 0: there is none.
     ROWS     number = size of an Arrow schema, padded to 8, sent when it differs from the last one of this handle; then the rows' message.
     REPLY    as CALL.    ERROR: a JSON error (errors.py).    TOO_LARGE: the answer is for the bulk lane.
@@ -19,10 +21,12 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 
+from storage_engine.api import FetchedFrame
 from storage_engine.client.wire.envelope import (
     BROKEN,
     Call,
@@ -38,6 +42,7 @@ from storage_engine.client.wire.envelope import (
     sizes_of,
 )
 from storage_engine.client.wire.errors import decode_error, encode_error
+from storage_engine.client.wire.frames import encode_group
 from storage_engine.errors import FlashlakeError
 
 MAGIC: Final = b"FLSL\x01\0\0\0"
@@ -46,7 +51,8 @@ FRAME_BYTES_MAX: Final = 16 << 20
 HANDLES_MAX: Final = 1024
 LENGTH: Final = struct.Struct("<I")
 HEAD_BYTES: Final = 8
-PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE, GET, ROW = range(1, 10)
+PREPARE, RUN, CALL, ROWS, REPLY, ERROR, TOO_LARGE, GET, ROW, FRAMES = range(1, 11)
+JOINED_BYTES_MAX: Final = 1 << 16
 
 _HEAD: Final = struct.Struct("<IBBHI")  # with the length in front
 _HEAD_ALONE: Final = struct.Struct("<BBHI")
@@ -146,6 +152,30 @@ def call_frame_parts(call: Call) -> list[Any]:
     assert header is not None, "an envelope begins with its header"
     parts: list[Any] = [header, bytes(-len(header) % 64), *(message.chunk for message in messages if message.chunk is not None)]
     return [_HEAD.pack(HEAD_BYTES + n_bytes_of(parts), CALL, 0, 0, len(header)), *parts]
+
+
+def frames_parts(frames: Sequence[FetchedFrame]) -> list[Any]:
+    """A FRAMES frame, in parts to be sent one after another; its messages are not copied."""
+    n_header, parts = encode_group(frames)
+    return [_HEAD.pack(HEAD_BYTES + n_bytes_of(parts), FRAMES, 0, 0, n_header), *parts]
+
+
+def pieces(parts: Iterable[Any]) -> Iterator[Any]:
+    """The same bytes in fewer pieces: parts that are small are joined, a large one stays where it is."""
+    small: list[Any] = []
+    n_small = 0
+    for part in parts:
+        n_bytes = memoryview(part).nbytes
+        if n_small + n_bytes > JOINED_BYTES_MAX and small:
+            yield b"".join(small)
+            small, n_small = [], 0
+        if n_bytes > JOINED_BYTES_MAX:
+            yield part
+        else:
+            small.append(part)
+            n_small += n_bytes
+    if small:
+        yield b"".join(small)
 
 
 def n_bytes_of(parts: list[Any]) -> int:
