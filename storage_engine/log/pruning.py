@@ -193,14 +193,16 @@ class MessagePruner:
     @staticmethod
     def _check_entries(data: memoryview, stored: Layout) -> None:
         """All buffers lie in order and aligned inside the body."""
-        entries = np.frombuffer(data, np.int64, count=2 * stored.n_buffers, offset=stored.buffers_at).reshape(-1, 2)
-        if len(entries) and (entries.min() < 0 or entries.max() > stored.body_length):  # sums below cannot overflow then
+        entries = struct.unpack_from(f"<{2 * stored.n_buffers}q", data, stored.buffers_at)
+        end = 0
+        for offset, size in zip(entries[::2], entries[1::2], strict=True):
+            if offset < end or size < 0:
+                _malformed("buffers overlap or lie outside the body")
+            if offset % _ALIGNMENT:
+                _malformed("its buffers are not aligned")
+            end = offset + size
+        if end > stored.body_length:
             _malformed("buffers lie outside the body")
-        ends = entries.sum(axis=1)
-        if len(entries) and (ends.max() > stored.body_length or (entries[1:, 0] < ends[:-1]).any()):
-            _malformed("buffers overlap or lie outside the body")
-        if (entries[:, 0] % _ALIGNMENT).any():
-            _malformed("its buffers are not aligned")
 
     def _template(self, codec: str) -> tuple[bytes, Layout]:
         """Metadata that Arrow writes for the wanted columns under a codec, and where the numbers to replace lie in it."""

@@ -10,13 +10,14 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 import storage_engine
 from storage_engine.api import CommitRequest, WriteId, WriteOp
 from storage_engine.client.commit_stream import SocketCommitStream
-from storage_engine.client.table_writer import TableWriter
+from storage_engine.client.table_writer import GATHERED_ROWS, TableWriter
 from storage_engine.connection import wrap
 from storage_engine.engine.embedded import EmbeddedBackend
 from storage_engine.errors import OutOfOrderSequence, SchemaMismatch, WriteFailed
@@ -198,8 +199,10 @@ def test_a_stream_that_is_older_than_the_time_of_its_retries_still_rides_over_a_
     assert numbers_in(store) == [1, 2]
 
 
-def test_a_writer_that_raises_has_not_taken_its_rows_and_loses_none_that_it_took(disk, backend, store) -> None:
-    """Small appends gather while answers are awaited; the disk fails now and then; each append is given again until it is taken."""
+@pytest.mark.parametrize("n_rows", [1, GATHERED_ROWS])
+def test_a_writer_that_raises_has_not_taken_its_rows_and_loses_none_that_it_took(disk, backend, store, n_rows) -> None:
+    """Small appends gather while answers are awaited, large ones are compressed beside; the disk fails now and then; each append is given
+    again until it is taken."""
     chance = random.Random(4)
     with store.table("d.log").writer(in_flight=4) as writer:
         for number in range(300):
@@ -207,7 +210,7 @@ def test_a_writer_that_raises_has_not_taken_its_rows_and_loses_none_that_it_took
                 break_syncs(disk, times=chance.choice([2, 2, 3]))
             while True:
                 try:
-                    writer.append({"x": [number]})
+                    writer.append(pa.table({"x": np.arange(number * n_rows, (number + 1) * n_rows)}))
                     break
                 except WriteFailed:
                     continue
@@ -217,7 +220,7 @@ def test_a_writer_that_raises_has_not_taken_its_rows_and_loses_none_that_it_took
         writer_flushed(writer)
 
     assert disk.counts.faults["EIO from fdatasync"] > 10
-    assert numbers_in(store) == list(range(300))
+    assert numbers_in(store) == list(range(300 * n_rows))
 
 
 def test_a_pipeline_in_this_process_writes_again_what_was_taken_back(disk, backend) -> None:

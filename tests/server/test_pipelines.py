@@ -169,8 +169,8 @@ def test_a_lookup_beside_writers_sees_whole_rows_and_never_an_older_one(tmp_path
 
 
 @pytest.mark.crash
-@pytest.mark.parametrize("kind", ["append", "upsert"])
-def test_a_pipeline_rides_over_kills_and_each_batch_is_there_once_in_order(tmp_path: Path, free_port: int, kind: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(("kind", "n_rows"), [("append", 40), ("append", 10_000), ("upsert", 40)])
+def test_a_pipeline_rides_over_kills_and_each_batch_is_there_once_in_order(tmp_path: Path, free_port: int, kind: str, n_rows: int) -> None:  # noqa: F811
     server = ServerProcess(tmp_path / "s", port=free_port).start()
     with storage_engine.connect(server.url, retry_s=60.0) as store:
         key = "PRIMARY KEY (n) NOT ENFORCED" if kind == "upsert" else ""
@@ -178,12 +178,13 @@ def test_a_pipeline_rides_over_kills_and_each_batch_is_there_once_in_order(tmp_p
         table = store.table("d.t")
         with table.writer() as writer:
             for i in range(300):
-                getattr(writer, kind)({"n": list(range(40 * i, 40 * i + 40)), "w": [i] * 40})
+                rows = {"n": np.arange(n_rows * i, n_rows * (i + 1)), "w": np.full(n_rows, i, np.int32)}
+                getattr(writer, kind)(pa.table(rows))
                 if i in (60, 61, 200):
                     server.kill()
                     server = ServerProcess(tmp_path / "s", port=free_port).start()
-        assert table.count() == 12_000
-        assert table.scan(["n"]).read_all()["n"].to_pylist() == list(range(12_000))
+        assert table.count() == 300 * n_rows
+        assert np.array_equal(table.scan(["n"]).read_all()["n"].to_numpy(), np.arange(300 * n_rows))
     server.kill()
 
 
