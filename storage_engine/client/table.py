@@ -43,7 +43,6 @@ from storage_engine.schema.types import arrow_type
 
 if TYPE_CHECKING:
     from storage_engine.client.consumer import Consumer
-    from storage_engine.client.encoding import RoutedAppend
 
 METADATA_FIELDS = (
     pa.field("_change_type", pa.string(), nullable=False),
@@ -104,20 +103,14 @@ class Table:
 
         Errors: SchemaMismatch, where rows are not what the table takes.
         """
+        if kind == "append" and self._backend.takes_encoded and not self.descriptor.has_primary_key:
+            from storage_engine.client.encoding import encode_append
+
+            return encode_append(self.descriptor, self.as_rows(rows))
         given = self.as_rows(rows)
-        if kind == "append" and (routed := self.routed(given)) is not None:
-            return routed.encoded()
         if self._backend.takes_encoded:
             check_texts(given, f"table {self.name}")  # a server drops a message that holds others: it cannot be of a Flashlake client
         return WriteOp(self.name, kind, given, None if columns is None else tuple(columns))
-
-    def routed(self, rows: pa.Table) -> RoutedAppend | None:
-        """An append, checked and cut by bucket, still to be encoded; None where rows go as they are. Errors: as operation()."""
-        if not self._backend.takes_encoded or self.descriptor.has_primary_key:
-            return None
-        from storage_engine.client.encoding import route_append
-
-        return route_append(self.descriptor, rows)
 
     def _write(self, kind: OpKind, rows: Any, columns: Sequence[str] | None, write_id: WriteId | None) -> CommitResult:
         return self._backend.commit(CommitRequest((self.operation(kind, rows, columns),), (), write_id))

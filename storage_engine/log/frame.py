@@ -47,8 +47,7 @@ FLAG_ORIGINS: Final = 16
 ORIGIN: Final = np.dtype([("row_end", np.int64), ("version", np.int64), ("timestamp_ms", np.int64)])
 """A commit whose rows were re-packed into a frame: they are the frame's rows from the end of the one before on."""
 COMPRESSED_BYTES_MIN: Final = 4096
-_THREADED_BYTES_MIN: Final = 1 << 20  # of rows to compress: below it, handing columns to other threads saves little for 20 to 70 % more CPU
-_READ_THREADED_BYTES_MIN: Final = 256 * 1024  # of a message as it is stored, with more rows in it
+_THREADED_BYTES_MIN: Final = 256 * 1024  # below it, handing columns to other threads costs more than it saves
 _ALONE: Final = pa.ipc.IpcReadOptions(use_threads=False)
 _CODECS: Final = {"lz4": "lz4_frame", "zstd": "zstd"}
 _HEADER = struct.Struct("<4sIIIQBBBBIiiiiqq")
@@ -329,7 +328,7 @@ def read_message(message: pa.Buffer, schema: pa.Schema) -> pa.RecordBatch:
     Cost: 80 rows of 4 columns 12 us instead of 70, 1,000 rows of 2 columns 21 instead of 35.
     Errors: Arrow's.
     """
-    if message.size >= _READ_THREADED_BYTES_MIN:
+    if message.size >= _THREADED_BYTES_MIN:
         return pa.ipc.read_record_batch(message, schema)
     with pa.ipc.open_stream(pa.py_buffer(b"".join((schema.serialize(), message))), options=_ALONE) as reader:
         batch = next(iter(reader), None)

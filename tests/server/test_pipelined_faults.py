@@ -201,8 +201,7 @@ def test_a_stream_that_is_older_than_the_time_of_its_retries_still_rides_over_a_
 
 @pytest.mark.parametrize("n_rows", [1, GATHERED_ROWS])
 def test_a_writer_that_raises_has_not_taken_its_rows_and_loses_none_that_it_took(disk, backend, store, n_rows) -> None:
-    """Small appends gather while answers are awaited, large ones are compressed beside; the disk fails now and then; each append is given
-    again until it is taken."""
+    """Small appends gather while answers are awaited; the disk fails now and then; each append is given again until it is taken."""
     chance = random.Random(4)
     with store.table("d.log").writer(in_flight=4) as writer:
         for number in range(300):

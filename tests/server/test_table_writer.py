@@ -1,9 +1,8 @@
-"""Table writer over a server: what is gathered, or compressed beside the caller, is what the caller gave, in its order."""
+"""Table writer over a server: what is gathered is what the caller gave, in its order."""
 
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,14 +11,12 @@ import pyarrow as pa
 import pytest
 
 import storage_engine
-from storage_engine.client.encoding import RoutedAppend, RoutedRows, route_append
-from storage_engine.client.encoding_queue import DEPTH, ROUTED_BYTES_MAX, EncodingQueue
+from storage_engine.api import CommitRequest
 from storage_engine.client.table import Table
-from storage_engine.client.table_writer import GATHERED_ROWS
+from storage_engine.client.table_writer import GATHERED_ROWS, TableWriter
+from storage_engine.client.wire import encode_commit
 from storage_engine.errors import SchemaMismatch
-from storage_engine.schema.descriptor import Column, TableDescriptor
 from storage_engine.server import ServerProcess
-from tests.waiting import await_true
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def numbers_of(table: Table) -> np.ndarray:
 
 def test_large_and_small_appends_are_there_in_their_order(store: storage_engine.Store) -> None:
     table = table_of(store, "mixed")
-    sizes = [GATHERED_ROWS, 3, 40, 2 * GATHERED_ROWS, 1, GATHERED_ROWS, GATHERED_ROWS, 7, ROUTED_BYTES_MAX // 8 + 1, GATHERED_ROWS] * 3
+    sizes = [GATHERED_ROWS, 3, 40, 2 * GATHERED_ROWS, 1, GATHERED_ROWS, GATHERED_ROWS, 7, 100 * GATHERED_ROWS, GATHERED_ROWS] * 3
     ends = np.cumsum([0, *sizes])
 
     with table.writer() as writer:
@@ -82,41 +79,39 @@ def test_rows_that_do_not_fit_are_told_once_and_all_others_are_written(store: st
     assert np.array_equal(numbers_of(table), np.repeat([n for n in range(60) if n % 20 != 7], n_rows))
 
 
-def test_a_writer_that_is_left_by_an_error_ends_its_thread_and_can_be_followed(store: storage_engine.Store) -> None:
-    table = table_of(store, "left")
-    batch = pa.table({"x": np.arange(GATHERED_ROWS)})
+@pytest.mark.parametrize("kind", ["append", "upsert", "delete"])
+def test_what_waits_for_its_answer_is_no_array_of_the_caller(store: storage_engine.Store, kind: str) -> None:
+    """A write without an answer is sent again when its connection breaks: it must be what it was."""
+    key = "" if kind == "append" else ", PRIMARY KEY (x) NOT ENFORCED"
+    store.execute(f"CREATE TABLE d.waits_{kind} (x BIGINT{key})")
+    stream = _Kept()
+    values = np.arange(5)
 
-    def fail() -> None:
-        with table.writer() as writer:
-            for _ in range(10):
-                writer.append(batch)
-            raise LookupError
+    getattr(TableWriter(store.table(f"d.waits_{kind}"), stream), kind)({"x": values})
+    (request,) = stream.requests
+    before = contents(request)
+    values[:] = 9
 
-    with pytest.raises(LookupError):
-        fail()
-    await_true(lambda: not any(thread.name.startswith("append-encoding") for thread in threading.enumerate()))
-    with table.writer() as writer:
-        writer.append(batch)
-
-    found = numbers_of(table)
-    assert len(found) % GATHERED_ROWS == 0
-    assert np.array_equal(found[-GATHERED_ROWS:], np.arange(GATHERED_ROWS))
+    assert contents(request) == before
 
 
-def test_a_queue_gives_appends_out_in_order_and_drops_one_that_cannot_be_encoded() -> None:
-    descriptor = TableDescriptor(name="d.q", columns=(Column("x", "BIGINT"),))
-    good = route_append(descriptor, pa.table({"x": [1, 2, 3]}))
-    broken = RoutedAppend(descriptor, [RoutedRows("", 0, None)])  # type: ignore[list-item] - what no caller gives
-    queue = EncodingQueue()
+def contents(request: CommitRequest) -> list[object]:
+    _, tables, messages = encode_commit(request)
+    return [*(table.to_pydict() for table in tables), *(message.to_pybytes() for message in messages)]
 
-    assert not queue.is_first_ready()
-    for routed in (broken, good)[:DEPTH]:
-        queue.add(routed)
-    with pytest.raises(AttributeError):
-        queue.first()
 
-    assert len(queue) == 1
-    assert queue.first() == good.encoded()
-    queue.drop_first()
-    assert len(queue) == 0
-    queue.close()
+class _Kept:
+    """A stream that keeps what it is given, as one does whose answers do not come."""
+
+    def __init__(self) -> None:
+        self.requests: list[CommitRequest] = []
+
+    def n_waiting(self) -> int:
+        return 0
+
+    def send(self, request: CommitRequest) -> None:
+        self.requests.append(request)
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None: ...
