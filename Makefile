@@ -30,7 +30,7 @@ status: ## health and lag of each service
 	@$(PY) -m flashlake status $(ARGS)
 
 test: setup ## every test, with short runs of the spark, dagster and crash ones (ARGS="-k name"; in one process: ARGS="-n 0")
-	@$(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-fast: setup ## the inner loop: no JVM, no Dagster, nothing killed
 	@$(PYTEST) -m "not spark and not dagster and not crash" $(ARGS)

@@ -17,7 +17,7 @@ LONG_FOLDERS = {"stream", "torture"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with processes to start come first, then the folders of long files: of two processes that share the files, none is left
+    """Files with processes to start come first, then the folders of long files: of the processes that share the files, none is left
     alone with a long one.
     """
     slow = {item.path for item in items if any(item.get_closest_marker(name) for name in ("dagster", "spark", "crash"))}
