@@ -111,5 +111,8 @@ class TableWriter:
 
 
 def _copied(table: pa.Table) -> pa.Table:
-    """The same rows in memory of their own."""
-    return pa.Table.from_batches([pa.ipc.read_record_batch(batch.serialize(), table.schema) for batch in table.to_batches()], table.schema)
+    """The same rows in memory of their own; a stream of Arrow's, as only that carries dictionaries."""
+    held = pa.BufferOutputStream()
+    with pa.ipc.new_stream(held, table.schema) as stream:
+        stream.write_table(table)
+    return pa.ipc.open_stream(held.getvalue()).read_all()

@@ -59,6 +59,27 @@ def test_arrays_may_be_written_again_when_an_append_has_returned(store: storage_
     assert np.array_equal(numbers_of(table), np.repeat(np.arange(100), n_rows))
 
 
+def test_a_writer_takes_what_an_append_takes(store: storage_engine.Store) -> None:
+    store.execute("CREATE TABLE d.forms (x BIGINT, s STRING)")
+    table = store.table("d.forms")
+    words = pa.chunked_array([pa.array(["a", "b"]).dictionary_encode(), pa.array(["c"]).dictionary_encode()])
+    forms = [
+        {"x": [1, 2, 3], "s": words},
+        {"x": pa.chunked_array([[4], [5]]), "s": pa.array(["d", None], pa.string_view())},
+        [{"x": 6, "s": "e"}],
+        {"x": [], "s": []},
+        pa.record_batch({"x": [7], "s": ["f"]}),
+        pa.table({"x": [8], "s": ["g"]}).to_reader(),
+    ]
+
+    with table.writer() as writer:
+        for form in forms:
+            writer.append(form)
+
+    expected = [*zip(range(1, 9), ["a", "b", "c", "d", None, "e", "f", "g"], strict=True)]
+    assert [(row["x"], row["s"]) for row in table.scan().read_all().to_pylist()] == expected
+
+
 @pytest.mark.parametrize("n_rows", [10, GATHERED_ROWS])
 def test_rows_that_do_not_fit_are_told_once_and_all_others_are_written(store: storage_engine.Store, n_rows: int) -> None:
     table = table_of(store, f"refused{n_rows}")
